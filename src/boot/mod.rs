@@ -1,0 +1,214 @@
+//! The boot decision: facts in, one decision out. No clock, no socket, no file.
+//!
+//! Numbers in brackets are the rules' numbers (`docs/rules.md`). Read the match in [`decide`] from top to bottom: the
+//! first line that fits wins, and everything that could lose data stands before everything that writes.
+
+pub mod facts;
+pub mod observe;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Exit;
+use crate::ids::{ClusterId, MemberId, Ordinal};
+pub use facts::{DataDirFact, Facts, JournalFact, Known, Marker, PeerFact, PeerState, StoresFact};
+
+/// What this boot does. It leaves whoever carries it out no choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BootDecision {
+    /// Start etcd on the data dir as it is.
+    Start {
+        /// Whose data dir it is.
+        member: MemberId,
+        /// Which cluster it belongs to.
+        cluster: ClusterId,
+        /// `-wal` and `-shm` files to be moved beside their `state.db.migrated` first.
+        finish: bool,
+        /// Things worth a warning.
+        warnings: Vec<Warning>,
+    },
+    /// Form a new, empty cluster of one member with a fresh token.
+    Form,
+    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left.
+    Import {
+        /// The `state.db`.
+        source: PathBuf,
+    },
+    /// Run the API server on SQLite: embedded etcd is off.
+    RunOnSqlite,
+    /// Do not start.
+    Refuse(Refusal),
+}
+
+/// Something the operator should know, which stops nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Warning {
+    /// A `state.db` lies beside a formed cluster; it is left alone.
+    StateDbIgnored(PathBuf),
+    /// More replicas are asked for than this pod can see; it starts from its valid data dir all the same.
+    PeersUnknown,
+}
+
+/// Why a pod does not start, each with a remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    /// The data dir cannot be started from.
+    DamagedDataDir(String),
+    /// The migration journal cannot be read.
+    DamagedJournal(String),
+    /// Embedded etcd is off, but its data dir exists.
+    EtcdDirWhileDisabled,
+    /// The way back to SQLite is asked for.
+    MigrateBackNotYet,
+    /// A deployed etcd is to be moved from.
+    MigrateFromNotYet,
+    /// Several SQLite stores, and nothing says which is the right one.
+    SeveralStores(Vec<PathBuf>),
+    /// A `-wal` with content lies there without its `state.db`.
+    OrphanWal(PathBuf),
+    /// A store was migrated earlier, but there is no data dir now.
+    MigratedButNoDataDir(PathBuf),
+    /// The journal says that an import was begun, its source is gone, and nothing was committed.
+    SourceVanished(PathBuf),
+    /// The marker says that a cluster has been formed, but this volume is empty.
+    FormedElsewhere(ClusterId),
+    /// A host API is configured but did not answer.
+    MarkerUnknown(String),
+    /// Only the seed forms a cluster; this pod has another ordinal and no peer to join.
+    NotTheSeed {
+        /// This pod.
+        ordinal: Ordinal,
+        /// The seed.
+        seed: Ordinal,
+    },
+    /// Another pod has, or may have, data.
+    PeersNotKnownEmpty(Vec<Ordinal>),
+    /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
+    SqliteReplicas(u32),
+}
+
+/// Decides what this boot does.
+pub fn decide(facts: &Facts) -> BootDecision {
+    use BootDecision::{Form, Import, Refuse, Start};
+
+    if let JournalFact::Damaged(why) = &facts.journal {
+        return Refuse(Refusal::DamagedJournal(why.clone()));
+    }
+    if !facts.enabled {
+        return match &facts.data_dir {
+            // An uncommitted import never took a write: SQLite is still the truth.
+            _ if uncommitted(facts).is_some() => sqlite(facts),
+            DataDirFact::Empty => sqlite(facts),
+            _ if facts.migrate_back => Refuse(Refusal::MigrateBackNotYet),
+            _ => Refuse(Refusal::EtcdDirWhileDisabled),
+        };
+    }
+    // An uncommitted import comes first: what stands in the data dir is then ours and never served anyone.
+    if let Some(source) = uncommitted(facts) {
+        return forming_refused(facts).map_or(Import { source }, Refuse);
+    }
+    match &facts.data_dir {
+        DataDirFact::Damaged(why) => return Refuse(Refusal::DamagedDataDir(why.clone())),
+        DataDirFact::Valid { member, cluster } => {
+            let mut warnings: Vec<_> = facts.stores.state_dbs.iter().cloned().map(Warning::StateDbIgnored).collect();
+            if facts.desired > 1 {
+                warnings.push(Warning::PeersUnknown);
+            }
+            let finish = !facts.stores.strays.is_empty() || matches!(facts.journal, JournalFact::Importing { .. });
+            return Start { member: *member, cluster: *cluster, finish, warnings };
+        }
+        DataDirFact::Empty => {}
+    }
+    // Nothing of etcd on this volume.
+    match &facts.journal {
+        JournalFact::Importing { source } => return Refuse(Refusal::SourceVanished(source.clone())),
+        JournalFact::Done { source } => return Refuse(Refusal::MigratedButNoDataDir(source.clone())),
+        JournalFact::Absent | JournalFact::Damaged(_) => {}
+    }
+    if facts.migrate_from {
+        return Refuse(Refusal::MigrateFromNotYet);
+    }
+    if let Some(refusal) = forming_refused(facts) {
+        return Refuse(refusal);
+    }
+    if let Some(refusal) = store_refused(facts) {
+        return Refuse(refusal);
+    }
+    match facts.stores.state_dbs.as_slice() {
+        [] => Form,
+        [source] => Import { source: source.clone() },
+        several => Refuse(Refusal::SeveralStores(several.to_vec())),
+    }
+}
+
+/// The source of an import that was begun and not committed: the journal names it and it still bears its name.
+fn uncommitted(facts: &Facts) -> Option<PathBuf> {
+    match &facts.journal {
+        JournalFact::Importing { source } if facts.stores.state_dbs.contains(source) => Some(source.clone()),
+        _ => None,
+    }
+}
+
+fn sqlite(facts: &Facts) -> BootDecision {
+    if facts.desired > 1 {
+        return BootDecision::Refuse(Refusal::SqliteReplicas(facts.desired));
+    }
+    match store_refused(facts) {
+        Some(refusal) => BootDecision::Refuse(refusal),
+        None => BootDecision::RunOnSqlite,
+    }
+}
+
+/// Why the SQLite stores on the volume forbid to begin anything.
+fn store_refused(facts: &Facts) -> Option<Refusal> {
+    if let Some(wal) = facts.stores.orphan_wals.first() {
+        return Some(Refusal::OrphanWal(wal.clone()));
+    }
+    if let Some(migrated) = facts.stores.migrated.first()
+        && facts.stores.state_dbs.is_empty()
+    {
+        return Some(Refusal::MigratedButNoDataDir(migrated.clone()));
+    }
+    None
+}
+
+/// Why no cluster may be formed (or imported into) here [4.1, 4.2, 4.3].
+fn forming_refused(facts: &Facts) -> Option<Refusal> {
+    if facts.ordinal != facts.seed {
+        return Some(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
+    }
+    match &facts.marker {
+        Known::Present(marker) if marker.formed => return Some(Refusal::FormedElsewhere(marker.cluster)),
+        Known::Unknown(why) if facts.host_configured => return Some(Refusal::MarkerUnknown(why.clone())),
+        _ => {}
+    }
+    let not_empty: Vec<_> =
+        facts.peers.iter().filter(|p| p.state != Known::Present(PeerState::Empty)).map(|p| p.ordinal).collect();
+    if not_empty.is_empty() { None } else { Some(Refusal::PeersNotKnownEmpty(not_empty)) }
+}
+
+impl Refusal {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Refusal::DamagedDataDir(_)
+            | Refusal::DamagedJournal(_)
+            | Refusal::EtcdDirWhileDisabled
+            | Refusal::MigrateBackNotYet
+            | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
+            Refusal::SeveralStores(_)
+            | Refusal::OrphanWal(_)
+            | Refusal::SourceVanished(_)
+            | Refusal::MigrateFromNotYet => Exit::RefusedSource,
+            Refusal::FormedElsewhere(_)
+            | Refusal::MarkerUnknown(_)
+            | Refusal::NotTheSeed { .. }
+            | Refusal::PeersNotKnownEmpty(_)
+            | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Named crash points: places where a test kills the process, one for each boundary between durable steps.
+//!
+//! Compiled in only with the feature `testing`. `SYNCER_CRASH_AT=<name>` makes the process kill itself with SIGKILL
+//! at that point, which is what a node that loses power, or `kill -9`, does at the worst moment.
+
+/// Every crash point, in the order in which a migration at boot passes them. Tests loop over this list.
+pub const CRASH_POINTS: &[&str] = &[
+    "migrate-before-journal",
+    "migrate-after-journal",
+    "migrate-staging-half-written",
+    "migrate-backend-written",
+    "migrate-staging-synced",
+    "migrate-after-flip",
+    "migrate-etcd-started",
+    "migrate-verified",
+    "migrate-before-commit",
+    "migrate-after-commit",
+    "migrate-wal-moved",
+    "migrate-strays-moved",
+    "migrate-journal-done",
+    "start-etcd-serving",
+    "start-apiserver-spawned",
+];
+
+/// Kills the process here if the environment asks for it. `name` must be in [`CRASH_POINTS`].
+#[cfg(feature = "testing")]
+pub fn reach(name: &str) {
+    assert!(CRASH_POINTS.contains(&name), "crash point {name} is not in the list");
+    // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.
+    if std::env::var_os("SYNCER_CRASH_AT").is_some_and(|v| v == name) {
+        let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Marks a crash point; nothing without the feature `testing`.
+#[macro_export]
+macro_rules! crash_point {
+    ($name:literal) => {{
+        #[cfg(feature = "testing")]
+        $crate::crash_point::reach($name);
+    }};
+}

@@ -1,0 +1,45 @@
+//! syncer is the entrypoint of a virtual cluster's control-plane pod: it runs etcd, moves an existing SQLite store
+//! into it with every revision kept, and only then starts the Kubernetes API server.
+//!
+//! # A pod's life, in order
+//!
+//! 1. [`settings`]: one immutable [`settings::Settings`] from defaults, values file, environment and flags.
+//! 2. [`datadir`]: nobody else uses this data dir, not even an etcd that an earlier syncer left behind.
+//! 3. [`boot::observe`]: the facts: data dir, journal, `state.db`, desired replicas, what the peers say.
+//! 4. [`boot::decide`]: facts to one decision: start, form, import, finish a commit, run on SQLite, or refuse.
+//! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
+//! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, flip, verify against a
+//!    running etcd on loopback, commit by renaming `state.db` to `state.db.migrated`.
+//! 7. [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
+//! 8. [`serve`]: once etcd serves linearizable reads: the API server and its companions, and port 8443 passed through.
+//! 9. [`supervise`]: restarts with backoff until a signal, then stops in reverse: API server, then etcd.
+//!
+//! # Code map
+//!
+//! Pure (no clock, socket, or file; they take values and return values): [`ids`], [`boot`] without `observe`,
+//! the arguments of etcd, the supervisor's transitions.
+//! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
+//! process: [`crash_point`].
+//!
+//! # Invariants
+//!
+//! * The source of a migration is the truth until the commit, which is one rename. The API server never runs before it.
+//! * A data dir is never deleted: what is set aside is renamed.
+//! * Unknown is not absent: [`boot::Known`].
+//! * Nothing outside `main.rs` exits the process.
+
+pub mod boot;
+pub mod cli;
+pub mod crash_point;
+pub mod datadir;
+pub mod disk;
+pub mod etcd;
+pub mod exit;
+pub mod ids;
+pub mod migrate;
+pub mod pki;
+pub mod serve;
+pub mod settings;
+pub mod start;
+pub mod supervise;
+pub mod telemetry;

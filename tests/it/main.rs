@@ -1,0 +1,3 @@
+//! The integration tests: one binary, against real etcd, kine and kube-apiserver (`scripts/parts`).
+
+mod support;

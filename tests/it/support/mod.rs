@@ -1,0 +1,50 @@
+//! What the integration tests share.
+//!
+//! `SYNCER_PARTS` names the folder of real programs (`scripts/test` sets it); without it a test that needs one fails
+//! and says so.
+
+#![allow(dead_code, reason = "each test module uses some of it")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The file of a real program built by `scripts/parts`.
+pub fn part(name: &str) -> PathBuf {
+    let folder = std::env::var_os("SYNCER_PARTS")
+        .expect("SYNCER_PARTS is not set: run scripts/test, or SYNCER_PARTS=$(scripts/parts) cargo test");
+    let file = PathBuf::from(folder).join(name);
+    assert!(file.is_file(), "{} is missing: run scripts/parts {name}", file.display());
+    file
+}
+
+/// The `syncer` binary under test, built by Cargo with this test binary.
+pub fn syncer() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_syncer"))
+}
+
+/// Polls `probe` every 20 ms until it gives a value; panics with `what` after `deadline`.
+pub fn poll<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(started.elapsed() < deadline, "{what}: not within {deadline:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A TCP port on loopback that is free now. Handed out from a range of this process's own, so that tests that run in
+/// parallel do not get the same one.
+pub fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = 20_000 + u16::try_from(std::process::id() % 100).unwrap_or(0) * 100;
+        let port = base + step % 10_000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
