@@ -1,0 +1,137 @@
+//! What the probes are told: state to answer, without any I/O.
+//!
+//! The rules are those of `docs/rules.md`, 4.8, as far as one pod needs them:
+//!
+//! * Liveness (`/healthz`, `/livez`) never depends on the datastore: a pod that waits for a quorum must not be killed
+//!   for it, and neither must one that is migrating or stopping.
+//! * Ready (`/readyz`) only while the datastore serves linearizable reads and, unless there is none here, the API server
+//!   says of itself that it is ready; not while stopping.
+
+/// The state of this pod's processes, as the supervisor sees it and publishes it through a `tokio::sync::watch` channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// etcd (or kine) answers linearizable reads.
+    pub datastore_ready: bool,
+    /// The API server's own `/readyz` answers 200; stays false with `distro: none`.
+    pub apiserver_ready: bool,
+    /// A stop was asked for: from here on the pod is not ready, and nothing returns from this.
+    pub stopping: bool,
+}
+
+/// Whether readiness includes an API server in this pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// An API server runs here, and connections go to it once it is ready.
+    ApiServer,
+    /// The datastore alone (`distro: none`, or a wrapped command that is not known to be an API server).
+    DatastoreOnly,
+}
+
+/// An HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status code.
+    pub status: u16,
+    /// A line for people; probes look at the status alone. Carries no secret.
+    pub body: &'static str,
+}
+
+const fn answer(status: u16, body: &'static str) -> Answer {
+    Answer { status, body }
+}
+
+impl Health {
+    /// Whether this pod is ready.
+    pub fn ready(self, serves: Serves) -> bool {
+        self.readiness(serves).status == 200
+    }
+
+    /// Whether a new connection belongs to the API server rather than to our own answers. Not while the datastore is
+    /// away: the API server's `/healthz` fails without it, and the kubelet would kill the pod for a lost quorum.
+    pub fn passes_through(self, serves: Serves) -> bool {
+        serves == Serves::ApiServer && self.apiserver_ready && self.datastore_ready
+    }
+
+    fn readiness(self, serves: Serves) -> Answer {
+        if self.stopping {
+            answer(503, "stopping\n")
+        } else if !self.datastore_ready {
+            answer(503, "waiting for the datastore to answer linearizable reads\n")
+        } else if serves == Serves::ApiServer && !self.apiserver_ready {
+            answer(503, "waiting for the API server to become ready\n")
+        } else {
+            answer(200, "ok\n")
+        }
+    }
+}
+
+/// The answer to `METHOD PATH` (a query string is ignored).
+pub fn answer_to(method: &str, path: &str, health: Health, serves: Serves) -> Answer {
+    let known = match path.split(['?', '#']).next().unwrap_or("") {
+        "/readyz" => health.readiness(serves),
+        "/healthz" | "/livez" => answer(200, "ok\n"),
+        // Clients that are not probes: 503 makes them try again, where 404 would be taken for an API server's word.
+        _ if serves == Serves::ApiServer => answer(503, "the API server does not serve yet; try again\n"),
+        _ => answer(404, "no API server runs here; known paths: /readyz /healthz /livez\n"),
+    };
+    match method {
+        "GET" | "HEAD" => known,
+        _ if known.status == 200 => answer(405, "only GET and HEAD\n"),
+        _ => known,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states() -> impl Iterator<Item = Health> {
+        (0..8u8).map(|bits| Health {
+            datastore_ready: bits & 1 != 0,
+            apiserver_ready: bits & 2 != 0,
+            stopping: bits & 4 != 0,
+        })
+    }
+
+    #[test]
+    fn liveness_depends_on_nothing() {
+        for health in states() {
+            for serves in [Serves::ApiServer, Serves::DatastoreOnly] {
+                for path in ["/healthz", "/livez", "/livez?verbose"] {
+                    assert_eq!(answer_to("GET", path, health, serves).status, 200, "{path} {health:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ready_needs_the_datastore_the_api_server_and_no_stop() {
+        for health in states() {
+            let with = health.datastore_ready && health.apiserver_ready && !health.stopping;
+            let without = health.datastore_ready && !health.stopping;
+            assert_eq!(answer_to("GET", "/readyz", health, Serves::ApiServer).status == 200, with, "{health:?}");
+            assert_eq!(answer_to("GET", "/readyz", health, Serves::DatastoreOnly).status == 200, without, "{health:?}");
+            assert_eq!(health.ready(Serves::ApiServer), with, "{health:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_passes_through_without_a_datastore_or_an_api_server() {
+        for health in states() {
+            assert!(!health.passes_through(Serves::DatastoreOnly));
+            let both = health.datastore_ready && health.apiserver_ready;
+            assert_eq!(health.passes_through(Serves::ApiServer), both, "{health:?}");
+        }
+    }
+
+    #[test]
+    fn other_paths_and_methods() {
+        let ready = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+        assert_eq!(answer_to("GET", "/api/v1/pods", Health::default(), Serves::ApiServer).status, 503);
+        assert_eq!(answer_to("GET", "/api/v1/pods", ready, Serves::DatastoreOnly).status, 404);
+        assert_eq!(answer_to("POST", "/readyz", ready, Serves::ApiServer).status, 405);
+        assert_eq!(answer_to("POST", "/readyz", Health::default(), Serves::ApiServer).status, 503);
+        assert_eq!(answer_to("HEAD", "/healthz", ready, Serves::ApiServer).status, 200);
+        assert_eq!(answer_to("GET", "", ready, Serves::DatastoreOnly).status, 404);
+    }
+}
