@@ -5,14 +5,15 @@
 
 pub mod facts;
 pub mod observe;
+pub mod refusal;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Exit;
-use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::ids::{ClusterId, MemberId};
 pub use facts::{DataDirFact, Facts, JournalFact, Known, Marker, PeerFact, PeerState, StoresFact};
+pub use refusal::Refusal;
 
 /// What this boot does. It leaves whoever carries it out no choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,45 +51,6 @@ pub enum Warning {
     StateDbIgnored(PathBuf),
     /// More replicas are asked for than this pod can see; it starts from its valid data dir all the same.
     PeersUnknown,
-}
-
-/// Why a pod does not start, each with a remedy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Refusal {
-    /// The data dir cannot be started from.
-    DamagedDataDir(String),
-    /// The migration journal cannot be read.
-    DamagedJournal(String),
-    /// Embedded etcd is off, but its data dir exists.
-    EtcdDirWhileDisabled,
-    /// The way back to SQLite is asked for.
-    MigrateBackNotYet,
-    /// A deployed etcd is to be moved from.
-    MigrateFromNotYet,
-    /// Several SQLite stores, and nothing says which is the right one.
-    SeveralStores(Vec<PathBuf>),
-    /// A `-wal` with content lies there without its `state.db`.
-    OrphanWal(PathBuf),
-    /// A store was migrated earlier, but there is no data dir now.
-    MigratedButNoDataDir(PathBuf),
-    /// The journal says that an import was begun, its source is gone, and nothing was committed.
-    SourceVanished(PathBuf),
-    /// The marker says that a cluster has been formed, but this volume is empty.
-    FormedElsewhere(ClusterId),
-    /// A host API is configured but did not answer.
-    MarkerUnknown(String),
-    /// Only the seed forms a cluster; this pod has another ordinal and no peer to join.
-    NotTheSeed {
-        /// This pod.
-        ordinal: Ordinal,
-        /// The seed.
-        seed: Ordinal,
-    },
-    /// Another pod has, or may have, data.
-    PeersNotKnownEmpty(Vec<Ordinal>),
-    /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
-    SqliteReplicas(u32),
 }
 
 /// Decides what this boot does.
@@ -191,24 +153,5 @@ fn forming_refused(facts: &Facts) -> Option<Refusal> {
     if not_empty.is_empty() { None } else { Some(Refusal::PeersNotKnownEmpty(not_empty)) }
 }
 
-impl Refusal {
-    /// The exit code.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Refusal::DamagedDataDir(_)
-            | Refusal::DamagedJournal(_)
-            | Refusal::EtcdDirWhileDisabled
-            | Refusal::MigrateBackNotYet
-            | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
-            Refusal::SeveralStores(_)
-            | Refusal::OrphanWal(_)
-            | Refusal::SourceVanished(_)
-            | Refusal::MigrateFromNotYet => Exit::RefusedSource,
-            Refusal::FormedElsewhere(_)
-            | Refusal::MarkerUnknown(_)
-            | Refusal::NotTheSeed { .. }
-            | Refusal::PeersNotKnownEmpty(_)
-            | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

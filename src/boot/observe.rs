@@ -1,1 +1,1 @@
-
+//! The I/O that fills [`super::Facts`].

@@ -1,0 +1,156 @@
+//! Why a pod does not start: each reason a variant, each with what is wrong, what to do, and an exit code.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::exit::{Exit, refuse};
+use crate::ids::{ClusterId, Ordinal};
+
+/// Why a pod does not start, each with a remedy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Refusal {
+    /// The data dir cannot be started from.
+    DamagedDataDir(String),
+    /// The migration journal cannot be read.
+    DamagedJournal(String),
+    /// Embedded etcd is off, but its data dir exists.
+    EtcdDirWhileDisabled,
+    /// The way back to SQLite is asked for.
+    MigrateBackNotYet,
+    /// A deployed etcd is to be moved from.
+    MigrateFromNotYet,
+    /// Several SQLite stores, and nothing says which is the right one.
+    SeveralStores(Vec<PathBuf>),
+    /// A `-wal` with content lies there without its `state.db`.
+    OrphanWal(PathBuf),
+    /// A store was migrated earlier, but there is no data dir now.
+    MigratedButNoDataDir(PathBuf),
+    /// The journal says that an import was begun, its source is gone, and nothing was committed.
+    SourceVanished(PathBuf),
+    /// The marker says that a cluster has been formed, but this volume is empty.
+    FormedElsewhere(ClusterId),
+    /// A host API is configured but did not answer.
+    MarkerUnknown(String),
+    /// Only the seed forms a cluster; this pod has another ordinal and no peer to join.
+    NotTheSeed {
+        /// This pod.
+        ordinal: Ordinal,
+        /// The seed.
+        seed: Ordinal,
+    },
+    /// Another pod has, or may have, data.
+    PeersNotKnownEmpty(Vec<Ordinal>),
+    /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
+    SqliteReplicas(u32),
+}
+
+impl Refusal {
+    /// The exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Refusal::DamagedDataDir(_)
+            | Refusal::DamagedJournal(_)
+            | Refusal::EtcdDirWhileDisabled
+            | Refusal::MigrateBackNotYet
+            | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
+            Refusal::SeveralStores(_)
+            | Refusal::OrphanWal(_)
+            | Refusal::SourceVanished(_)
+            | Refusal::MigrateFromNotYet => Exit::RefusedSource,
+            Refusal::FormedElsewhere(_)
+            | Refusal::MarkerUnknown(_)
+            | Refusal::NotTheSeed { .. }
+            | Refusal::PeersNotKnownEmpty(_)
+            | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
+        }
+    }
+
+    /// What is wrong, naming the thing.
+    pub fn what(&self) -> String {
+        match self {
+            Refusal::DamagedDataDir(why) => format!("the etcd data dir cannot be started from: {why}"),
+            Refusal::DamagedJournal(why) => format!("the migration journal cannot be read: {why}"),
+            Refusal::EtcdDirWhileDisabled => {
+                "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
+            }
+            Refusal::MigrateBackNotYet => "migrating back from etcd to SQLite is not part of this release".into(),
+            Refusal::MigrateFromNotYet => "migrating from a deployed etcd is not part of this release".into(),
+            Refusal::SeveralStores(files) => format!("several SQLite stores lie on this volume: {}", paths(files)),
+            Refusal::OrphanWal(wal) => {
+                format!("{} has content, but its database file is gone: part of a store is missing", wal.display())
+            }
+            Refusal::MigratedButNoDataDir(file) => {
+                format!("{} was migrated earlier, but the etcd data dir it was migrated to is gone", file.display())
+            }
+            Refusal::SourceVanished(file) => {
+                format!("a migration of {} was begun and not committed, and the file is gone", file.display())
+            }
+            Refusal::FormedElsewhere(cluster) => {
+                format!("cluster {cluster} has been formed before, but this pod's volume is empty")
+            }
+            Refusal::MarkerUnknown(why) => {
+                format!("the host cluster's API did not say whether a cluster exists: {why}")
+            }
+            Refusal::NotTheSeed { ordinal, seed } => {
+                format!("only pod {seed} may form a cluster; this is pod {ordinal}, its volume is empty")
+            }
+            Refusal::PeersNotKnownEmpty(pods) => {
+                let pods: Vec<_> = pods.iter().map(ToString::to_string).collect();
+                format!("pods {} may hold a cluster's data: nothing has said that they are empty", pods.join(", "))
+            }
+            Refusal::SqliteReplicas(n) => {
+                format!("{n} replicas are asked for, but embedded etcd is disabled and SQLite has one writer")
+            }
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> String {
+        match self {
+            Refusal::DamagedDataDir(_) => "nothing was changed: restore the volume, or move the data dir away and \
+                 restore a snapshot"
+                .into(),
+            Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
+                 migration.journal file away; if state.db is, move both the journal and the data dir away"
+                .into(),
+            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true; to start over on SQLite without that \
+                 data, move the data dir away"
+                .into(),
+            Refusal::MigrateBackNotYet => "unset embeddedEtcd.migrateBack and leave embeddedEtcd.enabled true".into(),
+            Refusal::MigrateFromNotYet => "unset migrateFromEtcd, or stay on the deployed etcd".into(),
+            Refusal::SeveralStores(_) => {
+                "move away the ones that are not this cluster's store, so that one state.db is left".into()
+            }
+            Refusal::OrphanWal(_) => "put the state.db that belongs to it back beside it, or, if it is left over from \
+                 another store, move it away"
+                .into(),
+            Refusal::MigratedButNoDataDir(_) => "restore the data dir; or, to migrate the old store again and lose \
+                 what was written since, rename it back to state.db (with its -wal) and remove the journal"
+                .into(),
+            Refusal::SourceVanished(_) => "put the file back (with its -wal), or remove the migration.journal file to \
+                 start without it"
+                .into(),
+            Refusal::FormedElsewhere(_) => "restore the volume, or recover explicitly".into(),
+            Refusal::MarkerUnknown(_) => "make the host cluster's API reachable; the pod may then be restarted".into(),
+            Refusal::NotTheSeed { .. } => {
+                "run one replica: joining a running cluster is not part of this release".into()
+            }
+            Refusal::PeersNotKnownEmpty(_) => {
+                "set the replicas to 1 for the first start: one pod first, then more".into()
+            }
+            Refusal::SqliteReplicas(_) => "set the replicas to 1, or enable embedded etcd".into(),
+        }
+    }
+
+    /// The error that ends the program.
+    pub fn error(&self) -> anyhow::Error {
+        refuse(self.exit(), self.what(), self.remedy())
+    }
+}
+
+fn paths(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
+    names.join(", ")
+}

@@ -1,0 +1,240 @@
+use super::*;
+use crate::ids::Ordinal;
+
+fn facts() -> Facts {
+    Facts {
+        ordinal: Ordinal(0),
+        seed: Ordinal(0),
+        desired: 1,
+        enabled: true,
+        migrate_back: false,
+        migrate_from: false,
+        data_dir: DataDirFact::Empty,
+        journal: JournalFact::Absent,
+        stores: StoresFact::default(),
+        marker: Known::Unknown("no host API is configured".into()),
+        host_configured: false,
+        peers: Vec::new(),
+    }
+}
+
+fn valid() -> DataDirFact {
+    DataDirFact::Valid { member: MemberId(1), cluster: ClusterId(2) }
+}
+
+fn db() -> PathBuf {
+    "/data/state.db".into()
+}
+
+#[test]
+fn an_empty_volume_forms() {
+    assert_eq!(decide(&facts()), BootDecision::Form);
+}
+
+#[test]
+fn a_store_is_imported() {
+    let mut f = facts();
+    f.stores.state_dbs = vec![db()];
+    assert_eq!(decide(&f), BootDecision::Import { source: db() });
+}
+
+#[test]
+fn an_uncommitted_import_is_done_anew_whatever_stands_in_the_data_dir() {
+    for data_dir in [DataDirFact::Empty, valid(), DataDirFact::Damaged("cut".into())] {
+        let f = Facts {
+            data_dir,
+            journal: JournalFact::Importing { source: db() },
+            stores: StoresFact { state_dbs: vec![db()], ..StoresFact::default() },
+            ..facts()
+        };
+        assert_eq!(decide(&f), BootDecision::Import { source: db() });
+    }
+}
+
+#[test]
+fn a_committed_import_is_finished_and_started() {
+    let f = Facts {
+        data_dir: valid(),
+        journal: JournalFact::Importing { source: db() },
+        stores: StoresFact { migrated: vec!["/data/state.db.migrated".into()], ..StoresFact::default() },
+        ..facts()
+    };
+    assert!(matches!(decide(&f), BootDecision::Start { finish: true, .. }));
+}
+
+#[test]
+fn a_formed_cluster_starts_and_never_imports_a_store_beside_it() {
+    let f =
+        Facts { data_dir: valid(), stores: StoresFact { state_dbs: vec![db()], ..StoresFact::default() }, ..facts() };
+    let BootDecision::Start { warnings, finish, .. } = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert_eq!(warnings, [Warning::StateDbIgnored(db())]);
+    assert!(!finish);
+}
+
+#[test]
+fn each_refusal_has_its_facts() {
+    let source = JournalFact::Importing { source: db() };
+    let one_store = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
+    let wal: PathBuf = "/data/state.db-wal".into();
+    let migrated: PathBuf = "/data/state.db.migrated".into();
+    let two = vec![db(), "/data/server/db/state.db".into()];
+    let peer = |state| vec![PeerFact { ordinal: Ordinal(1), state }];
+    let unknown = || Known::<Marker>::Unknown("no answer".into());
+    let table = [
+        (Facts { data_dir: DataDirFact::Damaged("x".into()), ..facts() }, Refusal::DamagedDataDir("x".into())),
+        (Facts { journal: JournalFact::Damaged("x".into()), ..facts() }, Refusal::DamagedJournal("x".into())),
+        (Facts { enabled: false, data_dir: valid(), ..facts() }, Refusal::EtcdDirWhileDisabled),
+        (
+            Facts { enabled: false, data_dir: DataDirFact::Damaged("x".into()), ..facts() },
+            Refusal::EtcdDirWhileDisabled,
+        ),
+        (Facts { enabled: false, migrate_back: true, data_dir: valid(), ..facts() }, Refusal::MigrateBackNotYet),
+        (Facts { enabled: false, desired: 3, ..facts() }, Refusal::SqliteReplicas(3)),
+        (Facts { migrate_from: true, ..facts() }, Refusal::MigrateFromNotYet),
+        (
+            Facts { stores: StoresFact { state_dbs: two.clone(), ..StoresFact::default() }, ..facts() },
+            Refusal::SeveralStores(two),
+        ),
+        (
+            Facts { stores: StoresFact { orphan_wals: vec![wal.clone()], ..StoresFact::default() }, ..facts() },
+            Refusal::OrphanWal(wal),
+        ),
+        (
+            Facts { stores: StoresFact { migrated: vec![migrated.clone()], ..StoresFact::default() }, ..facts() },
+            Refusal::MigratedButNoDataDir(migrated.clone()),
+        ),
+        (
+            Facts {
+                enabled: false,
+                stores: StoresFact { migrated: vec![migrated.clone()], ..StoresFact::default() },
+                ..facts()
+            },
+            Refusal::MigratedButNoDataDir(migrated),
+        ),
+        (Facts { journal: JournalFact::Done { source: db() }, ..facts() }, Refusal::MigratedButNoDataDir(db())),
+        (Facts { journal: source, ..facts() }, Refusal::SourceVanished(db())),
+        (
+            Facts { marker: Known::Present(Marker { cluster: ClusterId(7), formed: true }), ..facts() },
+            Refusal::FormedElsewhere(ClusterId(7)),
+        ),
+        (Facts { host_configured: true, marker: unknown(), ..facts() }, Refusal::MarkerUnknown("no answer".into())),
+        (
+            Facts { ordinal: Ordinal(1), stores: one_store, ..facts() },
+            Refusal::NotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) },
+        ),
+        (
+            Facts { desired: 2, peers: peer(Known::Unknown("no answer".into())), ..facts() },
+            Refusal::PeersNotKnownEmpty(vec![Ordinal(1)]),
+        ),
+        // DNS absence is not an answer [4.2].
+        (Facts { desired: 2, peers: peer(Known::Absent), ..facts() }, Refusal::PeersNotKnownEmpty(vec![Ordinal(1)])),
+        (
+            Facts { desired: 2, peers: peer(Known::Present(PeerState::Cluster(ClusterId(7)))), ..facts() },
+            Refusal::PeersNotKnownEmpty(vec![Ordinal(1)]),
+        ),
+    ];
+    for (facts, want) in table {
+        assert_eq!(decide(&facts), BootDecision::Refuse(want.clone()), "{facts:?}");
+        assert!(!want.what().is_empty() && !want.remedy().is_empty());
+        assert!(!matches!(want.exit(), crate::exit::Exit::Ok | crate::exit::Exit::Fault | crate::exit::Exit::Usage));
+    }
+}
+
+#[test]
+fn a_lone_formed_marker_phase_forming_may_form_again() {
+    let f = Facts { marker: Known::Present(Marker { cluster: ClusterId(7), formed: false }), ..facts() };
+    assert_eq!(decide(&f), BootDecision::Form);
+}
+
+/// Every combination of the facts, against the rules that no decision may break.
+#[test]
+fn no_combination_of_facts_breaks_a_rule() {
+    let data_dirs = [DataDirFact::Empty, valid(), DataDirFact::Damaged("x".into())];
+    let journals = [
+        JournalFact::Absent,
+        JournalFact::Importing { source: db() },
+        JournalFact::Done { source: db() },
+        JournalFact::Damaged("x".into()),
+    ];
+    let peer_states = [
+        None,
+        Some(Known::Absent),
+        Some(Known::Unknown("x".into())),
+        Some(Known::Present(PeerState::Empty)),
+        Some(Known::Present(PeerState::Cluster(ClusterId(9)))),
+    ];
+    let markers = [
+        Known::Absent,
+        Known::Unknown("x".into()),
+        Known::Present(Marker { cluster: ClusterId(2), formed: false }),
+        Known::Present(Marker { cluster: ClusterId(2), formed: true }),
+    ];
+    let mut seen = 0;
+    for bits in 0..1u32 << 9 {
+        let bit = |n: u32| bits & (1 << n) != 0;
+        for data_dir in &data_dirs {
+            for journal in &journals {
+                for marker in &markers {
+                    for peer in &peer_states {
+                        let f = Facts {
+                            ordinal: Ordinal(u32::from(bit(0))),
+                            seed: Ordinal(0),
+                            desired: if peer.is_some() { 2 } else { 1 },
+                            enabled: bit(1),
+                            migrate_back: bit(2),
+                            migrate_from: bit(3),
+                            data_dir: data_dir.clone(),
+                            journal: journal.clone(),
+                            stores: StoresFact {
+                                state_dbs: if bit(4) { vec![db()] } else { vec![] },
+                                migrated: if bit(5) { vec!["/data/state.db.migrated".into()] } else { vec![] },
+                                strays: if bit(6) { vec!["/data/state.db-wal".into()] } else { vec![] },
+                                orphan_wals: if bit(7) { vec!["/data/state.db-wal".into()] } else { vec![] },
+                            },
+                            marker: marker.clone(),
+                            host_configured: bit(8),
+                            peers: peer
+                                .iter()
+                                .map(|state| PeerFact { ordinal: Ordinal(1), state: state.clone() })
+                                .collect(),
+                        };
+                        check(&f);
+                        seen += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(seen, 512 * 3 * 4 * 4 * 5);
+}
+
+fn check(f: &Facts) {
+    let decision = decide(f);
+    let committed_data = matches!(f.data_dir, DataDirFact::Valid { .. }) && uncommitted(f).is_none();
+    let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
+    if forms {
+        assert!(f.enabled, "forms while disabled: {f:?}");
+        assert_eq!(f.ordinal, f.seed, "another pod than the seed forms: {f:?}");
+        assert!(!committed_data, "a cluster with data is replaced: {f:?}");
+        assert!(
+            f.peers.iter().all(|p| p.state == Known::Present(PeerState::Empty)),
+            "forms beside a peer that has not said that it is empty: {f:?}"
+        );
+        assert!(!matches!(&f.marker, Known::Present(m) if m.formed), "forms although formed: {f:?}");
+        assert!(!f.host_configured || !matches!(f.marker, Known::Unknown(_)), "forms unknowing: {f:?}");
+    }
+    match &decision {
+        BootDecision::Form => {
+            assert!(f.stores.state_dbs.is_empty(), "an empty cluster is formed beside a store: {f:?}");
+            assert!(f.stores.migrated.is_empty(), "an empty cluster replaces a migrated one: {f:?}");
+            assert_eq!(f.journal, JournalFact::Absent, "an empty cluster replaces an imported one: {f:?}");
+        }
+        BootDecision::Import { source } => assert!(f.stores.state_dbs.contains(source)),
+        BootDecision::RunOnSqlite => {
+            assert!(!f.enabled && !committed_data, "SQLite is run beside etcd's data: {f:?}");
+            assert!(f.desired <= 1);
+        }
+        BootDecision::Start { .. } => assert!(f.enabled && committed_data, "starts without data: {f:?}"),
+        BootDecision::Refuse(_) => {}
+    }
+}
