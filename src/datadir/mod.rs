@@ -1,1 +1,15 @@
 //! etcd's data dir: its file formats, and what we may do to one.
+//!
+//! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`] and [`wal`] (the files),
+//! [`writer`] (a whole new data dir), [`inspect`] (what stands on a volume), [`quarantine`] and [`lock`].
+
+pub mod identity;
+pub mod inspect;
+pub mod lock;
+pub mod quarantine;
+pub mod writer;
+
+pub use identity::MemberIdentity;
+pub use inspect::{InspectError, InspectedDatadir, SchemaVersion, UsableDatadir, inspect};
+pub use lock::{DatadirLock, LockError};
+pub use writer::{DatadirWriter, KeyRecord, LeaseRecord, WriteError, WrittenDatadir};
