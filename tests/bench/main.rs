@@ -1,0 +1,72 @@
+//! The figures: speed and memory of syncer beside a peer, in one run, as JSON. `scripts/bench` runs it.
+//!
+//! `migrate` compares an import with one Put after another (as k3s migrates) and with a plain copy of the file;
+//! `start` compares restart-to-serving of one member with bare etcd under the paid edition's timing, and measures what
+//! syncer costs at rest.
+
+mod migrate;
+mod peers;
+mod restart;
+mod sample;
+mod store;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "scripts/bench", about = "Measures syncer beside a peer and writes JSON")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+    /// Added by `cargo bench`; means nothing here.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Import of a SQLite store, the Put loop, and cp + fsync: seconds and peak memory.
+    Migrate {
+        /// Numbers of live keys of 1 KiB; each store holds as many dead rows.
+        #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000")]
+        keys: Vec<u64>,
+        /// Rounds; in each, every contender runs once, in turn.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// The Put loop is timed over at most this many keys and extrapolated (the JSON says so).
+        #[arg(long, default_value_t = 100_000)]
+        put_limit: u64,
+        /// Where to write the figures.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// Restart-to-serving of one member, and syncer's cost at rest.
+    Start {
+        /// Restarts of each, half of them after kill -9.
+        #[arg(long, default_value_t = 20)]
+        runs: usize,
+        /// Live keys in the store.
+        #[arg(long, default_value_t = 10_000)]
+        keys: u64,
+        /// Seconds over which the cost at rest is measured.
+        #[arg(long, default_value_t = 60)]
+        idle: u64,
+        /// Where to write the figures.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let (figures, json) = match Cli::parse().what {
+        What::Migrate { keys, rounds, put_limit, json } => (migrate::run(&keys, rounds, put_limit)?, json),
+        What::Start { runs, keys, idle, json } => (restart::run(runs, keys, idle)?, json),
+    };
+    let text = serde_json::to_string_pretty(&figures)?;
+    match json {
+        Some(file) => std::fs::write(&file, text + "\n")?,
+        None => println!("{text}"),
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! The peers: real etcd, the Put loop, and a plain copy.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rusqlite::Connection;
+
+use crate::store::program;
+
+/// A free port on loopback.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Ends with its owner.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until something accepts connections on a loopback port.
+pub fn wait_port(port: u16, deadline: Duration) -> anyhow::Result<()> {
+    let started = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        anyhow::ensure!(started.elapsed() < deadline, "nothing listens on port {port} after {deadline:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Copies a file with `cp` and fsyncs the copy; seconds.
+pub fn copy_and_sync(from: &Path, to: &Path) -> anyhow::Result<f64> {
+    let started = Instant::now();
+    let status = Command::new("cp").arg("--reflink=never").arg(from).arg(to).status().context("run cp")?;
+    anyhow::ensure!(status.success(), "cp failed: {status}");
+    std::fs::File::open(to)?.sync_all()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Seconds that one Put after another takes into a real etcd, over at most `limit` keys, and how many were put.
+/// k3s migrates so: it lists the live keys by name, then puts each and waits for the answer.
+pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(f64, u64)> {
+    let client_port = free_port()?;
+    let client = format!("http://127.0.0.1:{client_port}");
+    let peer = format!("http://127.0.0.1:{}", free_port()?);
+    let _etcd = Running(
+        Command::new(program("SYNCER_PARTS", "etcd")?)
+            .args(["--name=a", "--quota-backend-bytes=8589934592", "--log-outputs=/dev/null"])
+            .arg(format!("--data-dir={}", work.display()))
+            .arg(format!("--listen-client-urls={client}"))
+            .arg(format!("--advertise-client-urls={client}"))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster=a={peer}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start etcd")?,
+    );
+    wait_port(client_port, Duration::from_secs(30))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut etcd = etcd_client::Client::connect([client], None).await?;
+        let started = Instant::now();
+        let db = Connection::open(state_db)?;
+        let mut rows = db.prepare(
+            "SELECT name, value FROM kine WHERE deleted = 0 AND id IN (SELECT MAX(id) FROM kine GROUP BY name) \
+             AND name != 'compact_rev_key' ORDER BY name LIMIT ?",
+        )?;
+        let mut rows = rows.query([i64::try_from(limit)?])?;
+        let mut count = 0;
+        while let Some(row) = rows.next()? {
+            etcd.put(row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, None).await?;
+            count += 1;
+        }
+        Ok((started.elapsed().as_secs_f64(), count))
+    })
+}
