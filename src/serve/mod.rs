@@ -1,4 +1,10 @@
-//! The API server beside the datastore, and the port of the charts' Service and probes, on which [`health`] answers
-//! until the API server does.
+//! The API server beside the datastore: how its processes are started ([`distro`], after [`prepare`]), and the port of
+//! the charts' Service and probes, on which [`health`] answers until the API server does.
 
+pub mod distro;
+pub mod flags;
 pub mod health;
+pub mod k0s;
+mod k3s;
+mod k8s;
+pub mod prepare;

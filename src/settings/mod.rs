@@ -128,6 +128,8 @@ pub struct Programs {
     pub controller_extra_args: Vec<String>,
     /// See [`Programs::apiserver_extra_args`].
     pub scheduler_extra_args: Vec<String>,
+    /// The whole k0s configuration, if the values give one (`config`; 0.20 and later: `controlPlane.distro.k0s.config`).
+    pub k0s_config: Option<String>,
 }
 
 /// A command as the charts write it in an environment variable: YAML `{command: [...], args: [...]}`.

@@ -1,0 +1,144 @@
+//! What a distro needs on disk before its processes start: the k3s token, the k0s configuration and an empty run
+//! folder. And the stores that a distro keeps for itself, which nobody may pass over.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rand::Rng;
+use rand::distr::Alphanumeric;
+
+use super::distro::{Backend, Prepared, SpecError};
+use super::k0s;
+use crate::disk::{Disk, parent_of};
+use crate::exit::{Exit, refuse};
+use crate::settings::{Distro, Settings};
+
+/// As long as vCluster's own.
+const TOKEN_CHARS: usize = 64;
+
+/// A token file holds one line; k3s' own form is about 100 bytes.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// Carries out what [`super::distro::specs`] rests on. Safe to repeat; to be called before each first start.
+pub fn prepare(settings: &Settings, backend: &Backend, disk: &dyn Disk) -> Result<Prepared> {
+    if settings.wrapped.is_some() {
+        return Ok(Prepared::default());
+    }
+    match settings.distro {
+        Distro::K3s => Ok(Prepared { k3s_token: Some(k3s_token(settings, disk).context("find the k3s token")?) }),
+        Distro::K0s => {
+            write_k0s_config(settings, backend)?;
+            empty_k0s_run_dir(settings)?;
+            Ok(Prepared::default())
+        }
+        Distro::K8s | Distro::Eks | Distro::None => Ok(Prepared::default()),
+    }
+}
+
+/// As an error for the user: a contradiction in the values is bad usage.
+pub fn usage(error: SpecError) -> anyhow::Error {
+    refuse(Exit::Usage, error.to_string(), "")
+}
+
+/// The token with which k3s encrypts its bootstrap data in the datastore: a lost or changed one makes the datastore
+/// useless to it. In order: the values; what an earlier start of ours kept; what k3s itself wrote on this volume
+/// (vCluster reads the same file for virtual clusters from before it managed tokens); a new one, kept for ever.
+fn k3s_token(settings: &Settings, disk: &dyn Disk) -> Result<String> {
+    if let Some(token) = settings.k3s_token.as_deref().map(str::trim).filter(|t| !t.is_empty()) {
+        return Ok(token.to_owned());
+    }
+    let kept = settings.data_dir.join("k3s-token");
+    for file in [&kept, &settings.data_dir.join("server/token")] {
+        if let Some(token) = read_token(file)? {
+            return Ok(token);
+        }
+    }
+    if settings.etcd.replicas > 1 {
+        return Err(refuse(
+            Exit::Usage,
+            "more than one k3s replica needs one token for all of them, and neither the values nor the volume have it",
+            "set k3sToken (0.20 and later: controlPlane.distro.k3s.token) to the same text for every pod",
+        ));
+    }
+    let token: String = rand::rng().sample_iter(Alphanumeric).take(TOKEN_CHARS).map(char::from).collect();
+    disk.create_dir(&settings.data_dir)?;
+    disk.write_durable(&kept, token.as_bytes(), 0o600)?;
+    Ok(token)
+}
+
+fn read_token(file: &Path) -> Result<Option<String>> {
+    let opened = match fs::File::open(file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("open {}", file.display()))?,
+    };
+    let mut text = String::new();
+    opened.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text).with_context(|| format!("read {}", file.display()))?;
+    let token = text.trim();
+    if token.is_empty() || text.len() as u64 > TOKEN_BYTES_MAX || token.contains(char::is_whitespace) {
+        return Err(refuse(
+            Exit::Fault,
+            format!("{} does not hold a k3s token", file.display()),
+            "restore it, or set k3sToken in the values; without the right token k3s cannot read its datastore",
+        ));
+    }
+    Ok(Some(token.to_owned()))
+}
+
+/// The file is made anew at each start and read by k0s alone, so it needs no fsync; it may hold a password of a
+/// database, so nobody else may read it.
+fn write_k0s_config(settings: &Settings, backend: &Backend) -> Result<()> {
+    let config = k0s::config(settings, backend).map_err(usage)?;
+    let say = || format!("write the k0s configuration {}", config.path.display());
+    fs::create_dir_all(parent_of(&config.path)).with_context(say)?;
+    // Removed first: a file that is there may belong to somebody else or be a link.
+    match fs::remove_file(&config.path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(say),
+        _ => {}
+    }
+    let mut options = fs::OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+    let mut file = options.open(&config.path).with_context(say)?;
+    io::Write::write_all(&mut file, config.content.as_bytes()).with_context(say)
+}
+
+/// Empties k0s' run folder: it does not start beside the sockets and pid files of an earlier run.
+fn empty_k0s_run_dir(settings: &Settings) -> Result<()> {
+    let Some(dir) = k0s::run_dir(settings).map_err(usage)? else { return Ok(()) };
+    let say = || format!("empty {}", dir.display());
+    fs::create_dir_all(&dir).with_context(say)?;
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).with_context(say)?;
+    for entry in fs::read_dir(&dir).with_context(say)? {
+        let path = entry.with_context(say)?.path();
+        let is_dir = path.symlink_metadata().with_context(say)?.is_dir();
+        let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(say)?;
+    }
+    Ok(())
+}
+
+/// The data dir of an etcd that k3s or k0s ran by itself on this volume, if there is one. Its objects would not be in
+/// a store that we form or import, so a boot that would form one must refuse while this is there. A cluster that is
+/// formed already is not concerned.
+pub fn hidden_store(settings: &Settings) -> Option<PathBuf> {
+    let dir = match settings.distro {
+        Distro::K3s => settings.data_dir.join("server/db/etcd"),
+        Distro::K0s => settings.data_dir.join("k0s/etcd"),
+        Distro::K8s | Distro::Eks | Distro::None => return None,
+    };
+    dir.join("member/wal").is_dir().then_some(dir)
+}
+
+/// Refuses to begin a store beside one that the distro itself has kept so far ([`hidden_store`]).
+pub fn refuse_hidden_store(settings: &Settings) -> Result<()> {
+    match hidden_store(settings) {
+        None => Ok(()),
+        Some(dir) => Err(refuse(
+            Exit::RefusedSource,
+            format!("{} holds the objects of an etcd that the distro ran by itself", dir.display()),
+            "move it away if those objects are not wanted; otherwise restore a snapshot of it into the embedded etcd",
+        )),
+    }
+}
