@@ -1,3 +1,4 @@
 //! The integration tests: one binary, against real etcd, kine and kube-apiserver (`scripts/parts`).
 
+mod container;
 mod support;
