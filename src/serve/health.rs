@@ -47,9 +47,10 @@ impl Health {
     }
 
     /// Whether a new connection belongs to the API server rather than to our own answers. Not while the datastore is
-    /// away: the API server's `/healthz` fails without it, and the kubelet would kill the pod for a lost quorum.
+    /// away: the API server's `/healthz` fails without it, and the kubelet would kill the pod for a lost quorum. Not
+    /// while stopping: the API server goes first, and would call itself ready until then.
     pub fn passes_through(self, serves: Serves) -> bool {
-        serves == Serves::ApiServer && self.apiserver_ready && self.datastore_ready
+        serves == Serves::ApiServer && self.apiserver_ready && self.datastore_ready && !self.stopping
     }
 
     fn readiness(self, serves: Serves) -> Answer {
@@ -71,7 +72,7 @@ pub fn answer_to(method: &str, path: &str, health: Health, serves: Serves) -> An
         "/readyz" => health.readiness(serves),
         "/healthz" | "/livez" => answer(200, "ok\n"),
         // Clients that are not probes: 503 makes them try again, where 404 would be taken for an API server's word.
-        _ if serves == Serves::ApiServer => answer(503, "the API server does not serve yet; try again\n"),
+        _ if serves == Serves::ApiServer => answer(503, "the API server cannot take this request now; try again\n"),
         _ => answer(404, "no API server runs here; known paths: /readyz /healthz /livez\n"),
     };
     match method {
@@ -116,11 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_passes_through_without_a_datastore_or_an_api_server() {
+    fn connections_pass_through_exactly_while_ready() {
         for health in states() {
             assert!(!health.passes_through(Serves::DatastoreOnly));
-            let both = health.datastore_ready && health.apiserver_ready;
-            assert_eq!(health.passes_through(Serves::ApiServer), both, "{health:?}");
+            assert_eq!(health.passes_through(Serves::ApiServer), health.ready(Serves::ApiServer), "{health:?}");
         }
     }
 

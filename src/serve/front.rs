@@ -1,0 +1,179 @@
+//! The port of the charts' Service and probes, 8443.
+//!
+//! While the API server serves, connections are passed to it as they are: TLS goes from end to end, and client
+//! certificates, HTTP/2 and watches are its affair. Until then, and again whenever it is away, we answer ourselves
+//! ([`super::answer`]). Which of the two is decided for each connection when it comes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::answer::{ServingCertificate, answer};
+use super::health::{Health, Serves};
+use super::pump::{Buffers, pass};
+use crate::exit::{Exit, refuse};
+use crate::settings::Settings;
+
+/// How long the API server's kernel, on loopback, may take to accept.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Connections that may wait for our own answers at once; each is over within seconds.
+const ANSWERED_MAX: usize = 128;
+
+/// Passed connections at once, if the limit on open files allows it.
+const PASSED_MAX: usize = 16_384;
+
+/// Open files left to everything but passed connections.
+const FILES_RESERVED: usize = 512;
+
+/// Between two tries to accept when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// At most one line on refused connections in this time.
+const WARN_EVERY: Duration = Duration::from_secs(30);
+
+/// What the front leads to.
+pub struct Front {
+    serves: Serves,
+    apiserver: Option<SocketAddr>,
+    certificate: ServingCertificate,
+    buffers: Buffers,
+    passed: Arc<Semaphore>,
+    answered: Arc<Semaphore>,
+}
+
+impl Front {
+    /// For these settings, with the API server at `apiserver` ([`super::distro::apiserver_address`]).
+    pub fn new(settings: &Settings, apiserver: Option<SocketAddr>) -> Front {
+        let mut names = vec!["localhost".to_owned(), settings.name.clone(), settings.advertised_host()];
+        names.extend(settings.tls_sans.iter().cloned());
+        names.retain(|name| !name.is_empty());
+        Front {
+            serves: super::distro::serves(settings),
+            apiserver,
+            certificate: ServingCertificate::new(&settings.pki_dir, names),
+            buffers: Buffers::default(),
+            passed: Arc::new(Semaphore::new(passed_max(open_files_limit()))),
+            answered: Arc::new(Semaphore::new(ANSWERED_MAX)),
+        }
+    }
+
+    /// Serves for ever. `health` decides, at each connection; its last value stays if its sender goes.
+    pub async fn serve(self, listener: TcpListener, health: watch::Receiver<Health>) -> std::convert::Infallible {
+        let front = Arc::new(self);
+        let mut warned: Option<Instant> = None;
+        loop {
+            let error = match listener.accept().await {
+                Ok((client, _)) => {
+                    let Some(route) = front.route(*health.borrow()) else {
+                        warn_rarely(&mut warned, "too many connections wait on the front port: closing new ones");
+                        continue;
+                    };
+                    if matches!(route, Route::Answer(_, true, _)) {
+                        warn_rarely(&mut warned, "too many connections to the API server: refusing new ones");
+                    }
+                    tokio::spawn(Arc::clone(&front).connection(client, route));
+                    continue;
+                }
+                Err(error) => error,
+            };
+            if !belongs_to_the_client(&error) {
+                warn_rarely(&mut warned, &format!("accept a connection on the front port: {error}"));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+
+    fn route(&self, health: Health) -> Option<Route> {
+        let mut full = false;
+        if let Some(apiserver) = self.apiserver
+            && health.passes_through(self.serves)
+        {
+            match Arc::clone(&self.passed).try_acquire_owned() {
+                Ok(permit) => return Some(Route::Pass(apiserver, health, permit)),
+                Err(_) => full = true,
+            }
+        }
+        let permit = Arc::clone(&self.answered).try_acquire_owned().ok()?;
+        Some(Route::Answer(health, full, permit))
+    }
+
+    async fn connection(self: Arc<Self>, client: TcpStream, route: Route) {
+        let (health, _permit) = match route {
+            Route::Answer(health, _, permit) => (health, permit),
+            Route::Pass(apiserver, health, permit) => {
+                match tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(apiserver)).await {
+                    Ok(Ok(server)) => {
+                        if let Err(error) = pass(client, server, &self.buffers).await {
+                            tracing::trace!(%error, "a passed connection ended");
+                        }
+                        return;
+                    }
+                    // It went away and the supervisor has not noticed yet.
+                    Ok(Err(_)) | Err(_) => (Health { apiserver_ready: false, ..health }, permit),
+                }
+            }
+        };
+        match self.certificate.config() {
+            Ok(config) => answer(client, config, health, self.serves).await,
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot answer probes"),
+        }
+    }
+}
+
+/// What becomes of a connection. The permit is held until it ends.
+enum Route {
+    /// To the API server.
+    Pass(SocketAddr, Health, OwnedSemaphorePermit),
+    /// Our own answer; the flag says that it is one only because too many are passed already.
+    Answer(Health, bool, OwnedSemaphorePermit),
+}
+
+/// Whether a front is wanted: a wrapped command may have the port for itself.
+pub fn wanted(settings: &Settings) -> bool {
+    settings.wrapped.is_none()
+}
+
+/// Listens on the front port.
+pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((address, port)).await.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::AddrInUse => "stop what listens there, or choose another port with --front-port",
+            io::ErrorKind::PermissionDenied => "choose a port above 1023 with --front-port",
+            io::ErrorKind::AddrNotAvailable => "choose an address of this machine with --listen-address",
+            _ => "choose another address or port with --listen-address and --front-port",
+        };
+        refuse(Exit::Fault, format!("cannot listen on {address} port {port} for clients and probes: {error}"), remedy)
+    })
+}
+
+/// Errors of accept(2) that belong to the connection that was to be accepted, not to us.
+fn belongs_to_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}
+
+/// Two descriptors a connection, the rest for everything else; some connections in any case.
+fn passed_max(open_files: usize) -> usize {
+    (open_files.saturating_sub(FILES_RESERVED) / 2).clamp(64, PASSED_MAX)
+}
+
+fn open_files_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes one rlimit to the pointer, which is valid and ours.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
+}
+
+fn warn_rarely(warned: &mut Option<Instant>, what: &str) {
+    if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+        *warned = Some(Instant::now());
+        tracing::warn!("{what}");
+    }
+}
