@@ -3,10 +3,15 @@
 //! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`] and [`wal`] (the files),
 //! [`writer`] (a whole new data dir), [`inspect`] (what stands on a volume), [`quarantine`] and [`lock`].
 
+pub mod bolt;
 pub mod identity;
 pub mod inspect;
 pub mod lock;
+pub mod proto;
 pub mod quarantine;
+pub mod schema;
+pub mod snapshot;
+pub mod wal;
 pub mod writer;
 
 pub use identity::MemberIdentity;

@@ -1,4 +1,5 @@
 //! The integration tests: one binary, against real etcd, kine and kube-apiserver (`scripts/parts`).
 
 mod container;
+mod datadir;
 mod support;

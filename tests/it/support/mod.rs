@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test module uses some of it")]
 
+pub mod etcd;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,304 @@
+//! Reads a write-ahead log of any origin: whose it is, how far it goes, and whether etcd could go on from it.
+//!
+//! The rules are those of etcd `server/storage/wal/{wal,decoder,repair}.go`: a log ends at the end of its last segment,
+//! at a zero length field (preallocated space), or at a record that was torn, which etcd cuts off. Anything else that
+//! does not fit is damage. Memory is bounded by one record.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::record::{
+    Entry, FRAME, HardState, Metadata, Record, SnapshotRecord, TYPE_CRC, TYPE_ENTRY, TYPE_METADATA, TYPE_SNAPSHOT,
+    TYPE_STATE, decode_frame,
+};
+use crate::datadir::snapshot::hex16;
+use crate::disk::at;
+use crate::ids::{RaftIndex, Term};
+
+/// A torn record is known by a sector of zeros in it (`decoder.go`, `minSectorSize`).
+const SECTOR: u64 = 512;
+/// The largest record that is read into memory. etcd's requests end far below.
+const MAX_RECORD: u64 = 256 << 20;
+/// More segments than this are not etcd's: it keeps five of its own accord.
+const MAX_SEGMENTS: usize = 100_000;
+/// How many of the newest snapshot records are kept.
+const MAX_SNAPSHOTS: usize = 10_000;
+/// Read ahead.
+const BUFFER: usize = 256 << 10;
+
+/// Why a log cannot be gone on from.
+#[derive(Debug, Error)]
+pub enum WalError {
+    /// There is no segment.
+    #[error("there is no segment in the WAL")]
+    NoSegment,
+    /// A segment is missing between two.
+    #[error("WAL segment {0:016x} is missing")]
+    MissingSegment(u64),
+    /// A record is not what was written.
+    #[error("{segment} is damaged at byte {offset}: {reason}")]
+    Damaged {
+        /// The segment's name.
+        segment: String,
+        /// Where the record begins.
+        offset: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The log does not say whose it is.
+    #[error("the WAL does not name its member and cluster")]
+    NoMetadata,
+    /// The files could not be read.
+    #[error("read the WAL")]
+    Io(#[source] io::Error),
+}
+
+/// A segment of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its file's name.
+    pub name: String,
+    /// Its number.
+    pub sequence: u64,
+    /// The index that its first entry was expected to have.
+    pub index: RaftIndex,
+}
+
+/// Where the log ends: what is needed to append to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalTail {
+    /// The last segment.
+    pub path: PathBuf,
+    /// The byte after the last valid record.
+    pub offset: u64,
+    /// The checksum to go on from ([`super::RecordEncoder::resume`]).
+    pub crc: u32,
+    /// Something follows that is not a valid record: the rest of a torn write, which etcd cuts off.
+    pub torn: bool,
+}
+
+/// What a log says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalSummary {
+    /// Whose log it is.
+    pub metadata: Metadata,
+    /// The last HardState, if there is one.
+    pub hard_state: Option<HardState>,
+    /// The first index of the last run of entries without a gap, and the last entry.
+    pub entries: Option<EntryRun>,
+    /// Snapshot records in the order of the log; the first is usually index 0.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// The segments read.
+    pub segments: Vec<Segment>,
+    /// The end.
+    pub tail: WalTail,
+}
+
+/// Entries that follow one another without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRun {
+    /// The first's index.
+    pub first: RaftIndex,
+    /// The last's index.
+    pub last: RaftIndex,
+    /// The last's term.
+    pub term: Term,
+}
+
+impl WalSummary {
+    /// Snapshot records that the HardState vouches for, as etcd picks its starting point from them.
+    pub fn committed_snapshots(&self) -> impl DoubleEndedIterator<Item = &SnapshotRecord> {
+        let commit = self.hard_state.unwrap_or_default().commit;
+        self.snapshots.iter().filter(move |snapshot| snapshot.index <= commit)
+    }
+}
+
+/// The segments in `dir` in order, checked for gaps. Other files are ignored, as etcd ignores them.
+pub fn segments(dir: &Path) -> Result<Vec<Segment>, WalError> {
+    let io = |e| WalError::Io(at(dir, e));
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let Some(segment) = name.to_str().and_then(parse_segment) else { continue };
+        segments.push(segment);
+        if segments.len() > MAX_SEGMENTS {
+            return Err(WalError::NoSegment);
+        }
+    }
+    segments.sort_by_key(|segment| segment.sequence);
+    for pair in segments.windows(2) {
+        if let [one, next] = pair
+            && one.sequence.checked_add(1) != Some(next.sequence)
+        {
+            return Err(WalError::MissingSegment(one.sequence.saturating_add(1)));
+        }
+    }
+    if segments.is_empty() { Err(WalError::NoSegment) } else { Ok(segments) }
+}
+
+fn parse_segment(name: &str) -> Option<Segment> {
+    let (sequence, index) = name.strip_suffix(".wal")?.split_once('-')?;
+    Some(Segment { name: name.to_owned(), sequence: hex16(sequence)?, index: RaftIndex(hex16(index)?) })
+}
+
+/// Reads the whole log in `dir`.
+pub fn read_wal(dir: &Path) -> Result<WalSummary, WalError> {
+    let segments = segments(dir)?;
+    let mut log = Log::default();
+    let mut tail = None;
+    for (at_segment, segment) in segments.iter().enumerate() {
+        let path = dir.join(&segment.name);
+        let is_last = at_segment + 1 == segments.len();
+        let file = File::open(&path).map_err(|e| WalError::Io(at(&path, e)))?;
+        let length = file.metadata().map_err(|e| WalError::Io(at(&path, e)))?.len();
+        let source = BufReader::with_capacity(BUFFER, file);
+        let mut reader = SegmentReader { source, name: &segment.name, length, offset: 0, is_last };
+        let torn = loop {
+            match reader.next(&mut log)? {
+                Step::Record => {}
+                Step::End => break false,
+                Step::Torn => break true,
+            }
+        };
+        tail = Some(WalTail { path, offset: reader.offset, crc: log.crc, torn });
+    }
+    let tail = tail.ok_or(WalError::NoSegment)?;
+    let metadata = log.metadata.ok_or(WalError::NoMetadata)?;
+    let Log { hard_state, entries, snapshots, .. } = log;
+    Ok(WalSummary { metadata, hard_state, entries, snapshots, segments, tail })
+}
+
+/// What was read so far.
+#[derive(Default)]
+struct Log {
+    crc: u32,
+    metadata: Option<Metadata>,
+    hard_state: Option<HardState>,
+    entries: Option<EntryRun>,
+    snapshots: Vec<SnapshotRecord>,
+}
+
+impl Log {
+    /// Takes in a record; the error says what is wrong with it.
+    fn apply(&mut self, record: &Record<'_>) -> Result<(), &'static str> {
+        match record.kind {
+            TYPE_METADATA => {
+                let metadata = Metadata::decode(record.data).map_err(|_| "the metadata is not valid")?;
+                if self.metadata.is_some_and(|known| known != metadata) {
+                    return Err("the metadata differs from that of an earlier segment");
+                }
+                self.metadata = Some(metadata);
+            }
+            TYPE_ENTRY => {
+                let entry = Entry::decode(record.data).map_err(|_| "the entry is not valid")?;
+                // A lower index overwrites what was there: the log was truncated when a leader changed.
+                let first = match self.entries {
+                    Some(run) if entry.index.0 <= run.last.0.saturating_add(1) => run.first.min(entry.index),
+                    _ => entry.index,
+                };
+                self.entries = Some(EntryRun { first, last: entry.index, term: entry.term });
+            }
+            TYPE_STATE => {
+                self.hard_state = Some(HardState::decode(record.data).map_err(|_| "the HardState is not valid")?);
+            }
+            TYPE_SNAPSHOT => {
+                let snapshot = SnapshotRecord::decode(record.data).map_err(|_| "the snapshot record is not valid")?;
+                if self.snapshots.len() == MAX_SNAPSHOTS {
+                    self.snapshots.remove(0);
+                }
+                self.snapshots.push(snapshot);
+            }
+            _ => return Err("a record of an unknown type"),
+        }
+        Ok(())
+    }
+}
+
+enum Step {
+    Record,
+    End,
+    Torn,
+}
+
+struct SegmentReader<'n> {
+    source: BufReader<File>,
+    name: &'n str,
+    length: u64,
+    /// The byte after the last valid record.
+    offset: u64,
+    is_last: bool,
+}
+
+impl SegmentReader<'_> {
+    fn damaged(&self, reason: &'static str) -> WalError {
+        WalError::Damaged { segment: self.name.to_owned(), offset: self.offset, reason }
+    }
+
+    /// A record that is cut short: the end of the log in the last segment, damage in any other.
+    fn cut_short(&self) -> Result<Step, WalError> {
+        if self.is_last { Ok(Step::Torn) } else { Err(self.damaged("a record is cut short, and segments follow")) }
+    }
+
+    fn next(&mut self, log: &mut Log) -> Result<Step, WalError> {
+        let left = self.length.saturating_sub(self.offset);
+        if left == 0 {
+            return Ok(Step::End);
+        }
+        if left < FRAME as u64 {
+            return self.cut_short();
+        }
+        let mut frame = [0; FRAME];
+        self.fill(&mut frame)?;
+        let frame = u64::from_le_bytes(frame);
+        if frame == 0 {
+            return Ok(Step::End);
+        }
+        let (length, padding) = decode_frame(frame);
+        let whole = length + padding;
+        if whole > left - FRAME as u64 {
+            return self.cut_short();
+        }
+        if whole > MAX_RECORD {
+            return Err(self.damaged("a record is larger than anything etcd writes"));
+        }
+        let mut bytes = vec![0; whole as usize];
+        self.fill(&mut bytes)?;
+        let message = bytes.get(..length as usize).unwrap_or_default();
+        let Ok(record) = Record::decode(message) else { return self.torn_or("a record is not valid", &bytes) };
+        if record.kind == TYPE_CRC {
+            // The first segment at hand may not be the log's first: its checksum is taken as it is.
+            if log.crc != 0 && log.crc != record.crc {
+                return Err(self.damaged("it does not go on from the segment before"));
+            }
+            log.crc = record.crc;
+        } else {
+            let crc = crc32c::crc32c_append(log.crc, record.data);
+            if crc != record.crc {
+                return self.torn_or("a checksum does not fit", &bytes);
+            }
+            log.crc = crc;
+            log.apply(&record).map_err(|reason| self.damaged(reason))?;
+        }
+        self.offset += FRAME as u64 + whole;
+        Ok(Step::Record)
+    }
+
+    /// The end of the log if the record has a sector of zeros and stands in the last segment, else damage.
+    fn torn_or(&self, reason: &'static str, bytes: &[u8]) -> Result<Step, WalError> {
+        let start = self.offset + FRAME as u64;
+        let first = ((SECTOR - start % SECTOR) as usize).min(bytes.len());
+        let (head, rest) = bytes.split_at(first);
+        let zeros = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
+        if self.is_last && (zeros(head) || rest.chunks(SECTOR as usize).any(zeros)) {
+            return Ok(Step::Torn);
+        }
+        Err(self.damaged(reason))
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<(), WalError> {
+        self.source.read_exact(buffer).map_err(|e| WalError::Io(at(Path::new(self.name), e)))
+    }
+}

@@ -1,0 +1,236 @@
+//! A real etcd for a test: own ports, own log, killed when the test ends.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, GetOptions};
+
+use super::{free_port, part, poll};
+
+/// The etcd versions that everything is proven on, as `scripts/parts` names them.
+pub const LINES: [&str; 3] = ["3.5", "3.6", "3.7"];
+
+/// How long a start, a stop, or a join may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The file of `etcd`, `etcdctl` or `etcdutl` of a line.
+pub fn program(name: &str, line: &str) -> PathBuf {
+    if line == "3.6" { part(name) } else { part(&format!("{name}-{line}")) }
+}
+
+/// What to start. Fields may be changed between [`EtcdSpec::new`] and [`EtcdSpec::start`].
+#[derive(Clone, Debug)]
+pub struct EtcdSpec {
+    /// `3.5`, `3.6` or `3.7`.
+    pub line: &'static str,
+    /// `--name`.
+    pub name: String,
+    /// `--data-dir`.
+    pub data_dir: PathBuf,
+    /// Port of the client URL.
+    pub client_port: u16,
+    /// Port of the peer URL.
+    pub peer_port: u16,
+    /// `--initial-cluster`; this member alone if `None`.
+    pub initial_cluster: Option<String>,
+    /// `--initial-cluster-state=existing`.
+    pub existing: bool,
+    /// `--initial-cluster-token`.
+    pub token: String,
+    /// More flags.
+    pub flags: Vec<String>,
+}
+
+impl EtcdSpec {
+    /// An etcd of `line` on free ports.
+    pub fn new(line: &'static str, name: &str, data_dir: &Path) -> EtcdSpec {
+        EtcdSpec {
+            line,
+            name: name.to_owned(),
+            data_dir: data_dir.to_owned(),
+            client_port: free_port(),
+            peer_port: free_port(),
+            initial_cluster: None,
+            existing: false,
+            token: "etcd-cluster".to_owned(),
+            flags: vec![],
+        }
+    }
+
+    /// The client URL.
+    pub fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// The peer URL.
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
+    /// The flags that [`EtcdSpec::start`] uses.
+    pub fn args(&self) -> Vec<String> {
+        let alone = format!("{}={}", self.name, self.peer_url());
+        let mut args: Vec<String> = BTreeMap::from([
+            ("--name", self.name.clone()),
+            ("--data-dir", self.data_dir.display().to_string()),
+            ("--listen-client-urls", self.client_url()),
+            ("--advertise-client-urls", self.client_url()),
+            ("--listen-peer-urls", self.peer_url()),
+            ("--initial-advertise-peer-urls", self.peer_url()),
+            ("--initial-cluster", self.initial_cluster.clone().unwrap_or(alone)),
+            ("--initial-cluster-state", if self.existing { "existing".into() } else { "new".into() }),
+            ("--initial-cluster-token", self.token.clone()),
+        ])
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        args.extend(self.flags.iter().cloned());
+        args
+    }
+
+    /// Starts it without waiting for anything. Its log is `<data dir>.log`.
+    pub fn spawn(&self) -> Etcd {
+        let mut log = self.data_dir.clone().into_os_string();
+        log.push(".log");
+        let log = PathBuf::from(log);
+        let output = File::options().create(true).append(true).open(&log).expect("create etcd's log");
+        let mut command = Command::new(program("etcd", self.line));
+        command.args(self.args()).stdin(Stdio::null());
+        command.stdout(output.try_clone().expect("share the log")).stderr(output);
+        // A test that is killed must not leave an etcd behind.
+        // SAFETY: prctl is async-signal-safe and takes no pointers.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let child = command.spawn().expect("start etcd");
+        Etcd { child, log, spec: self.clone() }
+    }
+
+    /// Starts it and waits until it serves a linearizable read.
+    pub fn start(&self) -> Etcd {
+        let mut etcd = self.spawn();
+        etcd.wait_until_serving();
+        etcd
+    }
+}
+
+/// A running etcd; killed on drop.
+pub struct Etcd {
+    child: Child,
+    /// What it wrote to its standard output and error.
+    pub log: PathBuf,
+    /// How it was started.
+    pub spec: EtcdSpec,
+}
+
+impl Etcd {
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it answers a linearizable read.
+    pub fn wait_until_serving(&mut self) {
+        let (url, log) = (self.spec.client_url(), self.log.clone());
+        let child = &mut self.child;
+        poll(&format!("etcd serves at {url}; see {}", log.display()), PATIENCE, || {
+            if let Some(status) = child.try_wait().expect("wait for etcd") {
+                panic!("etcd ended with {status}:\n{}", tail(&log));
+            }
+            run(async {
+                let mut client = connect(&url).await;
+                client.get("probe", None).await.ok().map(|_| ())
+            })
+        });
+    }
+
+    /// A client of this member alone.
+    pub async fn client(&self) -> Client {
+        connect(&self.spec.client_url()).await
+    }
+
+    /// Waits until it has ended by itself; gives its exit code and the end of its log.
+    pub fn wait_until_ended(&mut self) -> (Option<i32>, String) {
+        let child = &mut self.child;
+        let what = format!("etcd ends; see {}", self.log.display());
+        let status = poll(&what, PATIENCE, || child.try_wait().expect("wait for etcd"));
+        (status.code(), tail(&self.log))
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn stop(&mut self) {
+        // SAFETY: kill takes no pointers, and the child has not been waited for, so its ID is still its own.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGTERM) };
+        let child = &mut self.child;
+        poll("etcd stops on SIGTERM", PATIENCE, || child.try_wait().expect("wait for etcd"));
+    }
+
+    /// Runs this line's `etcdctl` against it.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let mut command = Command::new(program("etcdctl", self.spec.line));
+        command.arg("--endpoints").arg(self.spec.client_url()).args(args);
+        output(&mut command)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A client with a short deadline for each call.
+pub async fn connect(url: &str) -> Client {
+    let options = ConnectOptions::new().with_timeout(Duration::from_secs(10));
+    Client::connect([url], Some(options)).await.expect("make an etcd client")
+}
+
+/// Every key in key order: key, value, create revision, mod revision, version, lease.
+pub async fn all_keys(client: &mut Client) -> Vec<(Vec<u8>, Vec<u8>, i64, i64, i64, i64)> {
+    let mut found = Vec::new();
+    let mut from = vec![0];
+    loop {
+        let options = GetOptions::new().with_from_key().with_limit(500);
+        let answer = client.get(from.clone(), Some(options)).await.expect("read a page of keys");
+        for kv in answer.kvs() {
+            let (create, modified) = (kv.create_revision(), kv.mod_revision());
+            found.push((kv.key().to_vec(), kv.value().to_vec(), create, modified, kv.version(), kv.lease()));
+        }
+        let Some(last) = answer.kvs().last().filter(|_| answer.more()) else { return found };
+        from = [last.key(), &[0]].concat();
+    }
+}
+
+/// Runs a future on a runtime of its own.
+pub fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("build a runtime").block_on(future)
+}
+
+/// Runs a program to its end; panics with its output if it fails.
+pub fn output(command: &mut Command) -> String {
+    let out = command.output().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{command:?} failed: {}\n{text}\n{errors}", out.status);
+    text
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+}
