@@ -1,0 +1,355 @@
+//! What the files of a SQLite store say by themselves, before SQLite is asked to open them.
+//!
+//! SQLite treats a missing or unreadable `-wal` as an empty one and says nothing, and it plays back a hot rollback
+//! journal, which changes the store. Both must be known before it is opened.
+//!
+//! Formats: <https://sqlite.org/fileformat2.html> (database header 1.3, rollback journal 3, WAL 4, WAL-index) and
+//! <https://sqlite.org/walformat.html>.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::error::SourceError;
+use crate::disk::at;
+
+/// The first bytes of every SQLite 3 file.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// The first bytes of a rollback journal that must be played back.
+const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// The WAL's magic number without its lowest bit, which tells the byte order of the checksums.
+const WAL_MAGIC: u32 = 0x377f_0682;
+const WAL_VERSION: u32 = 3_007_000;
+const WAL_HEADER: usize = 32;
+const FRAME_HEADER: usize = 24;
+
+/// The names of a store's files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreFiles {
+    /// `state.db`.
+    pub db: PathBuf,
+    /// `state.db-wal`.
+    pub wal: PathBuf,
+    /// `state.db-shm`.
+    pub shm: PathBuf,
+    /// `state.db-journal`.
+    pub journal: PathBuf,
+}
+
+impl StoreFiles {
+    /// The files of the store at `db`.
+    pub fn of(db: &Path) -> Self {
+        let beside = |suffix: &str| {
+            let mut name = db.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        StoreFiles { db: db.to_owned(), wal: beside("-wal"), shm: beside("-shm"), journal: beside("-journal") }
+    }
+}
+
+/// What the database's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseHeader {
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Size of a page in bytes.
+    pub page_size: u32,
+}
+
+/// What stands in the `-wal`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalContent {
+    /// Size of the file in bytes; 0 if there is none.
+    pub bytes: u64,
+    /// Frames up to the last committed transaction: what SQLite reads over the database.
+    pub committed_frames: u64,
+}
+
+/// Judges the files of a store without changing any.
+pub fn inspect(files: &StoreFiles) -> Result<(DatabaseHeader, WalContent), SourceError> {
+    let header = inspect_database(&files.db)?;
+    inspect_journal(&files.journal)?;
+    let wal = match File::open(&files.wal) {
+        Ok(file) => {
+            let bytes = file.metadata().map_err(|e| at(&files.wal, e))?.len();
+            let mut reader = io::BufReader::with_capacity(1 << 18, file);
+            let committed_frames = read_wal(&mut reader, bytes, header.page_size)
+                .map_err(|e| at(&files.wal, e))?
+                .map_err(|broken| SourceError::BrokenWal { wal: files.wal.clone(), broken })?;
+            WalContent { bytes, committed_frames }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => WalContent::default(),
+        Err(e) => return Err(at(&files.wal, e).into()),
+    };
+    if wal.bytes == 0
+        && let Some(lost) = frames_promised_by_index(&read_start(&files.shm, 136)?)
+    {
+        return Err(SourceError::WalMissing { wal: files.wal.clone(), frames: lost });
+    }
+    Ok((header, wal))
+}
+
+fn inspect_database(path: &Path) -> Result<DatabaseHeader, SourceError> {
+    let meta = path.symlink_metadata().map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => SourceError::Absent,
+        _ => at(path, e).into(),
+    })?;
+    if !meta.is_file() {
+        return Err(SourceError::NotAFile);
+    }
+    if meta.len() == 0 {
+        return Err(SourceError::Empty);
+    }
+    parse_database_header(&read_start(path, 100)?, meta.len())
+}
+
+fn parse_database_header(header: &[u8], bytes: u64) -> Result<DatabaseHeader, SourceError> {
+    let header: &[u8; 100] = header.first_chunk().filter(|h| h.starts_with(MAGIC)).ok_or(SourceError::NotSqlite)?;
+    let page_size = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        size if size >= 512 && size.is_power_of_two() => u32::from(size),
+        _ => return Err(SourceError::NotSqlite),
+    };
+    let encoding = u32::from_be_bytes([header[56], header[57], header[58], header[59]]);
+    if encoding > 1 {
+        return Err(SourceError::NotUtf8Database);
+    }
+    Ok(DatabaseHeader { bytes, page_size })
+}
+
+/// A rollback journal with a valid header is one that SQLite would play back into the database.
+fn inspect_journal(path: &Path) -> Result<(), SourceError> {
+    if read_start(path, JOURNAL_MAGIC.len())? == JOURNAL_MAGIC {
+        return Err(SourceError::HotJournal { journal: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Up to `len` bytes from the start of a file; empty if there is none.
+fn read_start(path: &Path, len: usize) -> Result<Vec<u8>, SourceError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(at(path, e).into()),
+    };
+    let mut start = Vec::with_capacity(len);
+    file.take(len as u64).read_to_end(&mut start).map_err(|e| at(path, e))?;
+    Ok(start)
+}
+
+/// How many frames of the WAL were not yet in the database when the `-shm` was last written, if it says so: proof that
+/// a `-wal` that is missing now had content.
+fn frames_promised_by_index(shm: &[u8]) -> Option<u32> {
+    let index: &[u8; 136] = shm.first_chunk()?;
+    let word =
+        |offset: usize| u32::from_le_bytes([index[offset], index[offset + 1], index[offset + 2], index[offset + 3]]);
+    let initialised = index[12] == 1;
+    if !initialised || word(0) != WAL_VERSION || index[..48] != index[48..96] {
+        return None;
+    }
+    let (last_frame, checkpointed) = (word(16), word(96));
+    (last_frame > checkpointed).then(|| last_frame - checkpointed)
+}
+
+/// Why a `-wal` with content cannot be what it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokenWal {
+    /// SQLite would ignore the whole file.
+    #[error("its header is not valid")]
+    Header,
+    /// Its frames are of another generation than its header.
+    #[error("not one of its frames belongs to its header (the salts differ)")]
+    Salt,
+    /// Committed transactions stand behind a frame that cannot be read.
+    #[error("frame {frame} cannot be read, and {commits} committed transactions stand behind it")]
+    Torn {
+        /// The first unreadable frame, from 1.
+        frame: u64,
+        /// Commits of the same generation behind it.
+        commits: u64,
+    },
+    /// Its pages have another size than the database's.
+    #[error("its pages have another size than the database's")]
+    PageSize,
+}
+
+/// Reads a WAL to its end and gives the number of committed frames. A torn frame behind the last commit is what a
+/// killed writer leaves, and no error; so are frames of an earlier generation behind the valid ones.
+fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result<u64, BrokenWal>> {
+    let mut header = [0; WAL_HEADER];
+    if bytes < WAL_HEADER as u64 {
+        // The header is written first: no frame was ever in it.
+        return Ok(Ok(0));
+    }
+    wal.read_exact(&mut header)?;
+    let word = |b: &[u8], i: usize| u32::from_be_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+    let magic = word(&header, 0);
+    let mut sum = Checksum::new(magic & 1 == 1);
+    sum.add(&header[..24]);
+    if magic & !1 != WAL_MAGIC || word(&header, 4) != WAL_VERSION || sum.words != (word(&header, 24), word(&header, 28))
+    {
+        return Ok(Err(BrokenWal::Header));
+    }
+    if word(&header, 8) != page_size {
+        return Ok(Err(BrokenWal::PageSize));
+    }
+    let salt = &header[16..24];
+    let frame_size = FRAME_HEADER + page_size as usize;
+    let frames = (bytes - WAL_HEADER as u64) / frame_size as u64;
+    let mut frame = vec![0; frame_size];
+    let (mut committed, mut first_broken, mut commits_behind) = (0, None, 0);
+    for number in 1..=frames {
+        wal.read_exact(&mut frame)?;
+        let same_generation = frame[8..16] == *salt;
+        let commit = word(&frame, 4) != 0;
+        if first_broken.is_none() {
+            let mut next = sum;
+            next.add(&frame[..8]);
+            next.add(&frame[FRAME_HEADER..]);
+            let valid = same_generation && word(&frame, 0) != 0 && next.words == (word(&frame, 16), word(&frame, 20));
+            if valid {
+                sum = next;
+                if commit {
+                    committed = number;
+                }
+                continue;
+            }
+            first_broken = Some((number, same_generation));
+        } else if same_generation && commit {
+            commits_behind += 1;
+        }
+    }
+    Ok(match first_broken {
+        // A killed writer's last frame may be half written, over frames of an earlier generation; its commit was
+        // never acknowledged. Commits of this generation behind it were.
+        Some((frame, true)) if commits_behind > 0 => Err(BrokenWal::Torn { frame, commits: commits_behind }),
+        Some((1, false)) => Err(BrokenWal::Salt),
+        _ => Ok(committed),
+    })
+}
+
+/// The WAL's running checksum over 32-bit words, eight bytes at a time (WAL format, 4.2).
+#[derive(Clone, Copy)]
+struct Checksum {
+    big_endian: bool,
+    words: (u32, u32),
+}
+
+impl Checksum {
+    fn new(big_endian: bool) -> Self {
+        Checksum { big_endian, words: (0, 0) }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let (mut a, mut b) = self.words;
+        for pair in bytes.chunks_exact(8) {
+            let (x, y) = ([pair[0], pair[1], pair[2], pair[3]], [pair[4], pair[5], pair[6], pair[7]]);
+            let (x, y) = if self.big_endian {
+                (u32::from_be_bytes(x), u32::from_be_bytes(y))
+            } else {
+                (u32::from_le_bytes(x), u32::from_le_bytes(y))
+            };
+            a = a.wrapping_add(x).wrapping_add(b);
+            b = b.wrapping_add(y).wrapping_add(a);
+        }
+        self.words = (a, b);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    /// A WAL of three transactions as SQLite writes it.
+    fn wal() -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let connection = Connection::open(&db).unwrap();
+        connection.pragma_update(None, "journal_mode", "wal").unwrap();
+        connection.execute_batch("create table t(x)").unwrap();
+        for _ in 0..3 {
+            connection.execute("insert into t values (zeroblob(100))", []).unwrap();
+        }
+        std::fs::read(StoreFiles::of(&db).wal).unwrap()
+    }
+
+    fn judge(wal: &[u8]) -> Result<u64, BrokenWal> {
+        read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap()
+    }
+
+    const FRAME: usize = FRAME_HEADER + 4096;
+
+    #[test]
+    fn a_wal_of_sqlite_is_read_to_its_last_commit() {
+        let wal = wal();
+        let frames = ((wal.len() - WAL_HEADER) / FRAME) as u64;
+        assert!(frames >= 4, "{frames}");
+        assert_eq!(judge(&wal), Ok(frames));
+        // Killed while writing the last frame.
+        assert_eq!(judge(&wal[..wal.len() - 1]), Ok(frames - 1));
+        let mut torn = wal.clone();
+        *torn.last_mut().unwrap() ^= 1;
+        assert_eq!(judge(&torn), Ok(frames - 1));
+        assert_eq!(judge(&wal[..10]), Ok(0));
+        assert_eq!(judge(&[]), Ok(0));
+    }
+
+    #[test]
+    fn frames_of_an_earlier_generation_behind_the_valid_ones_are_no_damage() {
+        let mut wal = wal();
+        let mut old = wal[WAL_HEADER..WAL_HEADER + FRAME].to_vec();
+        old[8] ^= 0xff;
+        let frames = judge(&wal).unwrap();
+        wal.extend(old);
+        assert_eq!(judge(&wal), Ok(frames));
+    }
+
+    #[test]
+    fn damage_that_sqlite_would_pass_over_in_silence_is_seen() {
+        let whole = wal();
+        let broken = |f: &dyn Fn(&mut Vec<u8>)| {
+            let mut wal = whole.clone();
+            f(&mut wal);
+            judge(&wal).unwrap_err()
+        };
+        assert_eq!(broken(&|w| w[0] ^= 1), BrokenWal::Header);
+        assert_eq!(broken(&|w| w[20] ^= 1), BrokenWal::Header);
+        assert_eq!(broken(&|w| w[..WAL_HEADER].fill(0)), BrokenWal::Header);
+        assert_eq!(broken(&|w| w[WAL_HEADER + 8] ^= 1), BrokenWal::Salt);
+        assert!(matches!(broken(&|w| w[WAL_HEADER + 100] ^= 1), BrokenWal::Torn { frame: 1, commits: 1.. }));
+        assert_eq!(read_wal(&mut &whole[..], whole.len() as u64, 8192).unwrap(), Err(BrokenWal::PageSize));
+    }
+
+    #[test]
+    fn a_wal_index_tells_of_frames_that_were_not_checkpointed() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let connection = Connection::open(&db).unwrap();
+        connection.pragma_update(None, "journal_mode", "wal").unwrap();
+        connection.execute_batch("create table t(x)").unwrap();
+        let files = StoreFiles::of(&db);
+        let index = |path: &Path| frames_promised_by_index(&std::fs::read(path).unwrap());
+        assert!(index(&files.shm).unwrap() > 0);
+        assert!(inspect(&files).unwrap().1.committed_frames > 0);
+        connection.query_row("pragma wal_checkpoint", [], |_| Ok(())).unwrap();
+        assert_eq!(index(&files.shm), None);
+    }
+
+    #[test]
+    fn what_is_no_database_of_ours_is_named() {
+        let header = |f: &dyn Fn(&mut [u8])| {
+            let mut h = vec![0; 100];
+            h[..16].copy_from_slice(MAGIC);
+            h[16] = 16;
+            f(&mut h);
+            parse_database_header(&h, 4096)
+        };
+        assert_eq!(header(&|_| {}).unwrap().page_size, 4096);
+        assert!(matches!(header(&|h| h[0] = 0), Err(SourceError::NotSqlite)));
+        assert!(matches!(header(&|h| h[16] = 17), Err(SourceError::NotSqlite)));
+        assert!(matches!(header(&|h| h[59] = 2), Err(SourceError::NotUtf8Database)));
+        assert!(matches!(parse_database_header(b"SQLite format 3\0", 16), Err(SourceError::NotSqlite)));
+    }
+}

@@ -1,0 +1,132 @@
+//! A SQLite store written by kine, as a source.
+//!
+//! One table, `kine`, one row for each write; a row's `id` is its revision. Facts and their sources in kine's code are
+//! named where they are used. Reading order: [`files`] (before SQLite opens it), [`guard`] (nobody else uses it),
+//! [`schema`] (it is kine's), [`survey`] (which rows are live), [`rows`] (reading them), [`check`] (the whole file).
+
+pub mod check;
+pub mod error;
+pub mod files;
+pub mod guard;
+pub mod idset;
+pub mod name;
+pub mod rows;
+pub mod schema;
+pub mod survey;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::convert::Warnings;
+use super::source::{BatchSender, Extent, SideCheck, Source};
+use crate::ids::Revision;
+pub use error::{SourceError, name_source};
+pub use files::{StoreFiles, WalContent};
+use survey::Survey;
+
+/// A store that is open, locked, and known to be kine's. Its files stay as they are.
+pub struct KineStore {
+    files: StoreFiles,
+    connection: Connection,
+    survey: Survey,
+    bytes: u64,
+    wal: WalContent,
+    // Last, so that it is released last.
+    lock: guard::StoreLock,
+}
+
+impl KineStore {
+    /// Opens the store at `db`, waiting up to `wait` for another process to let go of it.
+    pub fn open(db: &Path, wait: Duration) -> Result<Self, SourceError> {
+        let files = StoreFiles::of(db);
+        // What is not a regular file is not locked either: opening it could block.
+        match db.symlink_metadata() {
+            Ok(meta) if !meta.is_file() => return Err(SourceError::NotAFile),
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+                return Err(SourceError::Absent);
+            }
+            Err(e) => return Err(crate::disk::at(db, e).into()),
+            Ok(_) => {}
+        }
+        let lock = guard::acquire(&files, wait)?;
+        let (header, wal) = files::inspect(&files)?;
+        let connection = schema::open(&files.db, wal.committed_frames > 0)?;
+        schema::check(&connection)?;
+        let survey = survey::survey(&connection)?;
+        let bytes = header.bytes + wal.bytes;
+        Ok(KineStore { files, connection, survey, bytes, wal, lock })
+    }
+
+    /// The names of its files.
+    pub fn files(&self) -> &StoreFiles {
+        &self.files
+    }
+
+    /// Bytes of the database and its `-wal`.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its `-wal`.
+    pub fn wal(&self) -> WalContent {
+        self.wal
+    }
+
+    /// Its revision.
+    pub fn revision(&self) -> Revision {
+        self.survey.revision
+    }
+
+    /// What the walk over its index found.
+    pub fn survey(&self) -> &Survey {
+        &self.survey
+    }
+
+    /// Whether nobody else can write to it until it is dropped.
+    pub fn is_exclusive(&self) -> bool {
+        self.lock.exclusive
+    }
+
+    /// Bytes of keys and values of the live rows: what a data dir needs, exactly. It reads every live row's header.
+    pub fn live_bytes(&self) -> Result<u64, SourceError> {
+        let sql = "SELECT octet_length(name) + ifnull(octet_length(value), 0) FROM kine NOT INDEXED \
+                   WHERE id = ?1 AND deleted = 0";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut total = 0_u64;
+        for id in self.survey.newest.chunks().flat_map(|chunk| chunk.ids()) {
+            let mut rows = statement.query([id])?;
+            if let Some(row) = rows.next()? {
+                total = total.saturating_add(row.get::<_, i64>(0)?.unsigned_abs());
+            }
+        }
+        Ok(total)
+    }
+}
+
+impl Source for KineStore {
+    fn name(&self) -> String {
+        self.files.db.display().to_string()
+    }
+
+    fn extent(&self) -> Extent {
+        Extent { revision: self.survey.revision, keys_at_most: self.survey.newest.len(), bytes_at_most: self.bytes }
+    }
+
+    fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings> {
+        let mut warnings = Warnings::default();
+        let example = || self.survey.broken_chain_example.clone().unwrap_or_default();
+        warnings.broken_chains.add(self.survey.broken_chains, example);
+        rows::read_live(&self.connection, &self.survey.newest, &mut warnings, out)?;
+        Ok(warnings)
+    }
+
+    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
+        let connection = schema::open(&self.files.db, self.wal.committed_frames > 0)?;
+        Ok(Some(Box::new(check::FileCheck::new(connection, self.survey.rows, self.survey.fingerprint))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! From a source to a sink: reading on one thread, writing on another, the source's own check on a third.
+//!
+//! What is on the way is bounded: two batches between the threads, one in each of their hands.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread;
+
+use anyhow::{Context, anyhow};
+
+use super::convert::Warnings;
+use super::progress::Meter;
+use super::sink::Sink;
+use super::source::{Batch, BatchSender, Source, Stopped};
+
+/// Batches between the two threads.
+const IN_FLIGHT: usize = 2;
+
+/// What was copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Live keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// What had to be changed.
+    pub warnings: Warnings,
+}
+
+/// Copies every live key of `source` to `sink`, with the source's check beside it. If anything fails, what the sink
+/// has is of no use.
+pub fn copy(source: &mut dyn Source, sink: &mut dyn Sink, meter: &Meter) -> anyhow::Result<Copied> {
+    let check = source.side_check()?;
+    let cancel = check.as_ref().map(|c| c.canceller());
+    let stop = AtomicBool::new(false);
+    let (full, arriving) = sync_channel(IN_FLIGHT);
+    let (back, empty) = channel();
+    thread::scope(|scope| {
+        let check = check.map(|check| {
+            scope.spawn(|| {
+                let result = check.run();
+                if result.is_err() {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                result
+            })
+        });
+        let reader = scope.spawn(|| {
+            let mut out = BatchSender::new(full, empty, &stop);
+            let warnings = source.read(&mut out)?;
+            out.flush()?;
+            anyhow::Ok(warnings)
+        });
+        let written = write(sink, arriving, back, meter);
+        let read = reader.join().unwrap_or_else(|_| Err(anyhow!("the reading thread panicked")));
+        let failed = written.is_err() || read.as_ref().is_err_and(|e| !e.is::<Stopped>());
+        if failed && let Some(cancel) = cancel {
+            cancel();
+        }
+        let checked = check.map_or(Ok(()), |c| c.join().unwrap_or_else(|_| Err(anyhow!("the check panicked"))));
+        // A failed sink is why the reader stopped, and a failed reader why the check was cancelled.
+        let (keys, bytes) = written?;
+        match read {
+            Ok(warnings) => checked.map(|()| Copied { keys, bytes, warnings }),
+            Err(e) if e.is::<Stopped>() => {
+                checked?;
+                Err(e)
+            }
+            Err(e) => Err(e),
+        }
+    })
+    .with_context(|| format!("copy {}", source.name()))
+}
+
+fn write(
+    sink: &mut dyn Sink,
+    arriving: Receiver<Batch>,
+    back: Sender<Batch>,
+    meter: &Meter,
+) -> anyhow::Result<(u64, u64)> {
+    let (mut keys, mut bytes) = (0, 0);
+    for batch in arriving {
+        for key in batch.keys() {
+            sink.put(&key)?;
+        }
+        keys += batch.len() as u64;
+        bytes += batch.bytes();
+        meter.advance(batch.len() as u64, batch.bytes());
+        // The reader may be done and gone.
+        let _ = back.send(batch.recycle());
+    }
+    Ok((keys, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::convert::LiveKey;
+    use super::super::source::{Extent, SideCheck};
+    use super::*;
+    use crate::ids::Revision;
+    use std::sync::Arc;
+
+    struct Numbers {
+        count: i64,
+        fail_at: i64,
+        check: Option<anyhow::Result<()>>,
+    }
+
+    struct Check {
+        result: anyhow::Result<()>,
+        cancelled: Arc<AtomicBool>,
+    }
+
+    impl SideCheck for Check {
+        fn canceller(&self) -> Box<dyn Fn() + Send + Sync> {
+            let cancelled = self.cancelled.clone();
+            Box::new(move || cancelled.store(true, Ordering::SeqCst))
+        }
+        fn run(self: Box<Self>) -> anyhow::Result<()> {
+            self.result
+        }
+    }
+
+    impl Source for Numbers {
+        fn name(&self) -> String {
+            "numbers".into()
+        }
+        fn extent(&self) -> Extent {
+            Extent { revision: Revision(self.count), keys_at_most: self.count as u64, bytes_at_most: u64::MAX }
+        }
+        fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings> {
+            for i in 1..=self.count {
+                if i == self.fail_at {
+                    return Err(anyhow!("the source broke"));
+                }
+                let text = i.to_string();
+                out.send(&LiveKey {
+                    key: text.as_bytes(),
+                    value: &[7; 100],
+                    create_revision: Revision(i),
+                    mod_revision: Revision(i),
+                    version: 1,
+                    ttl: 0,
+                })?;
+            }
+            Ok(Warnings::default())
+        }
+        fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
+            Ok(self.check.as_ref().map(|r| {
+                let result = r.as_ref().map(|()| ()).map_err(|e| anyhow!("{e}"));
+                Box::new(Check { result, cancelled: Arc::default() }) as Box<dyn SideCheck>
+            }))
+        }
+    }
+
+    #[derive(Default)]
+    struct Collect {
+        keys: Vec<(Vec<u8>, i64)>,
+        fail_at: usize,
+    }
+
+    impl Sink for Collect {
+        fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+            anyhow::ensure!(self.fail_at == 0 || self.keys.len() < self.fail_at, "the sink broke");
+            self.keys.push((key.key.to_vec(), key.mod_revision.0));
+            Ok(())
+        }
+    }
+
+    fn run(source: Numbers, sink: &mut Collect) -> Result<Copied, String> {
+        let mut source = source;
+        copy(&mut source, sink, &Meter::default()).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn every_key_arrives_once_and_in_order() {
+        for count in [0, 1, 2048, 2049, 50_000] {
+            let mut sink = Collect::default();
+            let copied = run(Numbers { count, fail_at: 0, check: Some(Ok(())) }, &mut sink).unwrap();
+            assert_eq!(copied.keys, count as u64);
+            let want: Vec<_> = (1..=count).map(|i| (i.to_string().into_bytes(), i)).collect();
+            assert!(sink.keys == want, "{count}");
+            assert_eq!(copied.bytes, want.iter().map(|(k, _)| k.len() as u64 + 100).sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn whatever_fails_is_what_is_reported() {
+        for (fail_at, sink_fails, check, want) in [
+            (40_000, 0, None, "copy numbers: the source broke"),
+            (0, 30_000, None, "copy numbers: the sink broke"),
+            (0, 30_000, Some(Ok(())), "copy numbers: the sink broke"),
+            (0, 0, Some(Err(anyhow!("the check broke"))), "copy numbers: the check broke"),
+        ] {
+            let mut sink = Collect { fail_at: sink_fails, ..Collect::default() };
+            assert_eq!(run(Numbers { count: 50_000, fail_at, check }, &mut sink), Err(want.to_owned()));
+        }
+    }
+}

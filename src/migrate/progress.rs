@@ -1,0 +1,200 @@
+//! What an import shows while it runs: a bar on a terminal, a log line every few seconds otherwise.
+
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Between two log lines.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+/// Between two drawings of the bar.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+
+/// What the import is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Finding the live rows.
+    #[default]
+    Survey,
+    /// Copying keys.
+    Copy,
+    /// Asking the running etcd.
+    Verify,
+    /// Renaming.
+    Commit,
+}
+
+impl Stage {
+    const fn name(self) -> &'static str {
+        match self {
+            Stage::Survey => "survey",
+            Stage::Copy => "copy",
+            Stage::Verify => "verify",
+            Stage::Commit => "commit",
+        }
+    }
+}
+
+/// How far the import is; written by its threads, read by the display.
+#[derive(Debug, Default)]
+pub struct Meter {
+    stage: Mutex<(Stage, Option<Instant>)>,
+    keys: AtomicU64,
+    bytes: AtomicU64,
+    keys_at_most: AtomicU64,
+}
+
+/// A reading of the meter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Reading {
+    stage: Stage,
+    keys: u64,
+    bytes: u64,
+    keys_at_most: u64,
+    elapsed: Duration,
+}
+
+impl Meter {
+    /// Begins a stage of at most so many keys.
+    pub fn begin(&self, stage: Stage, keys_at_most: u64) {
+        self.keys.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.keys_at_most.store(keys_at_most, Ordering::Relaxed);
+        *self.stage.lock().unwrap_or_else(|e| e.into_inner()) = (stage, Some(Instant::now()));
+    }
+
+    /// So many more keys and bytes are done.
+    pub fn advance(&self, keys: u64, bytes: u64) {
+        self.keys.fetch_add(keys, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> Reading {
+        let (stage, since) = *self.stage.lock().unwrap_or_else(|e| e.into_inner());
+        Reading {
+            stage,
+            keys: self.keys.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            keys_at_most: self.keys_at_most.load(Ordering::Relaxed),
+            elapsed: since.map_or(Duration::ZERO, |s| s.elapsed()),
+        }
+    }
+}
+
+impl Reading {
+    fn bytes_per_second(&self) -> u64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { (self.bytes as f64 / seconds) as u64 } else { 0 }
+    }
+
+    /// Time left at the present rate; `None` while there is none.
+    fn left(&self) -> Option<Duration> {
+        if self.keys == 0 {
+            return None;
+        }
+        let left = self.keys_at_most.saturating_sub(self.keys) as f64 / self.keys as f64;
+        Duration::try_from_secs_f64(self.elapsed.as_secs_f64() * left).ok()
+    }
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Show {
+    /// A bar if standard error is a terminal, else log lines.
+    #[default]
+    Auto,
+    /// Log lines.
+    Log,
+    /// Nothing.
+    Nothing,
+}
+
+/// Runs `work` while its meter is shown.
+pub fn shown<T>(show: Show, meter: &Meter, work: impl FnOnce() -> T) -> T {
+    let bar = match show {
+        Show::Nothing => return work(),
+        Show::Auto if std::io::stderr().is_terminal() => Some(bar()),
+        Show::Auto | Show::Log => None,
+    };
+    let (done, waiting) = channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let every = if bar.is_some() { DRAW_EVERY } else { LOG_EVERY };
+            while waiting.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                let now = meter.read();
+                match &bar {
+                    Some(bar) => draw(bar, now),
+                    None => log(now),
+                }
+            }
+            if let Some(bar) = bar {
+                bar.finish_and_clear();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{prefix:>8} [{bar:40}] {human_pos}/{human_len} keys {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+fn draw(bar: &ProgressBar, now: Reading) {
+    bar.set_prefix(now.stage.name());
+    bar.set_length(now.keys_at_most.max(now.keys));
+    bar.set_position(now.keys);
+    let left = now.left().map_or_else(String::new, |left| format!(", {} s left", left.as_secs()));
+    bar.set_message(format!(
+        "{}, {}/s{left}",
+        indicatif::BinaryBytes(now.bytes),
+        indicatif::BinaryBytes(now.bytes_per_second())
+    ));
+}
+
+fn log(now: Reading) {
+    tracing::info!(
+        stage = now.stage.name(),
+        keys = now.keys,
+        keys_at_most = now.keys_at_most,
+        bytes = now.bytes,
+        bytes_per_second = now.bytes_per_second(),
+        seconds_left = now.left().map(|l| l.as_secs()),
+        "migration goes on"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_and_time_left_follow_the_reading() {
+        let reading =
+            Reading { stage: Stage::Copy, keys: 25, bytes: 5000, keys_at_most: 100, elapsed: Duration::from_secs(10) };
+        assert_eq!(reading.bytes_per_second(), 500);
+        assert_eq!(reading.left(), Some(Duration::from_secs(30)));
+        assert_eq!(Reading { keys: 0, ..reading }.left(), None);
+        assert_eq!(Reading { keys: 200, ..reading }.left(), Some(Duration::ZERO));
+        assert_eq!(Reading { elapsed: Duration::ZERO, ..reading }.bytes_per_second(), 0);
+    }
+
+    #[test]
+    fn the_display_ends_with_the_work() {
+        let meter = Meter::default();
+        for show in [Show::Nothing, Show::Log, Show::Auto] {
+            let started = Instant::now();
+            assert_eq!(shown(show, &meter, || 7), 7);
+            assert!(started.elapsed() < LOG_EVERY, "{show:?}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Where keys go. A new kind of sink is one file that implements [`Sink`].
+
+use anyhow::Context;
+
+use super::convert::{LeaseAssigner, LiveKey};
+use crate::crash_point;
+use crate::datadir::{DatadirWriter, KeyRecord, LeaseRecord, MemberIdentity, WrittenDatadir};
+use crate::ids::Revision;
+
+/// A store that is written: keys in strictly ascending order of mod revision.
+pub trait Sink {
+    /// Takes one key.
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()>;
+}
+
+/// A new data dir of etcd.
+pub struct DatadirSink<'d> {
+    writer: DatadirWriter<'d>,
+    leases: LeaseAssigner,
+    keys: u64,
+    largest: u64,
+}
+
+/// A data dir that is written and durable.
+#[derive(Clone, Debug)]
+pub struct WrittenStore {
+    /// Of the data dir itself.
+    pub datadir: WrittenDatadir,
+    /// The leases that keys are attached to.
+    pub leases: Vec<LeaseRecord>,
+    /// Size of the largest key and value together, in bytes.
+    pub largest: u64,
+}
+
+impl<'d> DatadirSink<'d> {
+    /// Writes with `writer`.
+    pub fn new(writer: DatadirWriter<'d>) -> Self {
+        DatadirSink { writer, leases: LeaseAssigner::default(), keys: 0, largest: 0 }
+    }
+
+    /// Completes the data dir; it is durable when this returns.
+    pub fn finish(self, revision: Revision, member: &MemberIdentity) -> anyhow::Result<WrittenStore> {
+        if self.keys == 0 {
+            crash_point!("migrate-staging-half-written");
+        }
+        crash_point!("migrate-backend-written");
+        let leases = self.leases.into_leases();
+        let datadir = self.writer.finish(revision, &leases, member).context("complete etcd's data dir")?;
+        Ok(WrittenStore { datadir, leases, largest: self.largest })
+    }
+}
+
+impl Sink for DatadirSink<'_> {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        let record = KeyRecord {
+            key: key.key,
+            value: key.value,
+            create_revision: key.create_revision,
+            mod_revision: key.mod_revision,
+            sub: 0,
+            version: key.version,
+            lease: self.leases.assign(key.ttl),
+        };
+        self.writer.put(&record).context("write etcd's data dir")?;
+        self.keys += 1;
+        self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
+        if self.keys == 1 {
+            crash_point!("migrate-staging-half-written");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! Where keys come from. A new kind of source is one file that implements [`Source`].
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+
+use super::convert::{LiveKey, Warnings};
+use crate::ids::Revision;
+
+/// A store that is read: every live key once, in strictly ascending order of mod revision.
+pub trait Source: Send {
+    /// What it is, for messages: a path or a URL.
+    fn name(&self) -> String;
+    /// What is known of it before it is read.
+    fn extent(&self) -> Extent;
+    /// Sends every live key, and gives what had to be changed. It may be called again and sends the same.
+    fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings>;
+    /// A check of the whole source that can run beside the reading, if there is one. What it finds fails the copy.
+    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>>;
+}
+
+/// What is known of a source before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The store's revision.
+    pub revision: Revision,
+    /// At most so many live keys.
+    pub keys_at_most: u64,
+    /// At most so many bytes of keys and values.
+    pub bytes_at_most: u64,
+}
+
+/// A check that runs on a thread of its own.
+pub trait SideCheck: Send {
+    /// Something that ends [`SideCheck::run`] early, with whatever result.
+    fn canceller(&self) -> Box<dyn Fn() + Send + Sync>;
+    /// Runs the check.
+    fn run(self: Box<Self>) -> anyhow::Result<()>;
+}
+
+/// A batch is sent when it holds so many bytes or keys, whichever comes first.
+const BATCH_BYTES: usize = 512 << 10;
+const BATCH_KEYS: usize = 2048;
+/// A batch that once held large values is not kept for the next ones.
+const KEEP_BYTES: usize = 4 * BATCH_BYTES;
+
+/// Keys on their way from the source to the sink, in one piece of memory.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    keys: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    key_end: usize,
+    value_end: usize,
+    create_revision: Revision,
+    mod_revision: Revision,
+    version: i64,
+    ttl: i64,
+}
+
+impl Batch {
+    fn push(&mut self, key: &LiveKey<'_>) {
+        self.bytes.extend_from_slice(key.key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(key.value);
+        self.keys.push(Entry {
+            key_end,
+            value_end: self.bytes.len(),
+            create_revision: key.create_revision,
+            mod_revision: key.mod_revision,
+            version: key.version,
+            ttl: key.ttl,
+        });
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= BATCH_BYTES || self.keys.len() >= BATCH_KEYS
+    }
+
+    /// The keys, in the order in which they were sent.
+    pub fn keys(&self) -> impl Iterator<Item = LiveKey<'_>> {
+        let mut start = 0;
+        self.keys.iter().map(move |entry| {
+            let key = &self.bytes[start..entry.key_end];
+            let value = &self.bytes[entry.key_end..entry.value_end];
+            start = entry.value_end;
+            LiveKey {
+                key,
+                value,
+                create_revision: entry.create_revision,
+                mod_revision: entry.mod_revision,
+                version: entry.version,
+                ttl: entry.ttl,
+            }
+        })
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// How many keys.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The same memory, empty.
+    pub fn recycle(mut self) -> Batch {
+        if self.bytes.capacity() > KEEP_BYTES {
+            return Batch::default();
+        }
+        self.bytes.clear();
+        self.keys.clear();
+        self
+    }
+}
+
+/// The copy is over: the sink failed, or a side check did. Whoever stopped it has the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("the copy was stopped")]
+pub struct Stopped;
+
+/// The source's end of the way.
+#[derive(Debug)]
+pub struct BatchSender<'a> {
+    batch: Batch,
+    full: SyncSender<Batch>,
+    empty: Receiver<Batch>,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> BatchSender<'a> {
+    pub(super) fn new(full: SyncSender<Batch>, empty: Receiver<Batch>, stop: &'a AtomicBool) -> Self {
+        BatchSender { batch: Batch::default(), full, empty, stop }
+    }
+
+    /// Sends a key; waits while the sink is behind.
+    pub fn send(&mut self, key: &LiveKey<'_>) -> Result<(), Stopped> {
+        self.batch.push(key);
+        if self.batch.is_full() { self.flush() } else { Ok(()) }
+    }
+
+    /// Sends what is left.
+    pub fn flush(&mut self) -> Result<(), Stopped> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Stopped);
+        }
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let next = self.empty.try_recv().unwrap_or_default();
+        self.full.send(std::mem::replace(&mut self.batch, next)).map_err(|_| Stopped)
+    }
+}
