@@ -2,6 +2,9 @@
 //!
 //! [`values`] mirrors the chart as written, in both eras; [`Settings`] is what the rest of the program sees.
 
+pub mod values;
+pub mod yaml;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -77,6 +80,19 @@ pub enum Distro {
     None,
 }
 
+impl Distro {
+    /// The name in values, environment and flags.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Distro::K3s => "k3s",
+            Distro::K8s => "k8s",
+            Distro::Eks => "eks",
+            Distro::K0s => "k0s",
+            Distro::None => "none",
+        }
+    }
+}
+
 /// Settings of the embedded etcd.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EtcdSettings {
@@ -92,7 +108,7 @@ pub struct EtcdSettings {
     pub snapshot_count: u64,
     /// Flags handed to etcd as they are, after ours.
     pub extra_args: Vec<String>,
-    /// Environment for etcd (`NAME=value`) that the values give.
+    /// `--quota-backend-bytes`; `None`: 8 GiB, and never below the store's size.
     pub quota_backend_bytes: Option<u64>,
     /// Heartbeat interval and election timeout.
     pub timing: EtcdTiming,
