@@ -30,6 +30,7 @@
 
 pub mod boot;
 pub mod cli;
+pub mod copy;
 pub mod crash_point;
 pub mod datadir;
 pub mod disk;

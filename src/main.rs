@@ -1,4 +1,96 @@
-//! Thin: everything is in the library.
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The program: argv, logging, runtime, exit code. Everything else is in the library.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use syncer::cli::{Command, ConfigArgs, EXAMPLE_VALUES, Output, Parsed, StartArgs};
+use syncer::disk::RealDisk;
+use syncer::exit::exit_of;
+use syncer::settings::env::{Env, NOT_OURS, ProcessEnv};
+use syncer::settings::flags::Flags;
+use syncer::settings::load::{Loader, Surroundings};
+use syncer::telemetry;
+
+// musl's own allocator is several times slower, most of all with threads.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to do if standard error is gone.
+            let _ = writeln!(std::io::stderr(), "syncer: error: {}", one_line(&error));
+            ExitCode::from(exit_of(&error).code())
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    match syncer::cli::parse(std::env::args_os())? {
+        Parsed::Print(text) => print(&text),
+        Parsed::Run(command, passed_over) => match *command {
+            Command::Start(args) => start(args, &passed_over),
+            Command::Config(args) => config(args),
+            Command::Cp { src, dst } => syncer::copy::copy(&RealDisk, &src, &dst).map(|_| ()),
+            Command::Version => Ok(()),
+        },
+    }
+}
+
+fn loader(flags: Flags, command: Vec<std::ffi::OsString>) -> Loader {
+    Loader {
+        flags,
+        wrapped: (!command.is_empty()).then_some(command),
+        env: Box::new(ProcessEnv),
+        surroundings: Surroundings::of_this_machine(),
+    }
+}
+
+fn start(args: StartArgs, passed_over: &[String]) -> anyhow::Result<()> {
+    let loader = loader(args.flags, args.command);
+    let loaded = loader.load()?;
+    let settings = loaded.settings;
+    telemetry::init(settings.log_format, &settings.log_level);
+    telemetry::set_pod(&settings.pod.name);
+    for flag in passed_over {
+        tracing::debug!(flag, "this flag of the charts does not concern syncer");
+    }
+    for variable in NOT_OURS.iter().filter(|name| ProcessEnv.get_os(name).is_some()) {
+        tracing::debug!(variable, "this variable of the charts does not concern syncer");
+    }
+    for warning in &loaded.provenance.warnings {
+        tracing::warn!("{warning}");
+    }
+    // One thread: children die with the thread that started them (PR_SET_PDEATHSIG), so it must be the main one.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(syncer::start::run(settings, loader))
+}
+
+fn config(args: ConfigArgs) -> anyhow::Result<()> {
+    if args.example {
+        return print(EXAMPLE_VALUES);
+    }
+    let provenance = loader(args.flags, Vec::new()).load()?.provenance;
+    match args.output {
+        Output::Yaml => print(&provenance.yaml()),
+        Output::Json => print(&format!("{}\n", provenance.json())),
+    }
+}
+
+/// Writes a command's output. A reader that has read enough (`| head`) is not an error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("write to standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// An error with its causes in one line, whatever text of others is in it.
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -219,7 +219,11 @@ impl Flags {
             // One by one first, so that the message can name the variable.
             Lone::command().try_get_matches_from([&arg]).map_err(|e| {
                 let what = one_line(&e).replace(&format!("--{name}"), &variable);
-                refuse(Exit::Usage, format!("the environment variable {variable}: {what}"), format!("correct or unset {variable}"))
+                refuse(
+                    Exit::Usage,
+                    format!("the environment variable {variable}: {what}"),
+                    format!("correct or unset {variable}"),
+                )
             })?;
             all.push(arg);
         }

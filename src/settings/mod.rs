@@ -2,6 +2,12 @@
 //!
 //! [`values`] mirrors the chart as written, in both eras; [`Settings`] is what the rest of the program sees.
 
+pub mod chart_flags;
+pub mod check;
+pub mod env;
+pub mod flags;
+pub mod load;
+pub mod provenance;
 pub mod values;
 pub mod yaml;
 
@@ -49,6 +55,10 @@ pub struct Settings {
     pub wrapped: Option<Vec<OsString>>,
     /// The values file that was read, watched for changes.
     pub values_file: Option<PathBuf>,
+    /// Form of the log lines; `None`: text on a terminal, JSON elsewhere.
+    pub log_format: Option<flags::LogFormat>,
+    /// What is logged: a level, or levels by part (`info,etcd=warn`).
+    pub log_level: String,
 }
 
 /// Which pod of which StatefulSet this process is.

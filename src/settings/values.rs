@@ -80,6 +80,8 @@ pub struct Values {
     pub scheduler_extra_args: Option<Spot<Vec<String>>>,
     /// The token of k3s.
     pub k3s_token: Option<Spot<String>>,
+    /// The whole k0s configuration in place of the chart's.
+    pub k0s_config: Option<Spot<String>>,
     /// DNS domain of the virtual cluster.
     pub cluster_domain: Option<Spot<String>>,
     /// Range of Service addresses.
@@ -168,7 +170,8 @@ pub fn read_bytes(path: &Path) -> Result<Vec<u8>, ValuesError> {
 /// Parses the content of a values file. `path` is for messages.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Values, ValuesError> {
     let file = path.display().to_string();
-    let located = |fault: Fault| ValuesError { file: file.clone(), line: fault.line, what: fault.what, remedy: fault.remedy };
+    let located =
+        |fault: Fault| ValuesError { file: file.clone(), line: fault.line, what: fault.what, remedy: fault.remedy };
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let before = bytes.get(..e.valid_up_to()).unwrap_or_default();
         let line = 1 + before.iter().filter(|b| **b == b'\n').count() as u64;
@@ -177,9 +180,41 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Values, ValuesError> {
     if text.trim_start_matches('\u{feff}').trim().is_empty() {
         return Err(located(empty()));
     }
-    let root = yaml::parse(text)
-        .map_err(|e| located(Fault { line: e.line, what: e.what, remedy: "correct the file; `helm template -f` reads it too".to_owned() }))?;
+    let root = yaml::parse(text).map_err(|e| {
+        located(Fault {
+            line: e.line,
+            what: e.what,
+            remedy: "correct the file; `helm template -f` reads it too".to_owned(),
+        })
+    })?;
     from_tree(&root).map_err(located)
+}
+
+/// Parses the command of a distro as the charts write it in an environment variable: `{command: [...], args: [...]}`.
+pub fn command(variable: &str, text: &str) -> Result<DistroCommand, ValuesError> {
+    let located = |fault: Fault| ValuesError {
+        file: format!("environment variable {variable}"),
+        line: fault.line,
+        what: fault.what,
+        remedy: fault.remedy,
+    };
+    let remedy = "write it as YAML: {command: [PROGRAM, ARGUMENT...], args: [ARGUMENT...]}";
+    let fault = |line, what: &str| located(Fault { line, what: what.to_owned(), remedy: remedy.to_owned() });
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(fault(None, "is too large"));
+    }
+    let root = yaml::parse(text).map_err(|e| fault(e.line, &e.what))?;
+    if !matches!(root.value, Value::Map(_)) {
+        return Err(fault(None, "is not a mapping"));
+    }
+    let section = Section::root(&root);
+    section.only(&["command", "args"], &[]).map_err(located)?;
+    let texts = |key| section.texts(key).map(|t| t.map(|t| t.value).unwrap_or_default()).map_err(located);
+    let command = DistroCommand { command: texts("command")?, args: texts("args")? };
+    if command.command.is_empty() {
+        return Err(fault(None, "has no command"));
+    }
+    Ok(command)
 }
 
 fn empty() -> Fault {

@@ -152,7 +152,9 @@ impl<'de> Deserialize<'de> for Key {
             Value::Bool(b) => b.to_string(),
             Value::Int(n) => n.to_string(),
             Value::Float(f) => f.to_string(),
-            Value::List(_) | Value::Map(_) => return Err(serde::de::Error::custom("a key must be a single word or text")),
+            Value::List(_) | Value::Map(_) => {
+                return Err(serde::de::Error::custom("a key must be a single word or text"));
+            }
         };
         Ok(Key { name, line: spanned.referenced.line() })
     }
@@ -251,7 +253,10 @@ mod tests {
 
     #[test]
     fn every_value_knows_its_line() {
-        let node = parse("# c\na: 1\nb:\n  c: [x, 2]\n  d: yes\ne: &q {f: ~}\ng: *q\nh: 1.5\ni: \"7\"\nj:\n  <<: *q\n  k: 1\n").unwrap();
+        let node = parse(
+            "# c\na: 1\nb:\n  c: [x, 2]\n  d: yes\ne: &q {f: ~}\ng: *q\nh: 1.5\ni: \"7\"\nj:\n  <<: *q\n  k: 1\n",
+        )
+        .unwrap();
         for (path, line, want) in [
             ("a", 2, Value::Int(1)),
             ("b.d", 5, Value::Bool(true)),
@@ -304,7 +309,10 @@ mod tests {
             ("key that is a list", "? [a, b]\n: 1\n", Some(1)),
         ] {
             let error = parse(text).expect_err(name);
-            assert!(!error.what.is_empty() && !error.what.contains('\n') && error.what.len() < 300, "{name}: {error:?}");
+            assert!(
+                !error.what.is_empty() && !error.what.contains('\n') && error.what.len() < 300,
+                "{name}: {error:?}"
+            );
             if line.is_some() {
                 assert_eq!(error.line, line, "{name}: {error:?}");
             }

@@ -6,8 +6,15 @@
 use super::section::{Fault, Section, Spot};
 
 /// Keys of the subtree in both eras; see [`KEYS_019`] and [`KEYS_020`] for the one that differs.
-const COMMON: [&str; 7] =
-    ["enabled", "migrateBack", "snapshotCount", "extraArgs", "quotaBackendBytes", "heartbeatInterval", "electionTimeout"];
+const COMMON: [&str; 7] = [
+    "enabled",
+    "migrateBack",
+    "snapshotCount",
+    "extraArgs",
+    "quotaBackendBytes",
+    "heartbeatInterval",
+    "electionTimeout",
+];
 
 /// Keys of `embeddedEtcd`.
 pub const KEYS_019: [&str; 8] = with("migrateFromEtcd");
@@ -133,7 +140,11 @@ impl EtcdValues {
             let value = inline.as_ref().or(next.as_ref());
             let number = || -> Result<i64, Fault> {
                 value.and_then(|v| v.parse().ok()).ok_or_else(|| {
-                    Fault::at(arg.line, format!("{} of extraArgs needs a whole number", arg.value), "write it as --flag=NUMBER")
+                    Fault::at(
+                        arg.line,
+                        format!("{} of extraArgs needs a whole number", arg.value),
+                        "write it as --flag=NUMBER",
+                    )
                 })
             };
             let ms = |low: i64, high: i64| {
@@ -141,7 +152,11 @@ impl EtcdValues {
                 if (low..=high).contains(&n) {
                     return Ok(Spot { value: n.unsigned_abs(), line: arg.line });
                 }
-                Err(Fault::at(arg.line, format!("{} must be milliseconds from {low} to {high}", arg.value), "correct the number"))
+                Err(Fault::at(
+                    arg.line,
+                    format!("{} must be milliseconds from {low} to {high}", arg.value),
+                    "correct the number",
+                ))
             };
             match name.as_str() {
                 "quota-backend-bytes" => {
@@ -195,15 +210,31 @@ const FORBIDDEN: &[(&[&str], &str)] = &[
         "it can discard acknowledged writes; use `syncer recover` when a majority is lost for good",
     ),
     (&["unsafe-no-fsync"], "without fsync a crash loses acknowledged writes"),
-    (&["listen-*", "socket-reuse-*"], "set ports and addresses by --listen-address, --client-port, --peer-port, --metrics-port"),
+    (
+        &["listen-*", "socket-reuse-*"],
+        "set ports and addresses by --listen-address, --client-port, --peer-port, --metrics-port",
+    ),
     (
         &[
-            "cert-file", "key-file", "trusted-ca-file", "client-cert-*", "client-crl-file", "client-key-file", "auto-tls",
-            "peer-*", "tls-*", "self-signed-cert-validity", "experimental-peer-skip-client-san-verification", "ca-file",
+            "cert-file",
+            "key-file",
+            "trusted-ca-file",
+            "client-cert-*",
+            "client-crl-file",
+            "client-key-file",
+            "auto-tls",
+            "peer-*",
+            "tls-*",
+            "self-signed-cert-validity",
+            "experimental-peer-skip-client-san-verification",
+            "ca-file",
         ],
         "certificates come from the PKI directory (--pki-dir)",
     ),
-    (&["logger", "log-outputs", "log-format", "log-rotation-config-json", "enable-log-rotation"], "syncer reads etcd's log lines"),
+    (
+        &["logger", "log-outputs", "log-format", "log-rotation-config-json", "enable-log-rotation"],
+        "syncer reads etcd's log lines",
+    ),
     (&["version", "h", "help"], "etcd would not start"),
 ];
 

@@ -99,7 +99,8 @@ impl<'n> Section<'n> {
                 (None, Some(near)) => format!("did you mean {near:?}?"),
                 (None, None) => format!("the keys known here are {}", known.join(", ")),
             };
-            return Err(Fault::at(key.line, format!("unknown key {shown:?} in {}", self.path), remedy));
+            let place = if self.path.is_empty() { String::new() } else { format!(" in {}", self.path) };
+            return Err(Fault::at(key.line, format!("unknown key {shown:?}{place}"), remedy));
         }
         Ok(())
     }
@@ -109,7 +110,12 @@ impl<'n> Section<'n> {
         let Some(node) = self.node(key) else { return Ok(None) };
         match node.value {
             Value::Bool(value) => Ok(Some(Spot { value, line: node.line })),
-            _ => Err(self.wrong(key, node, "true or false", format!("write `{key}: true` or `{key}: false` without quotes"))),
+            _ => Err(self.wrong(
+                key,
+                node,
+                "true or false",
+                format!("write `{key}: true` or `{key}: false` without quotes"),
+            )),
         }
     }
 
@@ -134,7 +140,9 @@ impl<'n> Section<'n> {
 
     /// A list of texts that is not empty. Numbers and truth values count as text, as the charts quote them.
     pub fn texts(&self, key: &str) -> Result<Option<Spot<Vec<String>>>, Fault> {
-        Ok(self.text_nodes(key)?.map(|(line, nodes)| Spot { value: nodes.into_iter().map(|n| n.value).collect(), line }))
+        Ok(self
+            .text_nodes(key)?
+            .map(|(line, nodes)| Spot { value: nodes.into_iter().map(|n| n.value).collect(), line }))
     }
 
     /// As [`Section::texts`], with the line of each.

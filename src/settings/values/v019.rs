@@ -52,6 +52,7 @@ pub fn read(root: &Section<'_>) -> Result<Values, Fault> {
         scheduler_extra_args: scheduler.texts("extraArgs")?,
         scheduler_enabled: scheduler_enabled(root, &scheduler)?,
         k3s_token: vcluster.text("k3sToken")?.or(root.text("k3sToken")?),
+        k0s_config: root.text("config")?,
         cluster_domain: vcluster.text("clusterDomain")?,
         service_cidr: root.text("serviceCIDR")?,
         tls_sans: sans,

@@ -100,7 +100,12 @@ fn distro(section: &Section<'_>, mut values: Values) -> Result<Values, Fault> {
         if let Some(first) = &values.distro {
             return Err(Fault::at(
                 enabled.line.max(first.line),
-                format!("two distros are enabled: {} (line {}) and {key} (line {})", first.value.name(), first.line, enabled.line),
+                format!(
+                    "two distros are enabled: {} (line {}) and {key} (line {})",
+                    first.value.name(),
+                    first.line,
+                    enabled.line
+                ),
                 "enable one under controlPlane.distro",
             ));
         }
@@ -115,6 +120,7 @@ fn distro(section: &Section<'_>, mut values: Values) -> Result<Values, Fault> {
         values.vcluster = command(&section)?;
         values.vcluster_extra_args = section.texts("extraArgs")?;
         values.k3s_token = section.text("token")?;
+        values.k0s_config = section.text("config")?;
         return Ok(values);
     }
     let (api, controller, scheduler) =
