@@ -56,6 +56,8 @@ fn pod(distro: Distro) -> Settings {
         shutdown_grace: Duration::from_secs(9),
         wrapped: None,
         values_file: None,
+        log_format: None,
+        log_level: "info".to_owned(),
     }
 }
 
