@@ -1,30 +1,41 @@
 //! One syncer and one etcd on a data dir.
 //!
-//! An exclusive `flock` on `<data dir>/.syncer.lock`. The etcd child inherits the descriptor, so that an etcd that
-//! outlives a killed syncer keeps the lock until it too is gone.
+//! An exclusive `flock` on `<dir>/.syncer.lock`. The etcd child inherits the open file, so that an etcd that outlives
+//! a killed syncer keeps the lock until it too is gone. The file itself stays: removing it would let two processes
+//! lock two files of one name. Nothing ever unlocks: the lock goes when the last process that has the file open ends.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
+
+/// The lock file's name.
+pub const LOCK_FILE: &str = ".syncer.lock";
+/// How often a held lock is tried again.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The lock, held until dropped and until every child that inherited it has ended.
 #[derive(Debug)]
 pub struct DatadirLock {
-    file: std::fs::File,
+    file: File,
 }
 
 /// Why the lock was not taken.
 #[derive(Debug, Error)]
 pub enum LockError {
     /// Somebody else has it.
-    #[error("{} is held by {}", path.display(), holder.as_deref().unwrap_or("another process"))]
+    #[error("{} is held by {}", path.display(), holder.as_deref().unwrap_or("a process that cannot be seen from here"))]
     Held {
         /// The lock file.
         path: PathBuf,
-        /// The holder as `pid 12 (etcd)`, if it could be found out.
+        /// The holders as `pid 12 (etcd)`, if they could be found out.
         holder: Option<String>,
     },
     /// The file could not be opened or locked.
@@ -39,15 +50,123 @@ pub enum LockError {
 }
 
 impl DatadirLock {
-    /// Takes the lock in `dir` (the directory that holds `etcd/`), waiting up to `wait` for the present holder to go.
+    /// Takes the lock in `dir` (which must exist, and holds `etcd/`), blocking up to `wait` for the present holder to go.
     pub fn acquire(dir: &Path, wait: Duration) -> Result<Self, LockError> {
-        let _ = (dir, wait);
-        todo!()
+        let path = dir.join(LOCK_FILE);
+        let io = |source| LockError::Io { path: path.clone(), source };
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(DatadirLock { file }),
+                Err(TryLockError::Error(source)) => return Err(io(source)),
+                Err(TryLockError::WouldBlock) if begun.elapsed() >= wait => {
+                    return Err(LockError::Held { holder: holders(&file), path });
+                }
+                Err(TryLockError::WouldBlock) => sleep(RETRY),
+            }
+        }
     }
 
-    /// Lets the child of `command`, and no other, inherit the lock.
-    pub fn inherit_into(&self, command: &mut Command) {
-        let _ = (&self.file, command);
-        todo!()
+    /// Lets the child that `command` spawns, and no other, inherit the lock.
+    pub fn inherit_into(&self, command: &mut Command) -> io::Result<()> {
+        // The command keeps a descriptor of its own, so that the closure can never act on one that was closed and
+        // given to something else.
+        let file = self.file.try_clone()?;
+        // SAFETY: fcntl is async-signal-safe, and the closure neither allocates nor locks.
+        unsafe {
+            command.pre_exec(move || {
+                if libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) == -1 {
+                    return Err(io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The processes that hold a lock on `file`: those with it open whose `fdinfo` shows the lock. A process that waits for
+/// the lock has the file open too, but shows none. `/proc/locks` would name who took it, who may be long dead.
+fn holders(file: &File) -> Option<String> {
+    let wanted = file.metadata().map(|meta| (meta.dev(), meta.ino())).ok()?;
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let holds = descriptors.flatten().any(|descriptor| {
+            let is_it = std::fs::metadata(descriptor.path()).is_ok_and(|meta| (meta.dev(), meta.ino()) == wanted);
+            let info = process.path().join("fdinfo").join(descriptor.file_name());
+            is_it && std::fs::read_to_string(info).is_ok_and(|info| info.contains("FLOCK"))
+        });
+        if holds {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push(format!("pid {pid} ({})", name.trim()));
+        }
+    }
+    if found.is_empty() { None } else { Some(found.join(" and ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn sleeper() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    #[test]
+    fn only_one_holds_it_and_the_error_names_who() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DatadirLock::acquire(dir.path(), Duration::ZERO).unwrap();
+        let error = DatadirLock::acquire(dir.path(), Duration::from_millis(120)).unwrap_err();
+        let LockError::Held { holder, path } = &error else { panic!("{error}") };
+        assert_eq!(path, &dir.path().join(LOCK_FILE));
+        assert!(holder.as_ref().unwrap().contains(&format!("pid {} ", std::process::id())), "{error}");
+        drop(lock);
+        DatadirLock::acquire(dir.path(), SOON).unwrap();
+    }
+
+    #[test]
+    fn a_child_that_inherited_it_keeps_it_and_another_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DatadirLock::acquire(dir.path(), Duration::ZERO).unwrap();
+        let mut heir = sleeper();
+        lock.inherit_into(&mut heir).unwrap();
+        let mut heir_child = heir.spawn().unwrap();
+        let mut other_child = sleeper().spawn().unwrap();
+        drop(heir);
+        drop(lock);
+
+        let error = DatadirLock::acquire(dir.path(), Duration::ZERO).unwrap_err();
+        let named = format!("pid {} (sleep)", heir_child.id());
+        assert!(error.to_string().ends_with(&format!("is held by {named}")), "{error}, not only {named}");
+        heir_child.kill().unwrap();
+        heir_child.wait().unwrap();
+        let taken = DatadirLock::acquire(dir.path(), SOON);
+        other_child.kill().unwrap();
+        other_child.wait().unwrap();
+        taken.unwrap();
+    }
+
+    #[test]
+    fn it_waits_for_a_holder_that_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DatadirLock::acquire(dir.path(), Duration::ZERO).unwrap();
+        let path = dir.path().to_owned();
+        let waiter = std::thread::spawn(move || DatadirLock::acquire(&path, SOON).map(drop));
+        drop(lock);
+        waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error_of_its_own() {
+        let error = DatadirLock::acquire(Path::new("/nonexistent-dir"), SOON).unwrap_err();
+        assert!(matches!(error, LockError::Io { .. }), "{error}");
     }
 }
