@@ -23,7 +23,9 @@ pub(super) fn specs(settings: &Settings, backend: &Backend) -> Result<Vec<ChildS
         specs.push(kine(settings, state_db, socket)?);
     }
     specs.push(apiserver);
-    specs.push(controller_manager(settings)?);
+    if settings.programs.controller.is_some() || !settings.programs.controller_disabled {
+        specs.push(controller_manager(settings)?);
+    }
     if settings.programs.scheduler.is_some() || settings.programs.scheduler_enabled {
         specs.push(scheduler(settings)?);
     }

@@ -538,6 +538,9 @@ impl Resolver<'_> {
             }
             let enabled = given!(self, enable_scheduler, "enable-scheduler").or(self.spot(values.scheduler_enabled));
             programs.scheduler_enabled = self.take("programs.schedulerEnabled", enabled, "", || false);
+            let bare = programs.controller.is_none() && programs.apiserver.is_some();
+            programs.controller_disabled =
+                self.take("programs.controllerDisabled", self.spot(values.controller_disabled), "", || bare);
         }
         if distro == Distro::K0s
             && let Some((config, source)) = self.spot(values.k0s_config)

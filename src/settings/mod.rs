@@ -148,6 +148,9 @@ pub struct Programs {
     pub scheduler: Option<DistroCommand>,
     /// Whether the values enable the scheduler.
     pub scheduler_enabled: bool,
+    /// Whether no controller-manager runs: none does where the charts give the API server's command and not its own
+    /// (`controller.disabled`).
+    pub controller_disabled: bool,
     /// Additional arguments for the API server, controller-manager and scheduler (or the one distro binary).
     pub apiserver_extra_args: Vec<String>,
     /// See [`Programs::apiserver_extra_args`].

@@ -51,6 +51,7 @@ pub fn read(root: &Section<'_>) -> Result<Values, Fault> {
         controller_extra_args: controller.texts("extraArgs")?,
         scheduler_extra_args: scheduler.texts("extraArgs")?,
         scheduler_enabled: scheduler_enabled(root, &scheduler)?,
+        controller_disabled: controller.flag("disabled")?,
         k3s_token: vcluster.text("k3sToken")?.or(root.text("k3sToken")?),
         k0s_config: root.text("config")?,
         cluster_domain: vcluster.text("clusterDomain")?,
