@@ -82,6 +82,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         controller,
         scheduler,
         scheduler_enabled,
+        controller_disabled,
         apiserver_extra_args,
         controller_extra_args,
         scheduler_extra_args,
@@ -113,6 +114,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("programs.apiserver", apiserver, &new.programs.apiserver, PodRestart, command);
     differ!("programs.controller", controller, &new.programs.controller, PodRestart, command);
     differ!("programs.scheduler", scheduler, &new.programs.scheduler, PodRestart, command);
+    differ!("programs.controllerDisabled", controller_disabled, &new.programs.controller_disabled, PodRestart);
     differ!("programs.schedulerEnabled", scheduler_enabled, &new.programs.scheduler_enabled, PodRestart);
     differ!(
         "programs.apiserverExtraArgs",
