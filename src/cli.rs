@@ -81,6 +81,21 @@ pub enum Command {
         /// Its new name, or a directory that exists.
         dst: PathBuf,
     },
+    /// Move a store from one form to another, offline; or say what that would do.
+    #[command(
+        long_about = "Makes a data dir of etcd, with a single member, from a state.db that kine or k3s wrote. Every \
+            live key keeps its revisions and its time to live, and the store its revision; older revisions read as \
+            compacted.\n\n\
+            Nobody may use the state.db meanwhile, and its -wal must lie beside it. It is never changed. A real etcd, \
+            on loopback only, must confirm the result before it is put in place; killed at any instant, the command \
+            can be given again. `syncer start` does the same by itself, and renames the state.db afterwards.",
+        after_long_help = "Examples:\n  \
+            syncer migrate --from sqlite:state.db --to datadir:etcd --dry-run\n  \
+            syncer migrate --from sqlite:state.db --to datadir:etcd --verify=full --etcd ./bin/etcd\n  \
+            syncer migrate --from sqlite:/data/state.db --to datadir:/data/etcd --name vc-0 \\\n      \
+            --peer-url https://vc-0.vc-headless.ns:2380 --client-url https://vc-0.vc-headless.ns:2379 -o json"
+    )]
+    Migrate(crate::migrate::command::Args),
     /// Print the version.
     Version,
 }

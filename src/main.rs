@@ -35,6 +35,10 @@ fn run() -> anyhow::Result<()> {
             Command::Start(args) => start(args, &passed_over),
             Command::Config(args) => config(args),
             Command::Cp { src, dst } => syncer::copy::copy(&RealDisk, &src, &dst).map(|_| ()),
+            Command::Migrate(args) => {
+                telemetry::init(None, "info");
+                print(&syncer::migrate::command::run(&RealDisk, &args)?)
+            }
             Command::Version => Ok(()),
         },
     }

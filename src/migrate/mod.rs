@@ -1,8 +1,26 @@
 //! Moving a store from one form into another.
+//!
+//! One pipeline for every journey: a [`source`] sends its live keys in the order of revisions, a [`sink`] takes them,
+//! [`pipeline`] runs both, [`journal`] and [`commit`] make it survive a kill at any instant, [`verify`] asks a running
+//! etcd, [`progress`] shows it. A new kind of source or sink is one file.
+//!
+//! Reading order: [`kine`] and [`convert`] (what is read), [`import`] (the order of durable steps), [`estimate`] (a dry
+//! run), [`command`] (`syncer migrate`).
 
+pub mod command;
+pub mod commit;
 pub mod convert;
+pub mod estimate;
+pub mod import;
+pub mod journal;
 pub mod kine;
 pub mod pipeline;
 pub mod progress;
 pub mod sink;
 pub mod source;
+pub mod space;
+pub mod verify;
+
+pub use commit::finish_commit;
+pub use import::{Commit, ImportOutcome, ImportPlan, import};
+pub use verify::Verify;

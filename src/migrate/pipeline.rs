@@ -147,7 +147,7 @@ mod tests {
         }
         fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
             Ok(self.check.as_ref().map(|r| {
-                let result = r.as_ref().map(|()| ()).map_err(|e| anyhow!("{e}"));
+                let result = r.as_ref().copied().map_err(|e| anyhow!("{e}"));
                 Box::new(Check { result, cancelled: Arc::default() }) as Box<dyn SideCheck>
             }))
         }

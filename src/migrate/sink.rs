@@ -3,7 +3,6 @@
 use anyhow::Context;
 
 use super::convert::{LeaseAssigner, LiveKey};
-use crate::crash_point;
 use crate::datadir::{DatadirWriter, KeyRecord, LeaseRecord, MemberIdentity, WrittenDatadir};
 use crate::ids::Revision;
 
@@ -17,7 +16,6 @@ pub trait Sink {
 pub struct DatadirSink<'d> {
     writer: DatadirWriter<'d>,
     leases: LeaseAssigner,
-    keys: u64,
     largest: u64,
 }
 
@@ -35,15 +33,11 @@ pub struct WrittenStore {
 impl<'d> DatadirSink<'d> {
     /// Writes with `writer`.
     pub fn new(writer: DatadirWriter<'d>) -> Self {
-        DatadirSink { writer, leases: LeaseAssigner::default(), keys: 0, largest: 0 }
+        DatadirSink { writer, leases: LeaseAssigner::default(), largest: 0 }
     }
 
     /// Completes the data dir; it is durable when this returns.
     pub fn finish(self, revision: Revision, member: &MemberIdentity) -> anyhow::Result<WrittenStore> {
-        if self.keys == 0 {
-            crash_point!("migrate-staging-half-written");
-        }
-        crash_point!("migrate-backend-written");
         let leases = self.leases.into_leases();
         let datadir = self.writer.finish(revision, &leases, member).context("complete etcd's data dir")?;
         Ok(WrittenStore { datadir, leases, largest: self.largest })
@@ -62,11 +56,7 @@ impl Sink for DatadirSink<'_> {
             lease: self.leases.assign(key.ttl),
         };
         self.writer.put(&record).context("write etcd's data dir")?;
-        self.keys += 1;
         self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
-        if self.keys == 1 {
-            crash_point!("migrate-staging-half-written");
-        }
         Ok(())
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! [`values`] mirrors the chart as written, in both eras; [`Settings`] is what the rest of the program sees.
 
-pub mod change;
 pub mod chart_flags;
 pub mod check;
 pub mod env;
@@ -10,7 +9,6 @@ pub mod flags;
 pub mod load;
 pub mod provenance;
 pub mod values;
-pub mod watch;
 pub mod yaml;
 
 use std::ffi::OsString;

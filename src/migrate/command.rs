@@ -1,0 +1,276 @@
+//! `syncer migrate`: a store from one form to another, offline.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::commit::with_suffix;
+use super::convert::DEFAULT_REQUEST_BYTES;
+use super::estimate::{Estimate, estimate};
+use super::import::{Commit, ImportOutcome, ImportPlan, import};
+use super::progress::Show;
+use super::verify::Verify;
+use crate::datadir::MemberIdentity;
+use crate::disk::Disk;
+use crate::exit::{Exit, refuse};
+
+/// The command's arguments.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it.
+    #[arg(long, value_name = "KIND:PLACE")]
+    pub from: Place,
+    /// What to make: datadir:PATH, a new data dir of etcd with a single member.
+    #[arg(long, value_name = "KIND:PLACE")]
+    pub to: Place,
+    /// Read everything and say what would happen; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// How thoroughly to compare a running etcd with the source before the target is put in place.
+    #[arg(long, value_enum, default_value_t = Verify::Hash)]
+    pub verify: Verify,
+    /// Form of the report on standard output.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Afterwards rename the source to state.db.migrated, as `syncer start` does. Otherwise it stays as it is.
+    #[arg(long)]
+    pub rename_source: bool,
+    /// Name of the new cluster's one member.
+    #[arg(long, default_value = "default")]
+    pub name: String,
+    /// Peer URL of the member. It enters into its ID, together with the token.
+    #[arg(long, default_value = "https://localhost:2380")]
+    pub peer_url: String,
+    /// Client URL that the member advertises.
+    #[arg(long, default_value = "https://localhost:2379")]
+    pub client_url: String,
+    /// Token of the new cluster; random unless given, so that no two clusters are taken for each other.
+    #[arg(long)]
+    pub token: Option<String>,
+    /// The etcd program that verifies the result.
+    #[arg(long, value_name = "FILE", default_value = "etcd")]
+    pub etcd: PathBuf,
+}
+
+/// The form of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// A store and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A SQLite file of kine's.
+    Sqlite(PathBuf),
+    /// A data dir of etcd.
+    Datadir(PathBuf),
+    /// A running etcd.
+    Etcd(String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((_, "")) => Err("nothing stands behind the colon".to_owned()),
+            Some(("sqlite", path)) => Ok(Place::Sqlite(path.into())),
+            Some(("datadir", path)) => Ok(Place::Datadir(path.into())),
+            Some(("etcd", url)) => Ok(Place::Etcd(url.to_owned())),
+            _ => Err("must be sqlite:PATH, datadir:PATH or etcd:URL".to_owned()),
+        }
+    }
+}
+
+/// Runs the command; gives what is to be written to standard output.
+pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
+    let (source, target) = match (&args.from, &args.to) {
+        (Place::Sqlite(source), Place::Datadir(target)) => (source.clone(), target.clone()),
+        (from, to) => {
+            return Err(refuse(
+                Exit::Usage,
+                format!("moving {} to {} is not in this release", from.kind(), to.kind()),
+                "it moves sqlite:PATH to datadir:PATH",
+            ));
+        }
+    };
+    let (source, target) = (absolute(&source)?, absolute(&target)?);
+    if args.dry_run {
+        let found = estimate(&source, &target, Show::Auto)?;
+        return Ok(match args.output {
+            Output::Text => estimate_text(&found),
+            Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
+        });
+    }
+    let plan = ImportPlan {
+        journal: with_suffix(&target, ".migration.journal"),
+        source,
+        etcd_dir: target,
+        identity: MemberIdentity {
+            name: args.name.clone(),
+            peer_urls: vec![args.peer_url.clone()],
+            client_urls: vec![args.client_url.clone()],
+            token: args.token.clone().unwrap_or_else(fresh_token),
+        },
+        etcd: args.etcd.clone(),
+        verify: args.verify,
+        commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
+        show: Show::Auto,
+    };
+    plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
+    let outcome = import(disk, &plan)?;
+    Ok(match args.output {
+        Output::Text => outcome_text(&plan, &outcome),
+        Output::Json => format!("{:#}\n", outcome_json(&plan, &outcome)),
+    })
+}
+
+impl Place {
+    fn kind(&self) -> &'static str {
+        match self {
+            Place::Sqlite(_) => "sqlite",
+            Place::Datadir(_) => "datadir",
+            Place::Etcd(_) => "etcd",
+        }
+    }
+}
+
+/// The path from the root: the journal compares paths. A trailing slash would make a name beside it one inside it.
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    let whole = std::path::absolute(path)?;
+    let text = whole.as_os_str().to_string_lossy();
+    Ok(if text.len() > 1 && text.ends_with('/') { whole.components().collect() } else { whole })
+}
+
+/// 128 random bits, as text.
+pub fn fresh_token() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn estimate_text(found: &Estimate) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |name: &str, value: String| writeln!(text, "{name:<14} {value}").unwrap_or_default();
+    line("source", format!("{} ({})", found.source.display(), mib(found.source_bytes)));
+    line("revision", format!("{}, compacted at {}", found.revision, found.compacted));
+    line("rows", found.rows.to_string());
+    line("live keys", format!("{} ({})", found.keys, mib(found.bytes)));
+    line("leases", found.leases.to_string());
+    line("largest", format!("{} bytes", found.largest));
+    for kind in &found.kinds {
+        line("  kind", format!("{:<45} {:>9} keys {:>12}", kind.kind, kind.keys, mib(kind.bytes)));
+    }
+    for warning in found.warnings.lines() {
+        line("warning", warning);
+    }
+    let enough = if found.needed_bytes <= found.free_bytes { "enough" } else { "NOT ENOUGH" };
+    line("space", format!("{} needed, {} free: {enough}", mib(found.needed_bytes), mib(found.free_bytes)));
+    line("time", format!("about {:.1} s", found.seconds));
+    text.push_str("nothing has been changed\n");
+    text
+}
+
+fn outcome_text(plan: &ImportPlan, done: &ImportOutcome) -> String {
+    let mut text = format!(
+        "imported {} keys ({}) at revision {} from {} to {} in {:.1} s; hash {:08x}, confirmed by etcd\n",
+        done.keys,
+        mib(done.bytes),
+        done.revision,
+        plan.source.display(),
+        plan.etcd_dir.display(),
+        done.duration.as_secs_f64(),
+        done.hash,
+    );
+    for warning in done.warnings.lines() {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    if done.max_request_bytes > DEFAULT_REQUEST_BYTES {
+        let _ = writeln!(text, "start etcd with --max-request-bytes={}", done.request_limit());
+    }
+    text
+}
+
+fn outcome_json(plan: &ImportPlan, done: &ImportOutcome) -> Value {
+    json!({
+        "source": plan.source,
+        "target": plan.etcd_dir,
+        "sourceRenamed": plan.commit == Commit::RenameSource,
+        "revision": done.revision,
+        "keys": done.keys,
+        "bytes": done.bytes,
+        "leases": done.leases,
+        "hash": format!("{:08x}", done.hash),
+        "memberId": done.member,
+        "clusterId": done.cluster,
+        "backendBytes": done.backend_bytes,
+        "maxRequestBytes": done.max_request_bytes,
+        "warnings": done.warnings,
+        "seconds": done.duration.as_secs_f64(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+    use crate::exit::exit_of;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Cli::try_parse_from([&["migrate"], words].concat()).map(|c| c.args)
+    }
+
+    #[test]
+    fn places_are_parsed() {
+        let args = parse(&["--from", "sqlite:/a:b", "--to", "datadir:x"]).unwrap();
+        assert_eq!((args.from, args.to), (Place::Sqlite("/a:b".into()), Place::Datadir("x".into())));
+        assert_eq!((args.verify, args.output, args.rename_source), (Verify::Hash, Output::Text, false));
+        for bad in ["", "sqlite", "sqlite:", "mysql:x", "/path"] {
+            assert!(parse(&["--from", bad, "--to", "datadir:x"]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn other_ways_are_known_and_refused_as_bad_usage() {
+        for (from, to) in [
+            ("etcd:https://a:1", "datadir:x"),
+            ("sqlite:a", "sqlite:b"),
+            ("datadir:a", "sqlite:b"),
+            ("etcd:https://a:1", "sqlite:b"),
+            ("sqlite:a", "etcd:https://a:1"),
+        ] {
+            let error = run(&RealDisk, &parse(&["--from", from, "--to", to]).unwrap()).unwrap_err();
+            assert_eq!(exit_of(&error), Exit::Usage);
+            assert!(error.to_string().contains("is not in this release"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_member_is_bad_usage() {
+        let args = parse(&["--from", "sqlite:a", "--to", "datadir:b", "--peer-url", "localhost:2380"]).unwrap();
+        assert_eq!(exit_of(&run(&RealDisk, &args).unwrap_err()), Exit::Usage);
+    }
+
+    #[test]
+    fn tokens_are_fresh() {
+        assert_ne!(fresh_token(), fresh_token());
+        assert_eq!(fresh_token().len(), 32);
+    }
+}

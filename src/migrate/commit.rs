@@ -1,0 +1,188 @@
+//! The commit of a migration, which is one rename, and what is tidied up after it.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::journal::{self, Journal, Phase};
+use super::kine::StoreFiles;
+use crate::crash_point;
+use crate::disk::{Disk, at};
+
+/// The names of a store that was migrated: `state.db.migrated`, and its `-wal` and `-shm`.
+pub fn migrated(db: &Path) -> StoreFiles {
+    StoreFiles::of(&with_suffix(db, ".migrated"))
+}
+
+/// Commits: renames `state.db` to `state.db.migrated`, durably. A `state.db.migrated` of an earlier migration is first
+/// renamed to the next free `state.db.migrated.<n>` with its `-wal` and `-shm`: nothing is ever overwritten.
+pub fn commit(disk: &dyn Disk, db: &Path) -> anyhow::Result<()> {
+    let target = migrated(db);
+    if exists(&target.db)? || exists(&target.wal)? || exists(&target.shm)? {
+        number(disk, &target).context("keep an earlier migrated store")?;
+    }
+    crash_point!("migrate-before-commit");
+    disk.rename_durable(db, &target.db).context("commit the migration")?;
+    crash_point!("migrate-after-commit");
+    Ok(())
+}
+
+/// At most so many earlier stores are kept apart by number.
+const MAX_NUMBER: u32 = 10_000;
+
+fn number(disk: &dyn Disk, present: &StoreFiles) -> anyhow::Result<()> {
+    for n in 1..MAX_NUMBER {
+        let kept = StoreFiles::of(&with_suffix(&present.db, &format!(".{n}")));
+        if exists(&kept.db)? {
+            continue;
+        }
+        // The database goes last: interrupted, the next attempt takes the same number.
+        for (from, to) in [(&present.wal, &kept.wal), (&present.shm, &kept.shm), (&present.db, &kept.db)] {
+            if exists(from)? {
+                anyhow::ensure!(!exists(to)?, "{} is in the way", to.display());
+                disk.rename_durable(from, to)?;
+            }
+        }
+        return Ok(());
+    }
+    anyhow::bail!("there are more than {MAX_NUMBER} of them beside {}", present.db.display())
+}
+
+/// Moves the `-wal` and `-shm` of a migrated store to its new name; gives what was moved.
+///
+/// Only after the commit: moved before it, an interruption would leave `state.db` without its `-wal`, and the next
+/// attempt would import less than there was.
+pub fn move_strays(disk: &dyn Disk, db: &Path) -> io::Result<Vec<PathBuf>> {
+    let (old, new) = (StoreFiles::of(db), migrated(db));
+    let mut moved = Vec::new();
+    if exists(&old.db)? || !exists(&new.db)? {
+        return Ok(moved);
+    }
+    for (from, to) in [(old.wal, new.wal), (old.shm, new.shm)] {
+        if exists(&from)? && !exists(&to)? {
+            disk.rename_durable(&from, &to)?;
+            moved.push(from);
+        }
+        crash_point!("migrate-wal-moved");
+    }
+    crash_point!("migrate-strays-moved");
+    Ok(moved)
+}
+
+/// Finishes what a commit left undone: strays of each of `state_dbs`, and the journal in `data_dir`. Does nothing where
+/// nothing is to be done, and never commits.
+pub fn finish_commit(disk: &dyn Disk, data_dir: &Path, state_dbs: &[PathBuf], now: u64) -> anyhow::Result<()> {
+    for db in state_dbs {
+        for stray in move_strays(disk, db).context("tidy up after a migration")? {
+            tracing::info!(file = %stray.display(), "moved beside the migrated store");
+        }
+    }
+    let path = data_dir.join(journal::FILE_NAME);
+    let Some(journal) = journal::load(&path).context("read the migration journal")? else { return Ok(()) };
+    if journal.phase == Phase::Done {
+        return Ok(());
+    }
+    let db = journal::absolute(&path, &journal.source.path);
+    anyhow::ensure!(
+        !exists(&db)? && exists(&migrated(&db).db)?,
+        "the import of {} is not committed, so it cannot be finished",
+        db.display()
+    );
+    move_strays(disk, &db).context("tidy up after a migration")?;
+    done(disk, &path, journal, now)
+}
+
+/// Writes that the migration is done.
+pub fn done(disk: &dyn Disk, path: &Path, journal: Journal, now: u64) -> anyhow::Result<()> {
+    journal::store(disk, path, &Journal { phase: Phase::Done, finished: Some(now), ..journal })?;
+    crash_point!("migrate-journal-done");
+    Ok(())
+}
+
+fn exists(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) => Err(at(path, e)),
+    }
+}
+
+/// `path` with `suffix` appended to its last component.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+    use std::collections::BTreeMap;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(dir.path().join(name), content).unwrap();
+        }
+        dir
+    }
+
+    fn files(dir: &Path) -> BTreeMap<String, String> {
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap())
+            .map(|e| (e.file_name().into_string().unwrap(), std::fs::read_to_string(e.path()).unwrap()))
+            .collect()
+    }
+
+    fn names(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+        of.iter().map(|(n, c)| (n.to_string(), c.to_string())).collect()
+    }
+
+    #[test]
+    fn the_commit_renames_the_database_alone_and_the_strays_follow() {
+        let dir = dir(&[("state.db", "db"), ("state.db-wal", "wal"), ("state.db-shm", "shm")]);
+        let db = dir.path().join("state.db");
+        assert!(move_strays(&RealDisk, &db).unwrap().is_empty(), "strays were moved before the commit");
+        commit(&RealDisk, &db).unwrap();
+        assert_eq!(
+            files(dir.path()),
+            names(&[("state.db.migrated", "db"), ("state.db-wal", "wal"), ("state.db-shm", "shm")])
+        );
+        assert_eq!(move_strays(&RealDisk, &db).unwrap().len(), 2);
+        let end = [("state.db.migrated", "db"), ("state.db.migrated-wal", "wal"), ("state.db.migrated-shm", "shm")];
+        assert_eq!(files(dir.path()), names(&end));
+        assert!(move_strays(&RealDisk, &db).unwrap().is_empty());
+        assert_eq!(files(dir.path()), names(&end));
+    }
+
+    #[test]
+    fn earlier_migrated_stores_are_kept() {
+        let dir = dir(&[
+            ("state.db", "3"),
+            ("state.db.migrated", "2"),
+            ("state.db.migrated-wal", "2w"),
+            ("state.db.migrated.1", "1"),
+        ]);
+        commit(&RealDisk, &dir.path().join("state.db")).unwrap();
+        assert_eq!(
+            files(dir.path()),
+            names(&[
+                ("state.db.migrated", "3"),
+                ("state.db.migrated.1", "1"),
+                ("state.db.migrated.2", "2"),
+                ("state.db.migrated.2-wal", "2w"),
+            ])
+        );
+    }
+
+    #[test]
+    fn a_wal_is_not_put_over_another() {
+        let dir = dir(&[("state.db.migrated", "db"), ("state.db-wal", "new"), ("state.db.migrated-wal", "old")]);
+        assert!(move_strays(&RealDisk, &dir.path().join("state.db")).unwrap().is_empty());
+        assert_eq!(files(dir.path()).len(), 3);
+    }
+}

@@ -1,0 +1,403 @@
+//! Importing a `state.db` into a new data dir of etcd, and committing it.
+//!
+//! The order of durable steps, each of which a kill may separate from the next; `migrate-*` are the crash points there:
+//!
+//! 1. lock the source and find its live rows; nothing is written;
+//! 2. journal: importing this source (`before-journal`, `after-journal`);
+//! 3. staging directory `etcd.staging`, written and synced (`staging-half-written`, `backend-written`, `staging-synced`);
+//! 4. journal: what was written, above all its cluster ID;
+//! 5. flip: `etcd.staging` is renamed to `etcd` (`after-flip`);
+//! 6. etcd on loopback confirms it (`etcd-started`, `verified`);
+//! 7. **commit**: `state.db` is renamed to `state.db.migrated` (`before-commit`, `after-commit`);
+//! 8. `-wal` and `-shm` follow (`wal-moved`, `strays-moved`); journal: done (`journal-done`).
+//!
+//! Before 7 the source is the truth: the next attempt starts over, and removes a data dir only if its cluster ID is the
+//! one in the journal, so that no other can ever be lost. From 7 on the data dir is, and [`super::commit::finish_commit`]
+//! does what is left. Where the source is to keep its name (`syncer migrate`), step 6 comes before step 5, which then is
+//! the commit: the target is either not there or verified.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use super::commit::{commit, done, move_strays, with_suffix};
+use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
+use super::journal::{self, Journal, Phase, SourceFile, Written};
+use super::kine::{KineStore, SourceError, StoreFiles, name_source};
+use super::pipeline::{Copied, copy};
+use super::progress::{Meter, Show, Stage, shown};
+use super::sink::{DatadirSink, WrittenStore};
+use super::source::Source;
+use super::space;
+use super::verify::{EtcdUnderTest, Expected, Verify, remove_scratch, verify};
+use crate::crash_point;
+use crate::datadir::inspect::SchemaVersion;
+use crate::datadir::quarantine::set_aside;
+use crate::datadir::{DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
+use crate::disk::{Disk, at, parent_of};
+use crate::exit::{Exit, refuse};
+use crate::ids::{ClusterId, MemberId, Revision};
+
+/// How long another process may take to let go of the source: an API server that is just being killed.
+const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
+
+/// What happens to the source's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// `state.db` becomes `state.db.migrated`: the move of a pod's own store.
+    RenameSource,
+    /// The source stays as it is: a copy, offline.
+    KeepSource,
+}
+
+/// What to import, and where to.
+#[derive(Clone, Debug)]
+pub struct ImportPlan {
+    /// The `state.db`.
+    pub source: PathBuf,
+    /// etcd's data dir, which is made.
+    pub etcd_dir: PathBuf,
+    /// The journal.
+    pub journal: PathBuf,
+    /// The member that the data dir is made for. Its token must be fresh.
+    pub identity: MemberIdentity,
+    /// The etcd program that verifies.
+    pub etcd: PathBuf,
+    /// How thoroughly.
+    pub verify: Verify,
+    /// What happens to the source's name.
+    pub commit: Commit,
+    /// How progress is shown.
+    pub show: Show,
+}
+
+impl ImportPlan {
+    /// The import of a boot: into `data_dir/etcd`, journalled in `data_dir`.
+    pub fn of_boot(source: PathBuf, data_dir: &Path, identity: MemberIdentity, etcd: PathBuf) -> Self {
+        ImportPlan {
+            source,
+            etcd_dir: data_dir.join("etcd"),
+            journal: data_dir.join(journal::FILE_NAME),
+            identity,
+            etcd,
+            verify: Verify::Hash,
+            commit: Commit::RenameSource,
+            show: Show::Auto,
+        }
+    }
+
+    /// Where the data dir is built.
+    fn staging(&self) -> PathBuf {
+        with_suffix(&self.etcd_dir, ".staging")
+    }
+
+    /// Where the verification keeps its files.
+    fn scratch(&self) -> PathBuf {
+        with_suffix(&self.etcd_dir, ".verify")
+    }
+}
+
+/// What was imported.
+#[derive(Clone, Debug)]
+pub struct ImportOutcome {
+    /// The store's revision.
+    pub revision: Revision,
+    /// Live keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Leases made of their times to live.
+    pub leases: u64,
+    /// What was met and gone on from.
+    pub warnings: Warnings,
+    /// Size of the largest key and value together; `--max-request-bytes` must not be below it.
+    pub max_request_bytes: u64,
+    /// `HashKV` at the revision.
+    pub hash: u32,
+    /// The member.
+    pub member: MemberId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Size of etcd's backend file.
+    pub backend_bytes: u64,
+    /// From the first look at the source to the commit.
+    pub duration: Duration,
+}
+
+impl ImportOutcome {
+    /// What etcd's `--max-request-bytes` must be so that every imported value can be written again: the largest, a
+    /// quarter more, and room for the request around it; etcd's own default where that is enough.
+    pub fn request_limit(&self) -> u64 {
+        let wanted = self.max_request_bytes + self.max_request_bytes / 4 + (64 << 10);
+        if self.max_request_bytes + (16 << 10) <= DEFAULT_REQUEST_BYTES { DEFAULT_REQUEST_BYTES } else { wanted }
+    }
+}
+
+/// Imports and commits. Blocking: it runs for as long as the store is large, on the calling thread and two more, and the
+/// etcd that verifies is a child of the calling thread and ends before this returns.
+///
+/// On a refusal or a failure before the flip, everything that was written is removed again.
+pub fn import(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<ImportOutcome> {
+    let meter = Meter::default();
+    shown(plan.show, &meter, || run(disk, plan, &meter)).map_err(|e| name_source(e, &plan.source))
+}
+
+fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<ImportOutcome> {
+    let started = Instant::now();
+    plan.identity.check().context("check the member's identity")?;
+    meter.begin(Stage::Survey, 0);
+    let mut store = KineStore::open(&plan.source, WAIT_FOR_HOLDER)?;
+    if plan.commit == Commit::RenameSource && !store.is_exclusive() {
+        return Err(SourceError::Lock(std::io::ErrorKind::PermissionDenied.into()).into());
+    }
+    let before = state_of(store.files())?;
+    clear_target(disk, plan)?;
+    check_space(plan, &store)?;
+
+    let mut journal = Journal {
+        phase: Phase::Importing,
+        source: SourceFile {
+            path: journal::relative(&plan.journal, &plan.source),
+            bytes: before[0].0,
+            modified: before[0].1,
+            inode: before[0].2,
+        },
+        started: seconds(SystemTime::now()),
+        finished: None,
+        written: None,
+    };
+    crash_point!("migrate-before-journal");
+    journal::store(disk, &plan.journal, &journal)?;
+    crash_point!("migrate-after-journal");
+
+    let (copied, written) = match stage(disk, plan, &mut store, &before, meter) {
+        Ok(done) => done,
+        Err(e) => {
+            take_back(disk, plan);
+            return Err(e);
+        }
+    };
+    journal.written = Some(Written {
+        cluster: written.datadir.cluster_id,
+        revision: store.revision(),
+        keys: copied.keys,
+        hash: written.datadir.hash_kv,
+    });
+    journal::store(disk, &plan.journal, &journal)?;
+
+    match plan.commit {
+        Commit::RenameSource => {
+            flip(disk, plan)?;
+            confirm(disk, plan, &plan.etcd_dir, &written, &mut store, meter)?;
+            unchanged(store.files(), &before)?;
+            meter.begin(Stage::Commit, 0);
+            commit(disk, &plan.source)?;
+            move_strays(disk, &plan.source).context("tidy up after the migration")?;
+        }
+        Commit::KeepSource => {
+            if let Err(e) = confirm(disk, plan, &plan.staging(), &written, &mut store, meter)
+                .and_then(|()| unchanged(store.files(), &before))
+            {
+                take_back(disk, plan);
+                return Err(e);
+            }
+            meter.begin(Stage::Commit, 0);
+            flip(disk, plan)?;
+        }
+    }
+    done(disk, &plan.journal, journal, seconds(SystemTime::now()))?;
+    Ok(ImportOutcome {
+        revision: store.revision(),
+        keys: copied.keys,
+        bytes: copied.bytes,
+        leases: written.leases.len() as u64,
+        warnings: copied.warnings,
+        max_request_bytes: written.largest,
+        hash: written.datadir.hash_kv,
+        member: written.datadir.member_id,
+        cluster: written.datadir.cluster_id,
+        backend_bytes: written.datadir.backend_bytes,
+        duration: started.elapsed(),
+    })
+}
+
+/// Writes the staging directory.
+fn stage(
+    disk: &dyn Disk,
+    plan: &ImportPlan,
+    store: &mut KineStore,
+    before: &[FileState; 2],
+    meter: &Meter,
+) -> anyhow::Result<(Copied, WrittenStore)> {
+    meter.begin(Stage::Copy, store.extent().keys_at_most);
+    let writer = DatadirWriter::create(disk, &plan.staging()).context("begin the staging directory")?;
+    let mut sink = DatadirSink::new(writer);
+    let copied = copy(store, &mut sink, meter)?;
+    let written = sink.finish(store.revision(), &plan.identity)?;
+    unchanged(store.files(), before)?;
+    crash_point!("migrate-staging-synced");
+    Ok((copied, written))
+}
+
+/// Puts the staging directory in the data dir's place.
+fn flip(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
+    disk.rename_durable(&plan.staging(), &plan.etcd_dir).context("put the data dir in place")?;
+    crash_point!("migrate-after-flip");
+    Ok(())
+}
+
+fn confirm(
+    disk: &dyn Disk,
+    plan: &ImportPlan,
+    data_dir: &Path,
+    written: &WrittenStore,
+    store: &mut KineStore,
+    meter: &Meter,
+) -> anyhow::Result<()> {
+    let scratch = plan.scratch();
+    let etcd = EtcdUnderTest { program: &plan.etcd, data_dir, scratch: &scratch, member: &plan.identity };
+    let expected = Expected { revision: store.revision(), written };
+    let full = match plan.verify {
+        Verify::Hash => None,
+        Verify::Full => Some(store as &mut dyn Source),
+    };
+    verify(disk, &etcd, &expected, full, meter)
+}
+
+/// Makes room for the data dir: removes what an uncommitted attempt of this very import left, and nothing else.
+fn clear_target(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
+    let journal = journal::load(&plan.journal).map_err(|e| match e {
+        journal::JournalError::Io(e) => anyhow::Error::from(e).context("read the migration journal"),
+        damaged => refuse(
+            Exit::RefusedDataDir,
+            damaged.to_string(),
+            "if the data dir beside it was never served from, move both aside; otherwise move the journal aside",
+        ),
+    })?;
+    let ours = match &journal {
+        None => None,
+        Some(journal) if journal.phase == Phase::Done => {
+            return Err(refuse(
+                Exit::RefusedDataDir,
+                format!("{} says that an import was completed here", plan.journal.display()),
+                "if that data dir is gone for good, move the journal aside and try again",
+            ));
+        }
+        Some(journal) if journal.source.path != journal::relative(&plan.journal, &plan.source) => {
+            return Err(refuse(
+                Exit::RefusedDataDir,
+                format!(
+                    "{} says that an import of {} was begun here, not of {}",
+                    plan.journal.display(),
+                    journal.source.path.display(),
+                    plan.source.display()
+                ),
+                "import that one, or move the journal and the data dir beside it aside",
+            ));
+        }
+        Some(journal) => journal.written.map(|written| written.cluster),
+    };
+    remove_scratch(disk, &plan.scratch())?;
+    let staging = plan.staging();
+    if journal.is_some() {
+        remove_if_there(disk, &staging)?;
+    } else if let Some(kept) = set_aside(disk, &staging, SystemTime::now()).context("keep a staging directory")? {
+        tracing::warn!(kept = %kept.display(), "a staging directory without a journal was set aside");
+    }
+    match inspect(&plan.etcd_dir, NEWEST)? {
+        // What etcd takes for nothing may still have entries, over which no directory can be renamed.
+        InspectedDatadir::Empty if has_entries(&plan.etcd_dir)? => {
+            let kept = set_aside(disk, &plan.etcd_dir, SystemTime::now()).context("keep what is in the data dir")?;
+            tracing::warn!(?kept, "a directory in the data dir's place was set aside");
+            Ok(())
+        }
+        InspectedDatadir::Empty => Ok(()),
+        InspectedDatadir::Usable(found) if ours == Some(found.cluster()) => {
+            // Renamed first, so that it is never half there under its own name.
+            disk.rename_durable(&plan.etcd_dir, &staging).context("take back an uncommitted data dir")?;
+            remove_if_there(disk, &staging)
+        }
+        other if journal.is_some() => {
+            let kept = set_aside(disk, &plan.etcd_dir, SystemTime::now()).context("keep a data dir")?;
+            tracing::warn!(?kept, found = ?other, "a data dir that the journal does not know was set aside");
+            Ok(())
+        }
+        _ => Err(refuse(
+            Exit::RefusedDataDir,
+            format!("{} has content that no import of ours left there", plan.etcd_dir.display()),
+            "give the path of a new or empty directory",
+        )),
+    }
+}
+
+/// Any data dir is to be recognised here, whatever etcd it was made for.
+const NEWEST: SchemaVersion = SchemaVersion { major: u64::MAX, minor: u64::MAX };
+
+fn remove_if_there(disk: &dyn Disk, dir: &Path) -> anyhow::Result<()> {
+    match disk.remove_dir_all(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => {
+            other.context("remove what an uncommitted import left")?;
+            disk.sync_dir(&parent_of(dir)).context("remove what an uncommitted import left")
+        }
+    }
+}
+
+fn has_entries(dir: &Path) -> anyhow::Result<bool> {
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(at(dir, e)).context("look into the data dir"),
+    }
+}
+
+/// After a failure before the flip: as if nothing had been begun. What cannot be removed now is removed by the next
+/// attempt, which finds the journal.
+fn take_back(disk: &dyn Disk, plan: &ImportPlan) {
+    let removed = remove_scratch(disk, &plan.scratch())
+        .and_then(|()| remove_if_there(disk, &plan.staging()))
+        .and_then(|()| disk.remove_file(&plan.journal).context("remove the journal"))
+        .and_then(|()| disk.sync_dir(&parent_of(&plan.journal)).context("remove the journal"));
+    if let Err(e) = removed {
+        tracing::warn!(error = format!("{e:#}"), "an import that failed could not be tidied up after");
+    }
+}
+
+/// Refuses if the volume is too small: by the size of the source, which is cheap, and if that does not fit, by what is
+/// live in it.
+fn check_space(plan: &ImportPlan, store: &KineStore) -> anyhow::Result<()> {
+    let volume = parent_of(&plan.etcd_dir);
+    let free = space::free(&volume)?;
+    let extent = store.extent();
+    if space::needed(extent.keys_at_most, extent.bytes_at_most) <= free {
+        return Ok(());
+    }
+    space::check(&volume, space::needed(extent.keys_at_most, store.live_bytes()?), free)
+}
+
+/// Size, modification time in nanoseconds since 1970, inode.
+type FileState = (u64, i128, u64);
+
+/// The state of the database and its `-wal`.
+fn state_of(files: &StoreFiles) -> anyhow::Result<[FileState; 2]> {
+    let state = |path: &Path| match path.symlink_metadata() {
+        Ok(m) => Ok((m.len(), i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec()), m.ino())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((0, 0, 0)),
+        Err(e) => Err(at(path, e)),
+    };
+    Ok([state(&files.db).context("look at the source")?, state(&files.wal).context("look at the source")?])
+}
+
+/// Refuses if somebody changed the source while it was read, whatever our lock says.
+fn unchanged(files: &StoreFiles, before: &[FileState; 2]) -> anyhow::Result<()> {
+    if state_of(files)? == *before {
+        return Ok(());
+    }
+    Err(SourceError::Held { holder: "another process, which changed it while it was read".to_owned() }.into())
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

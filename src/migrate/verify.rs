@@ -1,0 +1,413 @@
+//! Asking a running etcd, on loopback only, whether it serves what was read from the source.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use sha2::{Digest, Sha256};
+
+use super::convert::{LeaseAssigner, LiveKey};
+use super::pipeline::copy;
+use super::progress::{Meter, Stage};
+use super::sink::{Sink, WrittenStore};
+use super::source::Source;
+use crate::crash_point;
+use crate::datadir::{LeaseRecord, MemberIdentity};
+use crate::disk::Disk;
+use crate::ids::Revision;
+use crate::pki::{EtcdTlsFiles, throwaway};
+
+/// How thoroughly the imported store is verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Verify {
+    /// etcd's own hash over all keys at the imported revision, their number and the revision.
+    #[default]
+    Hash,
+    /// Also read every key and lease back and compare with a second reading of the source.
+    Full,
+}
+
+/// What etcd must report.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The store's revision.
+    pub revision: Revision,
+    /// What was written.
+    pub written: &'a WrittenStore,
+}
+
+/// The etcd that is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct EtcdUnderTest<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// The data dir.
+    pub data_dir: &'a Path,
+    /// A directory for its certificates and log, made and removed here.
+    pub scratch: &'a Path,
+    /// The member it is.
+    pub member: &'a MemberIdentity,
+}
+
+/// A start may wait for a slow disk and for as much of the store as it reads first.
+const START: Duration = Duration::from_secs(60);
+/// What no disk is slower than when read from end to end, in bytes a second.
+const SLOWEST_READ: u64 = 4 << 20;
+/// From SIGTERM to SIGKILL. Nothing is lost by the latter: it has only been read from.
+const STOP: Duration = Duration::from_secs(10);
+/// One page of a full comparison, in bytes and in keys.
+const PAGE_BYTES: u64 = 8 << 20;
+const PAGE_KEYS: u64 = 1000;
+/// Another process may take a port between our look and etcd's.
+const PORT_ATTEMPTS: u32 = 5;
+
+/// Starts etcd on loopback, compares, and stops it. `source` is read again for a full comparison.
+pub fn verify(
+    disk: &dyn Disk,
+    etcd: &EtcdUnderTest<'_>,
+    expected: &Expected<'_>,
+    full: Option<&mut dyn Source>,
+    meter: &Meter,
+) -> anyhow::Result<()> {
+    meter.begin(Stage::Verify, if full.is_some() { expected.written.datadir.keys } else { 0 });
+    remove_scratch(disk, etcd.scratch)?;
+    let tls = throwaway(etcd.scratch).context("make certificates for the verification")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    let patience = START + Duration::from_secs(expected.written.datadir.backend_bytes / SLOWEST_READ);
+    let mut running = Running::start(etcd, &tls, expected)?;
+    let result = runtime.block_on(async {
+        let mut client = running.wait_until_serving(etcd, &tls, expected, patience).await?;
+        crash_point!("migrate-etcd-started");
+        compare(&mut client, expected, patience).await?;
+        if let Some(source) = full {
+            compare_fully(&mut client, expected, source, meter, patience).await?;
+        }
+        anyhow::Ok(())
+    });
+    let result = match result {
+        Err(e) if running.log_tail().is_empty() => Err(e),
+        Err(e) => Err(e.context(format!("etcd's last words: {}", running.log_tail()))),
+        Ok(()) => Ok(()),
+    };
+    running.stop()?;
+    result.context("verify the imported store with etcd")?;
+    remove_scratch(disk, etcd.scratch)?;
+    crash_point!("migrate-verified");
+    Ok(())
+}
+
+/// Removes what an earlier, killed verification left.
+pub fn remove_scratch(disk: &dyn Disk, scratch: &Path) -> anyhow::Result<()> {
+    match disk.remove_dir_all(scratch) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("remove the verification's files"),
+        _ => Ok(()),
+    }
+}
+
+/// Revision, number of keys, and etcd's hash over the bucket `key` at the imported revision.
+async fn compare(client: &mut Client, expected: &Expected<'_>, patience: Duration) -> anyhow::Result<()> {
+    let (revision, written) = (expected.revision, &expected.written.datadir);
+    let count = GetOptions::new().with_all_keys().with_count_only().with_revision(revision.0);
+    let answer = timeout(patience, client.get(vec![0], Some(count))).await.context("count etcd's keys")?;
+    let at = answer.header().map_or(0, |h| h.revision());
+    // A short lease may have expired meanwhile, which is a revision of its own.
+    ensure!(at >= revision.0, "etcd is at revision {at}, the source at {revision}");
+    let keys = u64::try_from(answer.count()).unwrap_or_default();
+    ensure!(keys == written.keys, "etcd has {keys} keys at revision {revision}, the source {}", written.keys);
+    let answer = timeout(patience, client.hash_kv(revision.0)).await.context("ask etcd for its hash")?;
+    ensure!(
+        answer.hash() == written.hash_kv,
+        "etcd's hash at revision {revision} is {:08x}, that of what was read {:08x}",
+        answer.hash(),
+        written.hash_kv
+    );
+    Ok(())
+}
+
+/// Every key with all that belongs to it, and every lease. Keys come by name from etcd and by revision from the source,
+/// so what is compared is a sum over the SHA-256 of each, which does not depend on their order.
+async fn compare_fully(
+    client: &mut Client,
+    expected: &Expected<'_>,
+    source: &mut dyn Source,
+    meter: &Meter,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let mut from_source = Multiset { leases: Some(LeaseAssigner::default()), ..Multiset::default() };
+    let silent = Meter::default();
+    copy(source, &mut from_source, &silent).context("read the source a second time")?;
+    let mut from_etcd = Multiset::default();
+    let page = (PAGE_BYTES / expected.written.largest.max(1)).clamp(1, PAGE_KEYS);
+    let mut kv = client.kv_client().max_decoding_message_size(4 * PAGE_BYTES as usize);
+    let mut from = vec![0];
+    loop {
+        let options = GetOptions::new().with_from_key().with_limit(page as i64).with_revision(expected.revision.0);
+        let answer = timeout(patience, kv.get(from, Some(options))).await.context("read etcd's keys back")?;
+        let mut bytes = 0;
+        for kv in answer.kvs() {
+            bytes += kv.value().len() as u64;
+            from_etcd.add(
+                &LiveKey {
+                    key: kv.key(),
+                    value: kv.value(),
+                    create_revision: Revision(kv.create_revision()),
+                    mod_revision: Revision(kv.mod_revision()),
+                    version: kv.version(),
+                    ttl: 0,
+                },
+                kv.lease(),
+            );
+        }
+        meter.advance(answer.kvs().len() as u64, bytes);
+        match answer.kvs().last() {
+            Some(last) if answer.more() => from = [last.key(), &[0]].concat(),
+            _ => break,
+        }
+    }
+    ensure!(
+        (from_etcd.count, from_etcd.sum) == (from_source.count, from_source.sum),
+        "{} keys read back from etcd differ from the {} of the source",
+        from_etcd.count,
+        from_source.count
+    );
+    compare_leases(client, &expected.written.leases, patience).await
+}
+
+async fn compare_leases(client: &mut Client, leases: &[LeaseRecord], patience: Duration) -> anyhow::Result<()> {
+    for lease in leases {
+        let answer = timeout(patience, client.lease_time_to_live(lease.id, None)).await.context("ask for a lease")?;
+        // One that is shorter than the verification has expired, and etcd knows it no more (TTL -1).
+        let expired = answer.ttl() < 0 && lease.ttl < patience.as_secs() as i64;
+        ensure!(
+            answer.granted_ttl() == lease.ttl || expired,
+            "etcd grants lease {:x} {} seconds, the source {}",
+            lease.id,
+            answer.granted_ttl(),
+            lease.ttl
+        );
+    }
+    Ok(())
+}
+
+/// A sum over keys that does not depend on their order.
+#[derive(Default)]
+struct Multiset {
+    count: u64,
+    sum: [u64; 4],
+    leases: Option<LeaseAssigner>,
+}
+
+impl Multiset {
+    fn add(&mut self, key: &LiveKey<'_>, lease: i64) {
+        let mut hash = Sha256::new();
+        for number in [key.key.len() as i64, key.create_revision.0, key.mod_revision.0, key.version, lease] {
+            hash.update(number.to_le_bytes());
+        }
+        hash.update(key.key);
+        hash.update(key.value);
+        let digest: [u8; 32] = hash.finalize().into();
+        let (words, _) = digest.as_chunks::<8>();
+        let mut carry = false;
+        for (sum, word) in self.sum.iter_mut().zip(words) {
+            let (partial, first) = sum.overflowing_add(u64::from_le_bytes(*word));
+            let (total, second) = partial.overflowing_add(u64::from(carry));
+            (*sum, carry) = (total, first || second);
+        }
+        self.count += 1;
+    }
+}
+
+impl Sink for Multiset {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        let lease = self.leases.as_mut().map_or(0, |l| l.assign(key.ttl));
+        self.add(key, lease);
+        Ok(())
+    }
+}
+
+async fn timeout<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> anyhow::Result<T> {
+    match tokio::time::timeout(patience, call).await {
+        Ok(result) => Ok(result?),
+        Err(_) => bail!("etcd did not answer within {} s", patience.as_secs()),
+    }
+}
+
+/// The etcd that runs; killed if it is dropped before [`Running::stop`].
+struct Running {
+    child: Child,
+    client_port: u16,
+    log: PathBuf,
+    attempts: u32,
+}
+
+impl Running {
+    fn start(etcd: &EtcdUnderTest<'_>, tls: &EtcdTlsFiles, expected: &Expected<'_>) -> anyhow::Result<Running> {
+        let (client_port, peer_port) = (free_port()?, free_port()?);
+        let log = etcd.scratch.join("etcd.log");
+        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
+        let member = etcd.member;
+        let join = |urls: &[String]| urls.join(",");
+        let initial: Vec<String> = member.peer_urls.iter().map(|url| format!("{}={url}", member.name)).collect();
+        let quota = expected.written.datadir.backend_bytes.saturating_mul(2).max(8 << 30);
+        let mut command = Command::new(etcd.program);
+        command
+            .args(["--name", &member.name])
+            .arg("--data-dir")
+            .arg(etcd.data_dir)
+            .args(["--listen-client-urls", &format!("https://127.0.0.1:{client_port}")])
+            .args(["--listen-peer-urls", &format!("https://127.0.0.1:{peer_port}")])
+            .args(["--initial-advertise-peer-urls", &join(&member.peer_urls)])
+            .args(["--advertise-client-urls", &join(&member.client_urls)])
+            .args(["--initial-cluster", &initial.join(",")])
+            // The data dir has a WAL. Were it gone after all, etcd would end and not form a new, empty cluster.
+            .args(["--initial-cluster-state", "existing"])
+            .args(["--quota-backend-bytes", &quota.to_string()])
+            .args(["--logger", "zap", "--log-level", "warn", "--client-cert-auth", "--peer-client-cert-auth"])
+            .args(["--heartbeat-interval", "10", "--election-timeout", "100"]);
+        for (flag, file) in [
+            ("--trusted-ca-file", &tls.ca),
+            ("--cert-file", &tls.server_cert),
+            ("--key-file", &tls.server_key),
+            ("--peer-trusted-ca-file", &tls.peer_ca),
+            ("--peer-cert-file", &tls.peer_cert),
+            ("--peer-key-file", &tls.peer_key),
+        ] {
+            command.arg(flag).arg(file);
+        }
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ETCD_") {
+                command.env_remove(name);
+            }
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).process_group(0);
+        let parent = std::process::id();
+        // SAFETY: prctl and getppid are async-signal-safe and take no pointers; nothing else runs in the child.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                // The parent may have ended before the line above.
+                if libc::getppid() as u32 == parent { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
+            });
+        }
+        let child = command.spawn().with_context(|| format!("start {}", etcd.program.display()))?;
+        Ok(Running { child, client_port, log, attempts: 1 })
+    }
+
+    async fn wait_until_serving(
+        &mut self,
+        etcd: &EtcdUnderTest<'_>,
+        tls: &EtcdTlsFiles,
+        expected: &Expected<'_>,
+        patience: Duration,
+    ) -> anyhow::Result<Client> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().context("wait for etcd")? {
+                if self.log_tail().contains("address already in use") && self.attempts < PORT_ATTEMPTS {
+                    let mut again = Running::start(etcd, tls, expected)?;
+                    again.attempts = self.attempts + 1;
+                    *self = again;
+                    continue;
+                }
+                bail!("etcd ended with {status}");
+            }
+            if let Ok(Ok(client)) = tokio::time::timeout(Duration::from_secs(2), self.probe(tls, patience)).await {
+                return Ok(client);
+            }
+            ensure!(Instant::now() < deadline, "etcd did not serve within {} s", patience.as_secs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn probe(&self, tls: &EtcdTlsFiles, patience: Duration) -> anyhow::Result<Client> {
+        let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+        let options = TlsOptions::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(read(&tls.ca)?))
+            .identity(Identity::from_pem(read(&tls.client_cert)?, read(&tls.client_key)?));
+        let options =
+            ConnectOptions::new().with_tls(options).with_connect_timeout(Duration::from_secs(1)).with_timeout(patience);
+        let mut client = Client::connect([format!("https://127.0.0.1:{}", self.client_port)], Some(options)).await?;
+        client.get("probe", None).await?;
+        Ok(client)
+    }
+
+    /// The last of what etcd wrote, in one line.
+    fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" | ")
+    }
+
+    /// SIGTERM, then SIGKILL.
+    fn stop(mut self) -> anyhow::Result<ExitStatus> {
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        // Not yet waited for, so the ID is still the child's.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let deadline = Instant::now() + STOP;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().context("wait for etcd")? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.child.kill().context("kill etcd")?;
+        self.child.wait().context("wait for etcd")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail on a child that has ended and been waited for, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port on loopback that is free now.
+fn free_port() -> anyhow::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(listener.local_addr().context("find a free port")?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key<'a>(name: &'a [u8], value: &'a [u8], revision: i64) -> LiveKey<'a> {
+        let revision = Revision(revision);
+        LiveKey { key: name, value, create_revision: revision, mod_revision: revision, version: 1, ttl: 0 }
+    }
+
+    fn sum(keys: &[(LiveKey<'_>, i64)]) -> ([u64; 4], u64) {
+        let mut set = Multiset::default();
+        keys.iter().for_each(|(key, lease)| set.add(key, *lease));
+        (set.sum, set.count)
+    }
+
+    #[test]
+    fn the_sum_does_not_depend_on_the_order_and_on_everything_else() {
+        let (a, b) = (key(b"/a", b"1", 2), key(b"/b", b"2", 3));
+        let both = sum(&[(a, 0), (b, 7)]);
+        assert_eq!(both, sum(&[(b, 7), (a, 0)]));
+        for other in [
+            [(a, 0), (key(b"/b", b"3", 3), 7)],
+            [(a, 0), (key(b"/b2", b"", 3), 7)],
+            [(a, 0), (key(b"/b", b"2", 4), 7)],
+            [(a, 0), (b, 8)],
+            [(a, 0), (LiveKey { version: 2, ..b }, 7)],
+            [(a, 0), (LiveKey { create_revision: Revision(1), ..b }, 7)],
+            [(a, 0), (a, 0)],
+        ] {
+            assert_ne!(both.0, sum(&other).0, "{other:?}");
+        }
+    }
+}
