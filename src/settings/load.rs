@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::env::{self, Env, variable_of};
 use super::flags::Flags;
-use super::provenance::{Provenance, REDACTED, Source};
+use super::provenance::{Provenance, REDACTED, Source, redacted};
 use super::values::{self, Era, OtherStore, Spot, Values, ValuesError};
 use super::{
     Distro, DistroCommand, EtcdSettings, EtcdTiming, Listen, PodIdentity, Programs, Settings, check, find_program,
@@ -161,8 +161,8 @@ impl Resolver<'_> {
         let shutdown_grace = grace.as_ref().map_or(Duration::from_secs(8), |(d, _)| *d);
         self.notes.note("shutdownGrace", seconds(shutdown_grace), source_of(grace));
         if let Some(command) = &wrapped {
-            let shown: Vec<_> = command.iter().map(|a| a.to_string_lossy()).collect();
-            self.notes.note("command", shown, Source::Flag("--".to_owned()));
+            let args: Vec<_> = command.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+            self.notes.note("command", redacted(&args), Source::Flag("--".to_owned()));
         }
         let format = given!(self, log_format, "log-format");
         self.notes.note(
@@ -527,14 +527,12 @@ impl Resolver<'_> {
         };
         if single || api {
             let own = |spot: Option<Spot<Vec<String>>>, in_env: bool| spot.filter(|_| !in_env);
-            programs.apiserver_extra_args =
-                self.take("programs.apiserverExtraArgs", self.spot(own(server, in_env)), "", Vec::new);
+            programs.apiserver_extra_args = self.args("programs.apiserverExtraArgs", own(server, in_env));
             if api {
                 let spot = own(values.controller_extra_args, commands.controller.is_some());
-                programs.controller_extra_args =
-                    self.take("programs.controllerExtraArgs", self.spot(spot), "", Vec::new);
+                programs.controller_extra_args = self.args("programs.controllerExtraArgs", spot);
                 let spot = own(values.scheduler_extra_args, commands.scheduler.is_some());
-                programs.scheduler_extra_args = self.take("programs.schedulerExtraArgs", self.spot(spot), "", Vec::new);
+                programs.scheduler_extra_args = self.args("programs.schedulerExtraArgs", spot);
             }
             let enabled = given!(self, enable_scheduler, "enable-scheduler").or(self.spot(values.scheduler_enabled));
             programs.scheduler_enabled = self.take("programs.schedulerEnabled", enabled, "", || false);
@@ -551,6 +549,12 @@ impl Resolver<'_> {
         Ok(programs)
     }
 
+    fn args(&mut self, setting: &'static str, spot: Option<Spot<Vec<String>>>) -> Vec<String> {
+        let (args, source) = self.spot(spot).unwrap_or((Vec::new(), Source::Default("")));
+        self.notes.note(setting, redacted(&args), source);
+        args
+    }
+
     fn command(
         &mut self,
         setting: &'static str,
@@ -559,9 +563,8 @@ impl Resolver<'_> {
         values: Option<Spot<DistroCommand>>,
     ) -> Option<DistroCommand> {
         let (command, source) = env.clone().or(self.spot(values)).filter(|_| wanted)?;
-        // k3s and kube-apiserver take tokens and passwords as arguments.
-        let shown: Vec<String> = command.command.iter().chain(&command.args).map(|a| redacted(a)).collect();
-        self.notes.note(setting, shown, source);
+        let args: Vec<String> = command.command.iter().chain(&command.args).cloned().collect();
+        self.notes.note(setting, redacted(&args), source);
         Some(command)
     }
 
@@ -669,10 +672,5 @@ fn seconds(duration: Duration) -> String {
     }
 }
 
-/// An argument without what could be a secret.
-fn redacted(arg: &str) -> String {
-    match arg.split_once('=') {
-        Some((flag, _)) if flag.contains("token") || flag.contains("password") => format!("{flag}={REDACTED}"),
-        _ => arg.to_owned(),
-    }
-}
+#[cfg(test)]
+pub(super) mod tests;

@@ -2,6 +2,7 @@
 //!
 //! [`values`] mirrors the chart as written, in both eras; [`Settings`] is what the rest of the program sees.
 
+pub mod change;
 pub mod chart_flags;
 pub mod check;
 pub mod env;
@@ -9,6 +10,7 @@ pub mod flags;
 pub mod load;
 pub mod provenance;
 pub mod values;
+pub mod watch;
 pub mod yaml;
 
 use std::ffi::OsString;

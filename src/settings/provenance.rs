@@ -57,6 +57,25 @@ fn as_text<S: serde::Serializer>(source: &Source, s: S) -> Result<S::Ok, S::Erro
 /// Shown in place of a secret.
 pub const REDACTED: &str = "(set, not shown)";
 
+/// Arguments without what could be a secret: the values of flags for tokens and passwords, given in either way, and
+/// URLs with a user in them (a k3s `--datastore-endpoint` of MySQL or PostgreSQL).
+pub fn redacted(args: &[String]) -> Vec<String> {
+    let secret = |flag: &str| flag.starts_with('-') && (flag.contains("token") || flag.contains("password"));
+    let mut hide_next = false;
+    let mut shown = Vec::with_capacity(args.len());
+    for arg in args {
+        let (flag, value) = arg.split_once('=').map_or((arg.as_str(), None), |(f, v)| (f, Some(v)));
+        shown.push(match value {
+            _ if hide_next && !arg.starts_with('-') => REDACTED.to_owned(),
+            Some(value) if secret(flag) || value.contains('@') => format!("{flag}={REDACTED}"),
+            None if arg.contains('@') => REDACTED.to_owned(),
+            _ => arg.clone(),
+        });
+        hide_next = value.is_none() && secret(flag);
+    }
+    shown
+}
+
 /// All settings in the order in which they are shown.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Provenance {
@@ -131,6 +150,14 @@ fn is_plain(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_in_arguments_are_hidden() {
+        let args = "server --token a --agent-token=b --v 2 --token-ttl --x --datastore-endpoint=mysql://u:p@tcp(h)/d pg://u:p@h";
+        let shown = redacted(&args.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ");
+        let want = "server --token X --agent-token=X --v 2 --token-ttl --x --datastore-endpoint=X X";
+        assert_eq!(shown, want.replace('X', REDACTED));
+    }
 
     #[test]
     fn yaml_shows_each_source_and_is_yaml() {

@@ -70,7 +70,7 @@ pub struct Values {
     pub scheduler: Option<Spot<DistroCommand>>,
     /// Whether kube-scheduler runs.
     pub scheduler_enabled: Option<Spot<bool>>,
-    /// `controller.disabled` (0.19).
+    /// No kube-controller-manager: 0.19 `controller.disabled`, 0.20+ `controllerManager.enabled: false`.
     pub controller_disabled: Option<Spot<bool>>,
     /// Additional arguments of k3s or k0s.
     pub vcluster_extra_args: Option<Spot<Vec<String>>>,

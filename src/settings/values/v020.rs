@@ -128,6 +128,7 @@ fn distro(section: &Section<'_>, mut values: Values) -> Result<Values, Fault> {
     values.apiserver = command(&api)?;
     values.apiserver_extra_args = api.texts("extraArgs")?;
     values.controller = command(&controller)?;
+    values.controller_disabled = controller.flag("enabled")?.map(|spot| spot.map(|enabled| !enabled));
     values.controller_extra_args = controller.texts("extraArgs")?;
     values.scheduler = command(&scheduler)?;
     values.scheduler_extra_args = scheduler.texts("extraArgs")?;
