@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use time::OffsetDateTime;
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 
 use super::plan::{San, Usage};
@@ -98,6 +99,25 @@ impl Cert {
             return false;
         };
         this.verify_signature(Some(ca.public_key())).is_ok()
+    }
+
+    /// Whether it says that it signed itself, and its signature is wrong: its bytes were changed. Nobody else looks at
+    /// a root's own signature, so a damaged root would otherwise be told of by whoever uses it, or never. A
+    /// certificate of the same name by an older key (its key identifiers differ) has not signed itself, and a kind of
+    /// signature that is not known here is not judged.
+    pub fn is_damaged_root(&self) -> bool {
+        let Ok((_, x509)) = x509_parser::parse_x509_certificate(&self.der) else { return true };
+        let (mut own, mut issuers) = (None, None);
+        for extension in x509.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(id) => own = Some(id.0),
+                ParsedExtension::AuthorityKeyIdentifier(id) => issuers = id.key_identifier.as_ref().map(|id| id.0),
+                _ => {}
+            }
+        }
+        self.issuer_raw == self.subject_raw
+            && (issuers.is_none() || issuers == own)
+            && matches!(x509.verify_signature(None), Err(X509Error::SignatureVerificationError))
     }
 
     /// The certificate in DER form.

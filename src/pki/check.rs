@@ -39,7 +39,7 @@ fn in_time(cert: &Cert, now: OffsetDateTime) -> Result<(), Problem> {
 }
 
 /// Checks a CA file with its key, if that is here. Of several certificates one must be valid and, with a key, belong
-/// to it; `now` is `None` if expiry does not matter.
+/// to it.
 ///
 /// Gives the certificate that the key belongs to, or the first valid one.
 pub fn ca<'a>(
@@ -48,6 +48,9 @@ pub fn ca<'a>(
     key_path: PathBuf,
     now: OffsetDateTime,
 ) -> Result<&'a Cert, Problem> {
+    if certs.iter().any(Cert::is_damaged_root) {
+        return Err(Problem::NotACertificate("its own signature is wrong, so it was changed".to_owned()));
+    }
     let mut candidates: Vec<&Cert> = certs.iter().filter(|cert| cert.is_ca).collect();
     if candidates.is_empty() {
         return Err(Problem::NotACa);

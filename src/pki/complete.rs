@@ -390,6 +390,9 @@ impl<'a> Walk<'a> {
         let config = kubeconfig::parse(&read.bytes).map_err(Problem::NotAKubeconfig)?;
         if let Some(pem) = &config.ca {
             let certs = Cert::all_from_pem(pem).map_err(Problem::NotACertificate)?;
+            if certs.iter().any(Cert::is_damaged_root) {
+                return Err(Problem::NotAKubeconfig("the CA in it was changed: its own signature is wrong".to_owned()));
+            }
             let known = |cert: &Cert| ca.certs.iter().any(|ca| ca.public_bits == cert.public_bits);
             if !certs.iter().any(known) {
                 return Err(Problem::NotSignedBy(ca.path.clone()));
