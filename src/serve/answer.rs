@@ -24,8 +24,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::health::{Health, Serves, answer_to};
 
-/// From the connection's start to its end: handshake, request and answer. A kubelet's probe gives up after 1 s.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
+/// From the connection's start to its end: handshake, request and answer. A kubelet's probe gives up after 1 to 3 s.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The largest request head that is read (hyper's least).
 const HEAD_BYTES_MAX: usize = 8 * 1024;

@@ -22,7 +22,7 @@ use crate::settings::Settings;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Connections that may wait for our own answers at once; each is over within seconds.
-const ANSWERED_MAX: usize = 128;
+const ANSWERED_MAX: usize = 512;
 
 /// Passed connections at once, if the limit on open files allows it.
 const PASSED_MAX: usize = 16_384;
@@ -60,6 +60,13 @@ impl Front {
             passed: Arc::new(Semaphore::new(passed_max(open_files_limit()))),
             answered: Arc::new(Semaphore::new(ANSWERED_MAX)),
         }
+    }
+
+    /// With other limits: connections passed, and connections that wait for our own answers.
+    pub fn with_limits(mut self, passed: usize, answered: usize) -> Front {
+        self.passed = Arc::new(Semaphore::new(passed));
+        self.answered = Arc::new(Semaphore::new(answered));
+        self
     }
 
     /// Serves for ever. `health` decides, at each connection; its last value stays if its sender goes.
@@ -142,10 +149,10 @@ pub fn wanted(settings: &Settings) -> bool {
 pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     TcpListener::bind((address, port)).await.map_err(|error| {
         let remedy = match error.kind() {
-            io::ErrorKind::AddrInUse => "stop what listens there, or choose another port with --front-port",
-            io::ErrorKind::PermissionDenied => "choose a port above 1023 with --front-port",
+            io::ErrorKind::AddrInUse => "stop what listens there, or choose another port with --port",
+            io::ErrorKind::PermissionDenied => "choose a port above 1023 with --port",
             io::ErrorKind::AddrNotAvailable => "choose an address of this machine with --listen-address",
-            _ => "choose another address or port with --listen-address and --front-port",
+            _ => "choose another address or port with --listen-address and --port",
         };
         refuse(Exit::Fault, format!("cannot listen on {address} port {port} for clients and probes: {error}"), remedy)
     })

@@ -2,4 +2,5 @@
 
 mod container;
 mod datadir;
+mod serve;
 mod support;

@@ -108,7 +108,8 @@ impl Kube {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>> {
-        let tcp = TcpStream::connect(&self.authority).await.with_context(|| format!("connect to {}", self.authority))?;
+        let tcp =
+            TcpStream::connect(&self.authority).await.with_context(|| format!("connect to {}", self.authority))?;
         tcp.set_nodelay(true)?;
         let tls = self.tls.connect(self.name.clone(), tcp).await.context("agree on TLS")?;
         let (sender, connection) = handshake(TokioIo::new(tls)).await?;

@@ -6,6 +6,9 @@
 #![allow(dead_code, reason = "each test module uses some of it")]
 
 pub mod etcd;
+pub mod kube;
+pub mod populate;
+pub mod processes;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -151,7 +151,15 @@ impl Object {
         let kind = KINDS.get(index).unwrap_or_else(|| {
             let total: u32 = KINDS.iter().map(|k| k.share).sum();
             let mut point = u32::try_from(random.below(u64::from(total))).unwrap();
-            KINDS.iter().find(|k| point < k.share || { point -= k.share; false }).unwrap()
+            KINDS
+                .iter()
+                .find(|k| {
+                    point < k.share || {
+                        point -= k.share;
+                        false
+                    }
+                })
+                .unwrap()
         });
         Object { kind, index, random }
     }
@@ -175,17 +183,18 @@ impl Object {
     /// Creates it, updates every fifth three times, deletes every tenth; the number of updates, and whether it is gone.
     async fn write(&self, kube: &Kube) -> Result<(u64, bool)> {
         create(kube, &self.collection(), &self.content()).await?;
+        let path = self.path();
         let mut updates = 0;
         if self.index % 5 == 2 {
             for round in 1..=3 {
                 let patch = json!({"metadata": {"annotations": {"round": round.to_string()}}});
-                retry(|| kube.merge(&self.path(), &patch)).await?;
+                retry(|| kube.merge(&path, &patch)).await?;
                 updates += 1;
             }
         }
         let gone = self.index % 10 == 7 && self.kind.deletable;
         if gone {
-            match retry(|| kube.delete(&self.path())).await {
+            match retry(|| kube.delete(&path)).await {
                 Err(error) if status_of(&error) != Some(404) => return Err(error),
                 _ => {}
             }
@@ -248,7 +257,7 @@ fn body(kind: &str, index: usize, random: &mut Random) -> Value {
     let selector = json!({"matchLabels": {"app": "x"}});
     match kind {
         "ConfigMap" => {
-            let length = if index % 400 == 0 { 200_000 } else { 200 + random.below(4000) as usize };
+            let length = if index.is_multiple_of(1000) { 200_000 } else { 100 + random.below(1500) as usize };
             json!({"data": {"settings": random.text(length), "umlaut": "\u{e4}\u{f6}\u{fc} \u{2713} \u{1f980}"}})
         }
         "Secret" => {
@@ -271,18 +280,18 @@ fn body(kind: &str, index: usize, random: &mut Random) -> Value {
                 "selector": {"app": format!("app-{}", index % 97)},
                 "ports": [{"name": "http", "port": 80 + random.below(9000), "protocol": "TCP"}],
             });
-            if index % 2 == 0 {
+            if index.is_multiple_of(2) {
                 spec["clusterIP"] = json!("None");
             }
             json!({"spec": spec})
         }
-        "ServiceAccount" => json!({"automountServiceAccountToken": index % 2 == 0}),
+        "ServiceAccount" => json!({"automountServiceAccountToken": index.is_multiple_of(2)}),
         "PersistentVolumeClaim" => json!({"spec": {
             "accessModes": ["ReadWriteOnce"],
             "storageClassName": "",
             "resources": {"requests": {"storage": format!("{}Mi", 1 + random.below(500))}},
         }}),
-        "LimitRange" => json!({"spec": {"limits": [{"type": "Pod", "max": {"cpu": "64", "memory": "1Ti"}}]}}),
+        "LimitRange" => json!({"spec": {"limits": [{"type": "PersistentVolumeClaim", "max": {"storage": "1Ti"}}]}}),
         "Deployment" => json!({"spec": {"replicas": 0, "selector": selector, "template": template(random, "Always")}}),
         "ReplicaSet" => json!({"spec": {"replicas": 0, "selector": selector, "template": template(random, "Always")}}),
         "StatefulSet" => json!({"spec": {
@@ -334,7 +343,7 @@ fn body(kind: &str, index: usize, random: &mut Random) -> Value {
             "size": random.below(1000),
             "ratio": 0.25,
             "words": (0..6).map(|_| random.word(9)).collect::<Vec<_>>(),
-            "nested": {"text": random.text(400), "flag": index % 2 == 0},
+            "nested": {"text": random.text(200), "flag": index.is_multiple_of(2)},
         }}),
         other => panic!("no content for {other}"),
     }

@@ -1,0 +1,332 @@
+//! The API server's processes and port 8443: what the specs say is started for real, and clients come in at the front.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use hyper::body::Bytes;
+use serde_json::json;
+use syncer::disk::RealDisk;
+use syncer::serve::distro::{Backend, apiserver_address, specs};
+use syncer::serve::front::{Front, bind};
+use syncer::serve::health::Health;
+use syncer::serve::prepare::prepare;
+use syncer::settings::Settings;
+use syncer::settings::flags::{DistroFlag, Flags};
+use syncer::settings::load::{Loader, Surroundings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::support::kube::Kube;
+use crate::support::processes::{Process, Processes};
+use crate::support::{free_port, part};
+
+const READY: Health = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+
+/// Settings as `syncer start` would have them on a laptop, with ports of their own.
+fn settings(data_dir: &Path, flags: Flags, env: &[(&str, &str)]) -> Settings {
+    let flags = Flags {
+        data_dir: Some(data_dir.to_owned()),
+        client_port: Some(free_port()),
+        peer_port: Some(free_port()),
+        metrics_port: Some(free_port()),
+        port: Some(free_port()),
+        apiserver_port: Some(free_port()),
+        ..flags
+    };
+    let env: BTreeMap<String, OsString> = env.iter().map(|(n, v)| ((*n).to_owned(), v.into())).collect();
+    let surroundings =
+        Surroundings { values_files: Vec::new(), namespace_file: PathBuf::from("/nonexistent"), folders: Vec::new() };
+    let loader = Loader { flags, wrapped: None, env: Box::new(env), surroundings };
+    loader.load().unwrap().settings
+}
+
+fn on_sqlite(distro: DistroFlag, binaries: &Path) -> Flags {
+    Flags {
+        distro: Some(distro),
+        etcd_embedded: Some(false),
+        binaries: Some(vec![binaries.to_owned()]),
+        ..Flags::default()
+    }
+}
+
+/// Starts the front; where it listens, and its health's sender.
+async fn front(settings: &Settings, front: Front) -> (SocketAddr, watch::Sender<Health>) {
+    let listener = bind(Ipv4Addr::LOCALHOST.into(), settings.listen.front_port).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, receiver) = watch::channel(Health::default());
+    tokio::spawn(front.serve(listener, receiver));
+    (address, sender)
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let client = Kube::new(&format!("https://{address}"), None, None, None).unwrap();
+    let (status, body) = client.raw(Method::GET, path, "", Bytes::new()).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// The admin kubeconfig, with the front in the API server's place.
+fn through(front: SocketAddr, settings: &Settings) -> PathBuf {
+    let text = fs::read_to_string(settings.pki_dir.join("admin.conf")).unwrap();
+    let mut config: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+    config["clusters"][0]["cluster"]["server"] = json!(format!("https://{front}"));
+    let file = settings.data_dir.join("through-the-front.conf");
+    fs::write(&file, config.to_string()).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn k8s_on_kine_serves_through_the_front() {
+    let dir = tempfile::tempdir().unwrap();
+    let binaries = part("kine").parent().unwrap().to_owned();
+    for program in ["kube-apiserver", "kube-controller-manager", "kubectl"] {
+        part(program);
+    }
+    let settings = settings(dir.path(), on_sqlite(DistroFlag::K8s, &binaries), &[]);
+    syncer::pki::ensure(&settings, &RealDisk, time::OffsetDateTime::now_utc()).unwrap();
+    let backend = Backend::sqlite(&settings);
+    let specs = specs(&settings, &backend, &prepare(&settings, &backend, &RealDisk).unwrap()).unwrap();
+    let apiserver = apiserver_address(&specs);
+    let (address, health) = front(&settings, Front::new(&settings, apiserver)).await;
+
+    // Before anything runs.
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    assert_eq!(get(address, "/livez").await.0, 200);
+    let (status, why) = get(address, "/readyz").await;
+    assert!(status == 503 && why.contains("datastore"), "{status} {why}");
+    assert_eq!(get(address, "/api/v1/namespaces").await.0, 503);
+
+    let logs = dir.path().join("logs");
+    let mut processes = Processes::start(&specs, &logs).await.unwrap();
+    assert_eq!(get(address, "/readyz").await.0, 503, "the front goes by what the supervisor says");
+    health.send(READY).unwrap();
+    assert_eq!(get(address, "/readyz").await, (200, "ok".to_owned()), "the API server's own answer has no newline");
+
+    // TLS from end to end: the API server's certificate, verified, and our client certificate are what counts.
+    let config = through(address, &settings);
+    let kube = Kube::from_kubeconfig(&config).unwrap();
+    let mut watch = kube.watch("/api/v1/namespaces/shop/configmaps", "0").await.unwrap();
+    kube.create("/api/v1/namespaces", &json!({"metadata": {"name": "shop"}})).await.unwrap();
+    let map = json!({"metadata": {"name": "a"}, "data": {"k": "v".repeat(300_000)}});
+    let created = kube.create("/api/v1/namespaces/shop/configmaps", &map).await.unwrap();
+    let seen = loop {
+        let event = watch.next(Duration::from_secs(20)).await.unwrap().expect("the watch goes on");
+        if event["object"]["metadata"]["name"] == "a" {
+            break event;
+        }
+    };
+    assert_eq!(seen["object"], created);
+    let kubectl = tokio::process::Command::new(part("kubectl"))
+        .args(["get", "configmap", "-n", "shop", "a", "-o", "jsonpath={.data.k}"])
+        .arg("--kubeconfig")
+        .arg(&config)
+        .env("HOME", dir.path())
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(kubectl.stdout.len(), 300_000, "kubectl: {}", String::from_utf8_lossy(&kubectl.stderr));
+
+    // The controller manager works: it makes every namespace's account and CA bundle.
+    let started = Instant::now();
+    for path in ["serviceaccounts/default", "configmaps/kube-root-ca.crt"] {
+        while let Err(error) = kube.get(&format!("/api/v1/namespaces/shop/{path}")).await {
+            assert!(started.elapsed() < Duration::from_secs(60), "no {path}, see {}: {error:#}", logs.display());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    // kine is killed and leaves its socket; it starts again over it and nothing is lost.
+    processes.restart_killed("kine", &logs).await.unwrap();
+    let started = Instant::now();
+    let map = loop {
+        match kube.get("/api/v1/namespaces/shop/configmaps/a").await {
+            Ok(map) => break map,
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error:#}"),
+        }
+    };
+    assert_eq!(map, created);
+
+    // The API server goes, and nobody has told the front.
+    processes.stop("apiserver");
+    let (status, why) = get(address, "/readyz").await;
+    assert!(status == 503 && why.contains("API server"), "{status} {why}");
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    assert_eq!(get(address, "/api/v1/namespaces").await.0, 503);
+
+    // No datastore, no pass: the API server's own health would get the pod killed.
+    health.send(Health { datastore_ready: false, ..READY }).unwrap();
+    assert_eq!(get(address, "/healthz").await, (200, "ok\n".to_owned()));
+    health.send(Health { stopping: true, ..READY }).unwrap();
+    assert_eq!(get(address, "/readyz").await, (503, "stopping\n".to_owned()));
+}
+
+#[tokio::test]
+async fn datastore_only_answers_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = Flags { distro: Some(DistroFlag::None), etcd_embedded: Some(true), ..Flags::default() };
+    let settings = settings(dir.path(), flags, &[]);
+    let (address, health) = front(&settings, Front::new(&settings, None)).await;
+    assert_eq!(get(address, "/readyz").await.0, 503);
+    health.send(Health { datastore_ready: true, ..Health::default() }).unwrap();
+    assert_eq!(get(address, "/readyz").await.0, 200);
+    assert_eq!(get(address, "/version").await.0, 404);
+    drop(health);
+    assert_eq!(get(address, "/readyz").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_the_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let error = bind(Ipv4Addr::LOCALHOST.into(), port).await.unwrap_err().to_string();
+    assert!(error.contains(&port.to_string()) && error.contains("--port"), "{error}");
+}
+
+#[tokio::test]
+async fn hostile_clients_are_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = Flags { distro: Some(DistroFlag::None), etcd_embedded: Some(true), ..Flags::default() };
+    let settings = settings(dir.path(), flags, &[]);
+    let (address, _health) = front(&settings, Front::new(&settings, None).with_limits(1, 4)).await;
+
+    // Not TLS.
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(closed(plain, Duration::from_secs(2)).await, "plain text is not refused at once");
+
+    // A head that does not end.
+    let client = Kube::new(&format!("https://{address}"), None, None, None).unwrap();
+    let long = format!("/healthz?{}", "x".repeat(1 << 20));
+    // An error is right too: it was cut off while it was still sending.
+    if let Ok((status, _)) = client.raw(Method::GET, &long, "", Bytes::new()).await {
+        assert!(status == 414 || status == 431, "{status}");
+    }
+
+    // Silence, from more clients than are served at once: the next is closed, and all are over soon.
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let more = TcpStream::connect(address).await.unwrap();
+    assert!(closed(more, Duration::from_secs(2)).await, "the limit on waiting connections does not hold");
+    for client in silent {
+        assert!(closed(client, Duration::from_secs(10)).await, "a silent client is kept");
+    }
+    assert_eq!(get(address, "/healthz").await.0, 200);
+}
+
+/// Whether the other side ends the connection in time.
+async fn closed(mut stream: TcpStream, deadline: Duration) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(deadline, stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test]
+async fn many_idle_connections_pass_and_the_limit_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = on_sqlite(DistroFlag::K8s, Path::new("/nonexistent"));
+    let settings = settings(dir.path(), flags, &[]);
+    // What stands behind the front is of no matter to it: bytes pass. This one sends back what it gets.
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let behind = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = echo.accept().await {
+            tokio::spawn(async move {
+                let (mut read, mut write) = stream.into_split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    let (address, health) = front(&settings, Front::new(&settings, Some(behind)).with_limits(200, 8)).await;
+    health.send(READY).unwrap();
+    let mut idle = Vec::new();
+    for n in 0..200u8 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(&[n]).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), n);
+        idle.push(stream);
+    }
+    // One more is answered by ourselves, so that probes do not fail for too many clients.
+    assert_eq!(get(address, "/healthz").await.0, 200);
+    assert_eq!(get(address, "/api").await.0, 503);
+    // All are still there, each with its own.
+    for (n, stream) in idle.iter_mut().enumerate() {
+        let byte = u8::try_from(n).unwrap().wrapping_add(7);
+        stream.write_all(&[byte]).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), byte);
+    }
+    drop(idle);
+    let started = Instant::now();
+    loop {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        if matches!(tokio::time::timeout(Duration::from_millis(200), stream.read_u8()).await, Ok(Ok(b'x'))) {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "ended connections still count");
+    }
+}
+
+/// Records how it was started: arguments, environment, and the file that `--config` names.
+const STAND_IN: &str = r#"#!/bin/sh
+{
+    for argument in "$@"; do printf 'arg %s\n' "$argument"; done
+    env | sort | sed 's/^/env /'
+    for argument in "$@"; do
+        case $argument in --config=*) sed 's/^/file /' "${argument#--config=}" ;; esac
+    done
+} > "$RECORD.new"
+mv "$RECORD.new" "$RECORD"
+exec sleep 600
+"#;
+
+#[tokio::test]
+async fn k3s_and_k0s_get_what_their_specs_say() {
+    for (name, distro) in [("k3s", DistroFlag::K3s), ("k0s", DistroFlag::K0s)] {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(name);
+        fs::write(&program, STAND_IN).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let flags = Flags { etcd_embedded: Some(true), ..on_sqlite(distro, dir.path()) };
+        let settings = settings(dir.path(), flags, &[]);
+        let prepared = prepare(&settings, &Backend::Etcd, &RealDisk).unwrap();
+        let mut specs = specs(&settings, &Backend::Etcd, &prepared).unwrap();
+        assert_eq!(specs.len(), 1, "{name}");
+        let mut spec = specs.remove(0);
+        assert_eq!(spec.program, program, "{name} is found in --binaries");
+        let record = dir.path().join("record");
+        spec.env.insert("RECORD".to_owned(), record.clone().into());
+        let process = Process::start(&spec, dir.path()).unwrap();
+        let started = Instant::now();
+        while !record.exists() {
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{name} recorded nothing, see {}",
+                process.log.display()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let text = fs::read_to_string(&record).unwrap();
+        let lines =
+            |kind: &str| text.lines().filter_map(|l| l.strip_prefix(kind)).map(str::to_owned).collect::<Vec<_>>();
+        let want: Vec<_> = spec.args.iter().map(|a| a.to_str().unwrap().to_owned()).collect();
+        assert_eq!(lines("arg "), want, "{name}");
+        let etcd_variables: Vec<_> = lines("env ").into_iter().filter(|l| l.starts_with("ETCD_")).collect();
+        if name == "k0s" {
+            assert_eq!(etcd_variables, ["ETCD_UNSUPPORTED_ARCH=arm64"]);
+            let file = lines("file ").join("\n");
+            let port = settings.listen.client_port;
+            assert!(file.contains("externalCluster") && file.contains(&format!("127.0.0.1:{port}")), "{file}");
+        } else {
+            assert!(etcd_variables.is_empty(), "{etcd_variables:?}");
+            let token = fs::read_to_string(dir.path().join("k3s-token")).unwrap();
+            assert!(lines("arg ").windows(2).any(|w| w[0] == "--token" && w[1] == token), "{text}");
+        }
+    }
+}
