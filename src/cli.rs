@@ -72,6 +72,16 @@ pub enum Command {
             syncer config -o json | jq '.settings[] | select(.setting == \"etcd.replicas\")'\n  \
             syncer config --example > values.yaml")]
     Config(ConfigArgs),
+    /// Issue or check the certificates and keys of etcd and Kubernetes, in vCluster's layout.
+    #[command(
+        long_about = "Issues what is missing in a PKI directory, renews what was issued by syncer and ends within 90 \
+            days, and shows every certificate. Existing files are used and never overwritten. `syncer start` does the \
+            same by itself; this is for making them beforehand, and for looking.",
+        after_long_help = "Examples:\n  \
+            syncer certs --dir ./pki --name my-vcluster --namespace team --distro k8s\n  \
+            syncer certs --check -o json"
+    )]
+    Certs(Box<crate::pki::command::Args>),
     /// Copy one file, such as this program, out of an image that has no shell.
     #[command(after_long_help = "The copy has the permissions of SRC and appears only when it is whole.\n\n\
             Example:\n  syncer cp /usr/local/bin/kube-apiserver /binaries/kube-apiserver")]

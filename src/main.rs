@@ -34,6 +34,7 @@ fn run() -> anyhow::Result<()> {
         Parsed::Run(command, passed_over) => match *command {
             Command::Start(args) => start(args, &passed_over),
             Command::Config(args) => config(args),
+            Command::Certs(args) => certs(*args),
             Command::Cp { src, dst } => syncer::copy::copy(&RealDisk, &src, &dst).map(|_| ()),
             Command::Migrate(args) => {
                 telemetry::init(None, "info");
@@ -82,6 +83,13 @@ fn config(args: ConfigArgs) -> anyhow::Result<()> {
         Output::Yaml => print(&provenance.yaml()),
         Output::Json => print(&format!("{}\n", provenance.json())),
     }
+}
+
+fn certs(args: syncer::pki::command::Args) -> anyhow::Result<()> {
+    let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
+    let (text, outcome) = syncer::pki::command::run(&args, &settings, &RealDisk, time::OffsetDateTime::now_utc())?;
+    print(&text)?;
+    outcome
 }
 
 /// Writes a command's output. A reader that has read enough (`| head`) is not an error.

@@ -11,6 +11,7 @@
 
 mod cert;
 mod check;
+pub mod command;
 mod complete;
 mod ensure;
 mod issue;
