@@ -126,7 +126,8 @@ impl Front {
             }
         };
         match self.certificate.config() {
-            Ok(config) => answer(client, config, health, self.serves).await,
+            // Boxed: a task is as big as its biggest part, and thousands of passed connections need none of this.
+            Ok(config) => Box::pin(answer(client, config, health, self.serves)).await,
             Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot answer probes"),
         }
     }
@@ -171,16 +172,51 @@ fn passed_max(open_files: usize) -> usize {
     (open_files.saturating_sub(FILES_RESERVED) / 2).clamp(64, PASSED_MAX)
 }
 
+/// The limit on open files, after raising the soft one to the hard one, as Go's runtime does for the programs beside
+/// us: container runtimes start processes with a soft limit of 1024, which is kept for programs that use select(2).
 fn open_files_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes one rlimit to the pointer, which is valid and ours.
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1024 }
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 1024;
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: setrlimit reads one rlimit from the pointer, which is valid and ours.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        limit = raised;
+    }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
 fn warn_rarely(warned: &mut Option<Instant>, what: &str) {
     if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
         *warned = Some(Instant::now());
         tracing::warn!("{what}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_idle_connection_costs_little() {
+        let settings = crate::serve::tests::pod(crate::settings::Distro::K8s);
+        let apiserver = SocketAddr::from(([127, 0, 0, 1], 6443));
+        let front = Arc::new(Front::new(&settings, Some(apiserver)));
+        let health = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let route = front.route(health).unwrap();
+        assert!(matches!(route, Route::Pass(..)));
+        let task = Arc::clone(&front).connection(client, route);
+        assert!(size_of_val(&task) <= 1536, "{} bytes", size_of_val(&task));
+    }
+
+    #[test]
+    fn the_limit_on_open_files_bounds_passed_connections() {
+        for (files, want) in [(0, 64), (600, 64), (1024, 256), (65_536, PASSED_MAX), (usize::MAX, PASSED_MAX)] {
+            assert_eq!(passed_max(files), want, "{files}");
+        }
     }
 }

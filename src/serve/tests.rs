@@ -17,7 +17,7 @@ use crate::settings::{Distro, DistroCommand, EtcdSettings, EtcdTiming, Listen, P
 use crate::supervise::spec::{ChildSpec, Role};
 
 /// The settings of a pod of the release my-vcluster.
-fn pod(distro: Distro) -> Settings {
+pub(super) fn pod(distro: Distro) -> Settings {
     let pki = match distro {
         Distro::K0s => "/data/k0s/pki",
         Distro::K3s => "/data/pki",

@@ -6,24 +6,30 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::json;
 use syncer::disk::RealDisk;
+use syncer::etcd::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
+use syncer::etcd::version::EtcdVersion;
+use syncer::pki::PkiPaths;
 use syncer::serve::distro::{Backend, apiserver_address, specs};
 use syncer::serve::front::{Front, bind};
 use syncer::serve::health::Health;
 use syncer::serve::prepare::prepare;
-use syncer::settings::Settings;
 use syncer::settings::flags::{DistroFlag, Flags};
 use syncer::settings::load::{Loader, Surroundings};
+use syncer::settings::{DistroCommand, Settings};
+use syncer::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::kube::Kube;
+use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
 use crate::support::{free_port, part};
 
@@ -85,10 +91,11 @@ fn through(front: SocketAddr, settings: &Settings) -> PathBuf {
 async fn k8s_on_kine_serves_through_the_front() {
     let dir = tempfile::tempdir().unwrap();
     let binaries = part("kine").parent().unwrap().to_owned();
-    for program in ["kube-apiserver", "kube-controller-manager", "kubectl"] {
+    for program in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"] {
         part(program);
     }
-    let settings = settings(dir.path(), on_sqlite(DistroFlag::K8s, &binaries), &[]);
+    let flags = Flags { enable_scheduler: Some(true), ..on_sqlite(DistroFlag::K8s, &binaries) };
+    let settings = settings(dir.path(), flags, &[]);
     syncer::pki::ensure(&settings, &RealDisk, time::OffsetDateTime::now_utc()).unwrap();
     let backend = Backend::sqlite(&settings);
     let specs = specs(&settings, &backend, &prepare(&settings, &backend, &RealDisk).unwrap()).unwrap();
@@ -132,25 +139,25 @@ async fn k8s_on_kine_serves_through_the_front() {
         .unwrap();
     assert_eq!(kubectl.stdout.len(), 300_000, "kubectl: {}", String::from_utf8_lossy(&kubectl.stderr));
 
-    // The controller manager works: it makes every namespace's account and CA bundle.
-    let started = Instant::now();
+    // The controller manager works: it makes every namespace's account and CA bundle. And the scheduler: it finds no
+    // node for a pod.
     for path in ["serviceaccounts/default", "configmaps/kube-root-ca.crt"] {
-        while let Err(error) = kube.get(&format!("/api/v1/namespaces/shop/{path}")).await {
-            assert!(started.elapsed() < Duration::from_secs(60), "no {path}, see {}: {error:#}", logs.display());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        until(path, async || kube.get(&format!("/api/v1/namespaces/shop/{path}")).await.map(|_| true)).await;
     }
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "example.com/c"}]}});
+    kube.create("/api/v1/namespaces/shop/pods", &pod).await.unwrap();
+    until("the scheduler's verdict", async || {
+        let pod = kube.get("/api/v1/namespaces/shop/pods/p").await?;
+        Ok(pod["status"]["conditions"].to_string().contains("Unschedulable"))
+    })
+    .await;
 
     // kine is killed and leaves its socket; it starts again over it and nothing is lost.
     processes.restart_killed("kine", &logs).await.unwrap();
-    let started = Instant::now();
-    let map = loop {
-        match kube.get("/api/v1/namespaces/shop/configmaps/a").await {
-            Ok(map) => break map,
-            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error:#}"),
-        }
-    };
-    assert_eq!(map, created);
+    until("the object after kine's restart", async || {
+        Ok(kube.get("/api/v1/namespaces/shop/configmaps/a").await? == created)
+    })
+    .await;
 
     // The API server goes, and nobody has told the front.
     processes.stop("apiserver");
@@ -164,6 +171,104 @@ async fn k8s_on_kine_serves_through_the_front() {
     assert_eq!(get(address, "/healthz").await, (200, "ok\n".to_owned()));
     health.send(Health { stopping: true, ..READY }).unwrap();
     assert_eq!(get(address, "/readyz").await, (503, "stopping\n".to_owned()));
+}
+
+/// Waits until `probe` says yes; fails with its last word.
+async fn until(what: &str, probe: impl AsyncFn() -> anyhow::Result<bool>) {
+    let started = Instant::now();
+    loop {
+        let last = probe().await;
+        if matches!(last, Ok(true)) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}: not in a minute; last: {last:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A chart's variable with its fixed places moved to those of the test.
+fn chart_command(fixture: &str, variable: &str, settings: &Settings, binaries: &Path) -> DistroCommand {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/charts/{fixture}.yaml"));
+    let env: BTreeMap<String, String> = serde_yaml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let text = env[variable]
+        .replace("/pki/", &format!("{}/", settings.pki_dir.display()))
+        .replace("/binaries/", &format!("{}/", binaries.display()))
+        .replace(":2379", &format!(":{}", settings.listen.client_port))
+        .replace("--secure-port=6443", &format!("--secure-port={}", settings.listen.apiserver_port));
+    serde_yaml::from_str(&text).unwrap()
+}
+
+#[tokio::test]
+async fn the_eks_charts_command_serves_on_etcd() {
+    let dir = tempfile::tempdir().unwrap();
+    let binaries = part("kube-apiserver").parent().unwrap().to_owned();
+    let flags = Flags { etcd_embedded: Some(true), ..on_sqlite(DistroFlag::Eks, &binaries) };
+    let mut settings = settings(dir.path(), flags, &[]);
+    syncer::pki::ensure(&settings, &RealDisk, time::OffsetDateTime::now_utc()).unwrap();
+    settings.programs.apiserver = Some(chart_command("eks", "APISERVER_COMMAND", &settings, &binaries));
+    settings.programs.controller = Some(chart_command("eks", "CONTROLLER_COMMAND", &settings, &binaries));
+    let logs = dir.path().join("logs");
+
+    let program = part("etcd");
+    let member = InitialMember { name: settings.pod.name.clone(), peer_url: settings.peer_url() };
+    let launch = EtcdLaunch {
+        name: settings.pod.name.clone(),
+        data_dir: settings.etcd_dir(),
+        listen: Ipv4Addr::LOCALHOST.into(),
+        loopback_only: false,
+        client_port: settings.listen.client_port,
+        peer_port: settings.listen.peer_port,
+        metrics: (Ipv4Addr::LOCALHOST, settings.listen.metrics_port).into(),
+        peer_url: settings.peer_url(),
+        client_url: settings.client_url(),
+        bootstrap: Bootstrap::New { members: vec![member], token: "once".to_owned() },
+        tls: Some(PkiPaths::new(&settings.pki_dir).etcd_tls()),
+        skip_peer_san: false,
+        timing: settings.etcd.timing,
+        snapshot_count: settings.etcd.snapshot_count,
+        quota: None,
+        store_size: 0,
+        max_request_bytes: None,
+        extra_args: Vec::new(),
+    };
+    let args = etcd_args(&launch, EtcdVersion::of(&program).unwrap()).unwrap();
+    let etcd = ChildSpec {
+        role: Role::Etcd,
+        program,
+        args,
+        env: BTreeMap::new(),
+        env_remove_prefixes: vec!["ETCD_"],
+        cwd: None,
+        // Before it has a leader, its client port is closed.
+        ready: Ready::Started,
+        log: LogFormat::EtcdJson,
+        stop_grace: Duration::from_secs(5),
+    };
+    let _etcd = Process::start(&etcd, &logs).unwrap();
+    let client = (Ipv4Addr::LOCALHOST, settings.listen.client_port);
+    until("etcd's client port", async || Ok(TcpStream::connect(client).await.is_ok())).await;
+
+    let prepared = prepare(&settings, &Backend::Etcd, &RealDisk).unwrap();
+    let specs = specs(&settings, &Backend::Etcd, &prepared).unwrap();
+    assert_eq!(specs.iter().map(|s| s.role).collect::<Vec<_>>(), [Role::ApiServer, Role::ControllerManager]);
+    let _processes = Processes::start(&specs, &logs).await.unwrap();
+    let (address, health) = front(&settings, Front::new(&settings, apiserver_address(&specs))).await;
+    health.send(READY).unwrap();
+
+    let kube = Arc::new(Kube::from_kubeconfig(&through(address, &settings)).unwrap());
+    let plan = Plan { objects: 300, ..Plan::default() };
+    let written = populate(Arc::clone(&kube), plan).await.unwrap();
+    assert_eq!(written.created, 300);
+    assert!(written.kinds.len() >= 25 && written.updates >= 150 && written.deleted >= 20, "{written:?}");
+    let all = kube.everything().await.unwrap();
+    let of_ours = |part: &str| all.keys().filter(|k| k.contains(part)).count() as u64;
+    assert_eq!(of_ours("/widgets/") + of_ours("/gadgets/"), {
+        let made = written.kinds["Widget"] + written.kinds["Gadget"];
+        made - plan.deleted_of("Widget") - plan.deleted_of("Gadget")
+    });
+    // Once more: everything is there already, and what was deleted comes back and goes again.
+    let again = populate(Arc::clone(&kube), plan).await.unwrap();
+    assert_eq!((again.created, again.deleted, &again.kinds), (written.created, written.deleted, &written.kinds));
 }
 
 #[tokio::test]

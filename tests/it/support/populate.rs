@@ -28,6 +28,14 @@ impl Default for Plan {
     }
 }
 
+impl Plan {
+    /// How many objects of a kind the plan deletes again.
+    pub fn deleted_of(&self, kind: &str) -> u64 {
+        (0..self.objects).map(|i| Object::of(self.seed, i)).filter(|o| o.kind.name == kind && o.deletes()).count()
+            as u64
+    }
+}
+
 /// What was written.
 #[derive(Clone, Debug, Default)]
 pub struct Populated {
@@ -180,6 +188,10 @@ impl Object {
         format!("{}/{}", self.collection(), self.name())
     }
 
+    fn deletes(&self) -> bool {
+        self.index % 10 == 7 && self.kind.deletable
+    }
+
     /// Creates it, updates every fifth three times, deletes every tenth; the number of updates, and whether it is gone.
     async fn write(&self, kube: &Kube) -> Result<(u64, bool)> {
         create(kube, &self.collection(), &self.content()).await?;
@@ -192,7 +204,7 @@ impl Object {
                 updates += 1;
             }
         }
-        let gone = self.index % 10 == 7 && self.kind.deletable;
+        let gone = self.deletes();
         if gone {
             match retry(|| kube.delete(&path)).await {
                 Err(error) if status_of(&error) != Some(404) => return Err(error),
