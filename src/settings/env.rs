@@ -41,6 +41,11 @@ impl Env for BTreeMap<String, OsString> {
     }
 }
 
+/// The names of all variables of this process: a child inherits them less those that would mislead it.
+pub fn names() -> Vec<OsString> {
+    std::env::vars_os().map(|(name, _)| name).collect()
+}
+
 /// The pod's name; that it is set is what tells a pod from a laptop.
 pub const POD_NAME: &str = "POD_NAME";
 /// The pod's address.
