@@ -1,9 +1,183 @@
-//! start
+//! `syncer start`: the I/O around the decisions, in the order of a pod's life.
+//!
+//! Everything that can be refused is looked at before anything is written. The front port answers probes from the
+//! moment at which the certificates are there, so that a long migration is not taken for a hung pod.
 
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::boot::{BootDecision, Warning, decide, observe};
+use crate::datadir::MemberIdentity;
+use crate::datadir::inspect::SchemaVersion;
+use crate::datadir::lock::{DatadirLock, LockError};
+use crate::disk::{Disk, RealDisk};
+use crate::etcd::args::Bootstrap;
+use crate::etcd::launch::{self, Launch};
+use crate::etcd::version::EtcdVersion;
+use crate::exit::{Exit, refuse};
+use crate::migrate::commit::finish_commit;
+use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::pki::ensure;
+use crate::serve::distro::{self, Backend};
+use crate::serve::front::{self, Front};
+use crate::serve::health::Health;
+use crate::serve::prepare;
 use crate::settings::Settings;
 use crate::settings::load::Loader;
+use crate::supervise::spec::ChildSpec;
+use crate::telemetry::{self, Phase};
+
+/// How long an etcd that an earlier syncer left behind may take to go.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the pod until it is told to stop. `loader` reads the settings again when the values file changes.
-pub async fn run(_settings: Settings, _loader: Loader) -> anyhow::Result<()> {
-    anyhow::bail!("start is not there yet")
+pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
+    let disk = RealDisk;
+    telemetry::set_phase(Phase::Boot);
+    disk.create_dir(&settings.data_dir).context("make the data directory")?;
+    let lock = lock(&settings)?;
+
+    let etcd = settings.program("etcd");
+    let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
+    let schema = version.map_or(SchemaVersion { major: 3, minor: 7 }, |v| SchemaVersion {
+        major: v.major.into(),
+        minor: v.minor.into(),
+    });
+    let facts = observe::facts(&settings, schema).context("look at the volume")?;
+    let decision = decide(&facts);
+    tracing::info!(?decision, "boot decision");
+    if let BootDecision::Refuse(refusal) = &decision {
+        return Err(refusal.error());
+    }
+    if !matches!(decision, BootDecision::Start { .. }) {
+        prepare::refuse_hidden_store(&settings)?;
+    }
+    let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
+    let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
+    let servers = distro::specs(&settings, &backend, &prepared).map_err(prepare::usage)?;
+    let pki = ensure(&settings, &disk, OffsetDateTime::now_utc())?;
+    for warning in &pki.warnings {
+        tracing::warn!("{warning}");
+    }
+
+    let (health, watched) = watch::channel(Health::default());
+    let front = match front::wanted(&settings) {
+        true => Some(front::bind(settings.listen.address, settings.listen.front_port).await?),
+        false => None,
+    };
+    let front = front.map(|listener| {
+        tokio::spawn(Front::new(&settings, distro::apiserver_address(&servers)).serve(listener, watched))
+    });
+
+    let datastore = match version {
+        Some(version) => {
+            let Some(bootstrap) = begin(&settings, &disk, &decision).await? else {
+                tracing::info!("told to stop during the migration; the next start begins it anew");
+                return Ok(());
+            };
+            Some(launch::spec(&Launch { settings: &settings, pki: &pki, bootstrap, program: etcd, version })?)
+        }
+        None => None,
+    };
+    let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
+    let _ = loader;
+    crate::supervise::thin::run(specs, lock, &pki.paths, settings.listen.client_port, health).await?;
+    if let Some(front) = front {
+        front.abort();
+    }
+    Ok(())
+}
+
+fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
+    DatadirLock::acquire(&settings.data_dir, LOCK_PATIENCE).map_err(|e| match e {
+        LockError::Held { .. } => {
+            refuse(Exit::RefusedLocked, e.to_string(), "stop that process; one syncer runs on a data directory")
+        }
+        LockError::Io { .. } => e.into(),
+    })
+}
+
+/// Does what the decision says before etcd starts; how etcd then comes to its cluster. `None`: told to stop.
+async fn begin(settings: &Settings, disk: &RealDisk, decision: &BootDecision) -> anyhow::Result<Option<Bootstrap>> {
+    match decision {
+        BootDecision::Start { member, cluster, finish, warnings } => {
+            telemetry::set_member(Some(*member));
+            tracing::info!(%cluster, "starting from the data dir");
+            for warning in warnings {
+                warn(warning);
+            }
+            if *finish {
+                finish_commit(disk, &settings.data_dir, &settings.state_db_candidates(), seconds())?;
+            }
+            Ok(Some(Bootstrap::Restart))
+        }
+        BootDecision::Form => Ok(Some(launch::form(settings, token()))),
+        BootDecision::Import { source } => {
+            telemetry::set_phase(Phase::Migrate);
+            let Some(outcome) = migrated(settings, disk, source).await? else { return Ok(None) };
+            telemetry::set_member(Some(outcome.member));
+            tracing::info!(
+                source = %source.display(),
+                keys = outcome.keys,
+                bytes = outcome.bytes,
+                revision = outcome.revision.0,
+                leases = outcome.leases,
+                cluster = %outcome.cluster,
+                seconds = outcome.duration.as_secs_f64(),
+                "migrated and committed"
+            );
+            Ok(Some(Bootstrap::Restart))
+        }
+        BootDecision::RunOnSqlite | BootDecision::Refuse(_) => anyhow::bail!("etcd is not to run: {decision:?}"),
+    }
+}
+
+/// Imports on a thread of its own, which also starts and ends the etcd that verifies. `None`: told to stop meanwhile;
+/// the thread ends with the process, and what it leaves is begun anew by the next start.
+async fn migrated(settings: &Settings, disk: &RealDisk, source: &Path) -> anyhow::Result<Option<ImportOutcome>> {
+    let identity = MemberIdentity {
+        name: settings.pod.name.clone(),
+        peer_urls: vec![settings.peer_url()],
+        client_urls: vec![settings.client_url()],
+        token: token(),
+    };
+    let plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity, settings.program("etcd"));
+    let disk = *disk;
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("import".into())
+        .spawn(move || {
+            // The receiver is gone only when the process is about to end.
+            let _ = done.send(import(&disk, &plan));
+        })
+        .context("start the import's thread")?;
+    tokio::select! {
+        outcome = outcome => outcome.context("the import's thread ended without a result")?.map(Some),
+        signal = crate::supervise::thin::stop_signal() => { signal?; Ok(None) }
+    }
+}
+
+fn warn(warning: &Warning) {
+    match warning {
+        Warning::StateDbIgnored(file) => tracing::warn!(
+            file = %file.display(),
+            "a SQLite store lies beside a formed cluster; it is not imported: move it away if it is not needed"
+        ),
+        Warning::PeersUnknown => tracing::warn!(
+            "more than one replica is asked for; this release runs one and leaves the other members to themselves"
+        ),
+    }
+}
+
+/// A token that no cluster has had before, so that a lost and newly formed cluster has other IDs [4.1].
+fn token() -> String {
+    format!("syncer-{:032x}", rand::random::<u128>())
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

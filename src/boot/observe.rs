@@ -3,8 +3,41 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::boot::facts::StoresFact;
+use anyhow::Context;
+
+use crate::boot::facts::{Facts, Known, PeerFact, StoresFact};
+use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
+use crate::ids::Ordinal;
+use crate::migrate::journal;
+use crate::settings::Settings;
+
+/// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
+///
+/// Other pods and the host cluster's API are not asked: every other ordinal below desired is unknown.
+pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts> {
+    let seed = Ordinal(0);
+    let desired = settings.etcd.replicas;
+    let not_asked = || Known::Unknown("other pods are not asked by this release".to_owned());
+    Ok(Facts {
+        ordinal: settings.pod.ordinal,
+        seed,
+        desired,
+        enabled: settings.etcd.enabled,
+        migrate_back: settings.etcd.migrate_back,
+        migrate_from: settings.etcd.migrate_from.is_some(),
+        data_dir: inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?.fact(),
+        journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
+        stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
+        marker: Known::Unknown("no host API is configured".to_owned()),
+        host_configured: false,
+        peers: (0..desired)
+            .map(Ordinal)
+            .filter(|ordinal| *ordinal != settings.pod.ordinal)
+            .map(|ordinal| PeerFact { ordinal, state: not_asked() })
+            .collect(),
+    })
+}
 
 /// Looks for SQLite stores at `candidates`, and for what earlier migrations left beside them.
 pub fn stores(candidates: &[PathBuf]) -> io::Result<StoresFact> {

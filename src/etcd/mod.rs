@@ -3,6 +3,7 @@
 //! Reading order: [`version`] and [`args`] (how it is started).
 
 pub mod args;
+pub mod launch;
 pub mod version;
 
 pub use args::{ArgsError, Bootstrap, EtcdLaunch, InitialMember};

@@ -184,6 +184,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
         revision: store.revision(),
         keys: copied.keys,
         hash: written.datadir.hash_kv,
+        max_request_bytes: written.largest,
     });
     journal::store(disk, &plan.journal, &journal)?;
 

@@ -83,6 +83,8 @@ pub struct Written {
     pub keys: u64,
     /// `HashKV` at that revision.
     pub hash: u32,
+    /// The largest request that the values need, in bytes: etcd's limit must not be below it, at this start or any later.
+    pub max_request_bytes: u64,
 }
 
 /// Why a journal cannot be read or written.
@@ -186,6 +188,11 @@ pub fn fact(data_dir: &Path) -> io::Result<JournalFact> {
     })
 }
 
+/// The largest request that the values imported into `data_dir` need, in bytes; `None` if nothing was imported.
+pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, JournalError> {
+    Ok(load(&data_dir.join(FILE_NAME))?.and_then(|journal| journal.written).map(|written| written.max_request_bytes))
+}
+
 /// A source's path as the journal at `journal` keeps it.
 pub fn relative(journal: &Path, source: &Path) -> PathBuf {
     source.strip_prefix(parent_of(journal)).unwrap_or(source).to_owned()
@@ -207,7 +214,13 @@ mod tests {
             source: SourceFile { path: path.into(), bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 },
             started: 1,
             finished: (phase == Phase::Done).then_some(2),
-            written: Some(Written { cluster: ClusterId(5), revision: Revision(6), keys: 7, hash: 8 }),
+            written: Some(Written {
+                cluster: ClusterId(5),
+                revision: Revision(6),
+                keys: 7,
+                hash: 8,
+                max_request_bytes: 9,
+            }),
         }
     }
 

@@ -38,6 +38,7 @@ pub(super) fn pod(distro: Distro) -> Settings {
             extra_args: Vec::new(),
             quota_backend_bytes: None,
             timing: EtcdTiming { heartbeat: Duration::from_millis(100), election: Duration::from_secs(1) },
+            timing_set: false,
         },
         programs: Programs::default(),
         listen: Listen {

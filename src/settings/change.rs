@@ -74,6 +74,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         extra_args,
         quota_backend_bytes,
         timing: EtcdTiming { heartbeat, election },
+        timing_set: _,
     } = etcd;
     let Programs {
         folders,

@@ -393,6 +393,7 @@ impl Resolver<'_> {
             let warning = format!("{}:{}: etcd advises a quota of at most 8Gi", self.shown, spot.line);
             self.notes.warnings.push(warning);
         }
+        let timing_set = values.etcd.heartbeat_ms.is_some() || values.etcd.election_ms.is_some();
         let heartbeat = self.milliseconds("etcd.heartbeatInterval", values.etcd.heartbeat_ms.clone(), 100);
         let election =
             self.milliseconds("etcd.electionTimeout", values.etcd.election_ms.clone(), 1000.max(heartbeat * 10));
@@ -415,6 +416,7 @@ impl Resolver<'_> {
             extra_args,
             quota_backend_bytes,
             timing,
+            timing_set,
         })
     }
 

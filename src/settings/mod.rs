@@ -124,6 +124,8 @@ pub struct EtcdSettings {
     pub quota_backend_bytes: Option<u64>,
     /// Heartbeat interval and election timeout.
     pub timing: EtcdTiming,
+    /// Whether the values set the timing. Otherwise a member that is alone has a quicker one.
+    pub timing_set: bool,
 }
 
 /// Raft's timing.

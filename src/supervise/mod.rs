@@ -7,3 +7,4 @@ pub mod signals;
 pub mod spec;
 
 pub use signals::stop_signal;
+pub mod thin;

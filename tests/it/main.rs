@@ -2,5 +2,7 @@
 
 mod container;
 mod datadir;
+mod journey;
 mod serve;
+mod start;
 mod support;

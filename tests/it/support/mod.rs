@@ -6,7 +6,9 @@
 #![allow(dead_code, reason = "each test module uses some of it")]
 
 pub mod etcd;
+pub mod https;
 pub mod kube;
+pub mod pod;
 pub mod populate;
 pub mod processes;
 

@@ -1,0 +1,106 @@
+//! The embedded etcd of this pod as a child: settings, certificates and what is on disk in, child spec out.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
+use super::version::EtcdVersion;
+use crate::datadir::bolt::BoltReader;
+use crate::datadir::schema::BUCKET_MEMBERS;
+use crate::migrate::journal;
+use crate::pki::Pki;
+use crate::settings::{EtcdTiming, Settings};
+use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
+
+/// Heartbeat and election timeout of a member that is alone, unless the values set them. A restarted member waits for
+/// up to an election timeout before it leads; alone, it has nobody whose heartbeat could be late.
+const ALONE: EtcdTiming = EtcdTiming { heartbeat: Duration::from_millis(20), election: Duration::from_millis(200) };
+
+/// From SIGTERM to SIGKILL: with its clients gone etcd stops within milliseconds.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Room for the request around the largest value, in bytes.
+const REQUEST_OVERHEAD: u64 = 64 << 10;
+
+/// What decides how etcd is started.
+pub struct Launch<'a> {
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Its certificates.
+    pub pki: &'a Pki,
+    /// How it comes to its cluster.
+    pub bootstrap: Bootstrap,
+    /// The program.
+    pub program: PathBuf,
+    /// Its version.
+    pub version: EtcdVersion,
+}
+
+/// A new cluster of this member alone.
+pub fn form(settings: &Settings, token: String) -> Bootstrap {
+    let me = InitialMember { name: settings.pod.name.clone(), peer_url: settings.peer_url() };
+    Bootstrap::New { members: vec![me], token }
+}
+
+/// The child. Reads the size of the store and its member list, and what an import noted of its values.
+pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
+    let settings = launch.settings;
+    let backend = settings.etcd_dir().join("member/snap/db");
+    let alone = match launch.bootstrap {
+        Bootstrap::New { ref members, .. } => members.len() == 1,
+        Bootstrap::Restart => members(&backend) == Some(1),
+        Bootstrap::Existing { .. } => false,
+    };
+    let largest = journal::max_request_bytes(&settings.data_dir)?;
+    let etcd = EtcdLaunch {
+        name: settings.pod.name.clone(),
+        data_dir: settings.etcd_dir(),
+        listen: settings.listen.address,
+        loopback_only: false,
+        client_port: settings.listen.client_port,
+        peer_port: settings.listen.peer_port,
+        metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, settings.listen.metrics_port)),
+        peer_url: settings.peer_url(),
+        client_url: settings.client_url(),
+        bootstrap: launch.bootstrap.clone(),
+        tls: Some(launch.pki.paths.etcd_tls()),
+        skip_peer_san: launch.pki.peer_skip_san,
+        timing: timing(settings, alone),
+        snapshot_count: settings.etcd.snapshot_count,
+        quota: settings.etcd.quota_backend_bytes,
+        store_size: std::fs::metadata(&backend).map_or(0, |meta| meta.len()),
+        max_request_bytes: largest.map(|bytes| bytes.saturating_add(REQUEST_OVERHEAD)),
+        extra_args: settings.etcd.extra_args.clone(),
+    };
+    Ok(ChildSpec {
+        role: Role::Etcd,
+        program: launch.program.clone(),
+        args: etcd_args(&etcd, launch.version).map_err(|e| e.refused())?,
+        env: BTreeMap::new(),
+        env_remove_prefixes: vec!["ETCD_"],
+        cwd: Some(settings.data_dir.clone()),
+        ready: Ready::EtcdLinearizableRead,
+        log: LogFormat::EtcdJson,
+        stop_grace: STOP_GRACE,
+    })
+}
+
+/// The timing as set, or the quick one of a member that is alone and stays so.
+fn timing(settings: &Settings, alone: bool) -> EtcdTiming {
+    let etcd = &settings.etcd;
+    if alone && etcd.replicas == 1 && !etcd.timing_set { ALONE } else { etcd.timing }
+}
+
+/// How many members the backend lists; `None` if it cannot be read, which is for etcd to say.
+fn members(backend: &Path) -> Option<usize> {
+    let reader = BoltReader::open(std::fs::File::open(backend).ok()?).ok()?;
+    let bucket = reader.bucket(BUCKET_MEMBERS).ok()??;
+    let mut cursor = reader.cursor(&bucket).ok()?;
+    let mut count = 0;
+    while cursor.next().ok()?.is_some() {
+        count += 1;
+    }
+    Some(count)
+}
