@@ -259,3 +259,89 @@ impl Visit for Fields {
         self.put(field, format!("{value:?}").into());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What `log` writes, line by line.
+    fn lines(format: LogFormat, log: impl FnOnce()) -> Vec<String> {
+        let out = Lines::default();
+        let writer = out.clone();
+        let layer = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .event_format(Line(format));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        let bytes = out.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// The context is the process's: one test changes it.
+    #[test]
+    fn every_line_carries_pod_member_and_phase() {
+        set_pod("vc-0");
+        set_member(Some(MemberId(0xabc)));
+        set_phase(Phase::Migrate);
+        let fields = serde_json::from_str(r#"{"size": 5, "nested": {"a": "b\nc"}}"#).unwrap();
+        let log = || {
+            tracing::warn!(keys = 7, path = %"/data", pod = "not this one", "two\nlines \x1b[31m");
+            relay(Role::Etcd, Level::INFO, "ready to serve {}", &fields);
+            relay(Role::ControllerManager, Level::ERROR, "gone", &Map::new());
+        };
+        let json: Vec<Value> = lines(LogFormat::Json, log).iter().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let [own, etcd, manager] = json.as_slice() else { panic!("{json:?}") };
+        for line in [own, etcd, manager] {
+            assert_eq!(
+                (&line["pod"], &line["member"], &line["phase"]),
+                (&"vc-0".into(), &"abc".into(), &"migrate".into())
+            );
+            assert!(line["time"].as_str().unwrap().ends_with('Z'), "{line}");
+        }
+        assert_eq!((own["level"].as_str(), own["message"].as_str()), (Some("warn"), Some("two\nlines \u{1b}[31m")));
+        assert_eq!((&own["keys"], &own["path"]), (&7.into(), &"/data".into()));
+        assert_eq!((etcd["target"].as_str(), etcd["message"].as_str()), (Some("etcd"), Some("ready to serve {}")));
+        assert_eq!((&etcd["fields"]["size"], &etcd["fields"]["nested"]["a"]), (&5.into(), &"b\nc".into()));
+        assert_eq!(
+            (manager["target"].as_str(), manager["level"].as_str()),
+            (Some("controller-manager"), Some("error"))
+        );
+        assert!(manager.get("fields").is_none(), "{manager}");
+
+        let text = lines(LogFormat::Text, log);
+        assert_eq!(text.len(), 3, "an event is one line: {text:?}");
+        assert!(text[0].contains(" WARN migrate tests: two lines  [31m keys=7 path=/data"), "{}", text[0]);
+        assert!(text[1].contains(r#"migrate etcd: ready to serve {} fields={"#), "{}", text[1]);
+    }
+
+    #[test]
+    fn levels_of_all_roles_reach_the_log() {
+        let log = || {
+            for role in [Role::Etcd, Role::Kine, Role::ApiServer, Role::ControllerManager, Role::Scheduler] {
+                for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+                    relay(role, level, role.name(), &Map::new());
+                }
+            }
+        };
+        let got = lines(LogFormat::Json, log);
+        assert_eq!(got.len(), 25);
+        for line in got {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["target"], line["message"], "the target is the child's name");
+        }
+    }
+}

@@ -74,7 +74,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         extra_args,
         quota_backend_bytes,
         timing: EtcdTiming { heartbeat, election },
-        timing_set: _,
+        timing_set,
     } = etcd;
     let Programs {
         folders,
@@ -109,6 +109,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("etcd.quotaBackendBytes", quota_backend_bytes, &new.etcd.quota_backend_bytes, EtcdRestart);
     differ!("etcd.heartbeatInterval", heartbeat, &new.etcd.timing.heartbeat, EtcdRestart);
     differ!("etcd.electionTimeout", election, &new.etcd.timing.election, EtcdRestart);
+    differ!("etcd.timingSet", timing_set, &new.etcd.timing_set, EtcdRestart);
     differ!("etcd.extraArgs", extra_args, &new.etcd.extra_args, EtcdRestart);
     differ!("programs.folders", folders, &new.programs.folders, PodRestart);
     differ!("programs.vcluster", vcluster, &new.programs.vcluster, PodRestart, command);
@@ -122,21 +123,21 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         apiserver_extra_args,
         &new.programs.apiserver_extra_args,
         PodRestart,
-        redacted_args
+        |args: &Vec<String>| redacted(args)
     );
     differ!(
         "programs.controllerExtraArgs",
         controller_extra_args,
         &new.programs.controller_extra_args,
         PodRestart,
-        redacted_args
+        |args: &Vec<String>| redacted(args)
     );
     differ!(
         "programs.schedulerExtraArgs",
         scheduler_extra_args,
         &new.programs.scheduler_extra_args,
         PodRestart,
-        redacted_args
+        |args: &Vec<String>| redacted(args)
     );
     differ!("programs.k0sConfig", k0s_config, &new.programs.k0s_config, PodRestart, length);
     differ!("listen.address", address, &new.listen.address, PodRestart);
@@ -168,10 +169,6 @@ fn command(command: &Option<DistroCommand>) -> Option<(Vec<String>, Vec<String>)
 /// A k0s configuration may hold passwords.
 fn length(config: &Option<String>) -> Option<String> {
     config.as_ref().map(|text| format!("({} bytes)", text.len()))
-}
-
-fn redacted_args(args: &Vec<String>) -> Vec<String> {
-    redacted(args)
 }
 
 /// The settings that hold from now on: the new ones where they take effect without a restart of the pod, else the old.
@@ -212,6 +209,7 @@ mod tests {
             ("etcd.quotaBackendBytes", Effect::EtcdRestart, |s| s.etcd.quota_backend_bytes = Some(1 << 30)),
             ("etcd.heartbeatInterval", Effect::EtcdRestart, |s| s.etcd.timing.heartbeat = Duration::from_millis(7)),
             ("etcd.electionTimeout", Effect::EtcdRestart, |s| s.etcd.timing.election = Duration::from_secs(7)),
+            ("etcd.timingSet", Effect::EtcdRestart, |s| s.etcd.timing_set = true),
             ("etcd.enabled", Effect::PodRestart, |s| s.etcd.enabled = !s.etcd.enabled),
             ("etcd.migrateBack", Effect::PodRestart, |s| s.etcd.migrate_back = true),
             ("etcd.migrateFrom", Effect::PodRestart, |s| s.etcd.migrate_from = Some("https://a:1".into())),

@@ -9,6 +9,7 @@ pub mod env;
 pub mod flags;
 pub mod load;
 pub mod provenance;
+mod resolve;
 pub mod values;
 pub mod watch;
 pub mod yaml;

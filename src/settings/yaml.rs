@@ -94,11 +94,20 @@ pub fn parse(text: &str) -> Result<Node, YamlError> {
 fn explain(error: &serde_yaml::Error) -> YamlError {
     use serde_yaml::Error;
     let line = error.location().map(|l| l.line()).filter(|line| *line > 0);
-    let what = match error.without_snippet() {
+    let mut error = error.without_snippet();
+    // What went wrong behind an alias is told by the error within.
+    while let Error::AliasError { error: inner, .. } = error {
+        error = inner.without_snippet();
+    }
+    let what = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => format!("the key {key:?} is written twice"),
         Error::DuplicateMappingKey { .. } => "a key is written twice".to_owned(),
         Error::MultipleDocuments { .. } => "there is more than one YAML document".to_owned(),
-        Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } | Error::AliasExpansionLimitExceeded { .. } => {
+        Error::Budget { .. }
+        | Error::AliasReplayStackDepthExceeded { .. }
+        | Error::AliasReplayCounterOverflow { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. } => {
             "it is too large, too deep, or its aliases expand to too much".to_owned()
         }
         other => {

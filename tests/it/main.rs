@@ -1,8 +1,10 @@
 //! The integration tests: one binary, against real etcd, kine and kube-apiserver (`scripts/parts`).
 
+mod cli;
 mod container;
 mod datadir;
 mod journey;
 mod serve;
 mod start;
+mod settings;
 mod support;

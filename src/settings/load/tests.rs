@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::exit::exit_of;
+use crate::exit::{Exit, exit_of};
+use crate::settings::Distro;
+use crate::settings::provenance::REDACTED;
 use clap::{Args, FromArgMatches};
 
 /// A loader on a machine where nothing is installed and nothing is mounted, with these variables.
@@ -40,6 +42,9 @@ fn load(text: &str, line: &str, env: &[(&str, &str)]) -> anyhow::Result<Loaded> 
         text => loader.load_from(Path::new("v.yaml"), text.as_bytes()),
     }
 }
+
+/// Variables of a case.
+type Vars<'a> = &'a [(&'a str, &'a str)];
 
 const POD: (&str, &str) = ("POD_NAME", "vc-0");
 const SINCE_020: &str = "controlPlane:\n  backingStore: {etcd: {embedded: {enabled: true}}}\n";
@@ -120,7 +125,7 @@ fn the_k8s_chart_of_019_needs_no_file() {
 
 #[test]
 fn each_distro_has_its_pki_directory() {
-    let cases: &[(&str, &str, &[(&str, &str)], &str)] = &[
+    let cases: &[(&str, &str, Vars<'_>, &str)] = &[
         ("", "", &[POD, ("VCLUSTER_DISTRO", "k3s")], "/data/pki"),
         ("", "", &[POD, ("VCLUSTER_DISTRO", "k0s")], "/data/k0s/pki"),
         ("", "", &[POD, ("VCLUSTER_DISTRO", "k8s")], "/pki"),
@@ -140,7 +145,7 @@ fn each_distro_has_its_pki_directory() {
 
 #[test]
 fn the_distro_is_found_in_what_the_charts_say() {
-    let cases: &[(&str, &str, &[(&str, &str)], Distro)] = &[
+    let cases: &[(&str, &str, Vars<'_>, Distro)] = &[
         ("", "--distro none", &[POD, ("VCLUSTER_DISTRO", "k3s")], Distro::None),
         ("vcluster: {image: 'rancher/k3s:v1'}", "", &[POD, ("VCLUSTER_DISTRO", "k0s")], Distro::K0s),
         ("", "", &[POD, ("VCLUSTER_COMMAND", "command: [/binaries/k0s]")], Distro::K0s),
@@ -248,7 +253,7 @@ fn warnings_do_not_stop() {
 #[test]
 fn contradictions_are_refused_with_their_place_and_a_remedy() {
     let k8s = &[POD, ("VCLUSTER_DISTRO", "k8s")][..];
-    let cases: &[(&str, &str, &[(&str, &str)], &[&str])] = &[
+    let cases: &[(&str, &str, Vars<'_>, &[&str])] = &[
         // Values.
         (
             "controlPlane:\n  statefulSet:\n    highAvailability:\n      replicas: 3\n",

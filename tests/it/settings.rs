@@ -1,0 +1,108 @@
+//! Whole values files of both chart generations, through the real binary: `syncer config` says what they mean.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::syncer;
+
+/// `syncer config` in an environment of its own.
+fn config(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let out = Command::new(syncer()).arg("config").args(args).env_clear().envs(env.iter().copied()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (out.status.code(), text(out.stdout), text(out.stderr))
+}
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Compares with `tests/golden/config/NAME.txt`; `SYNCER_BLESS=1` writes it instead.
+#[track_caller]
+fn golden(name: &str, got: &str) {
+    let file = repository(&format!("tests/golden/config/{name}.txt"));
+    if std::env::var_os("SYNCER_BLESS").is_some() {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, got).unwrap();
+    }
+    let want = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}; SYNCER_BLESS=1", file.display()));
+    assert!(got == want, "{} differs (SYNCER_BLESS=1 writes it):\n--- want\n{want}--- got\n{got}", file.display());
+}
+
+#[test]
+fn whole_values_files_mean_what_they_say() {
+    let pod =
+        |distro| [("POD_NAME", "vc-0"), ("POD_IP", "10.1.2.3"), ("NAMESPACE", "team-a"), ("VCLUSTER_DISTRO", distro)];
+    let new_pod = [("POD_NAME", "vc-0"), ("POD_IP", "10.1.2.3"), ("NAMESPACE", "team-a"), ("VCLUSTER_NAME", "vc")];
+    let cases: &[(&str, &[(&str, &str)])] = &[
+        ("k3s-0.19", &pod("k3s")),
+        ("k8s-0.19", &pod("k8s")),
+        ("eks-0.19", &pod("eks")),
+        ("k0s-0.19", &pod("k0s")),
+        ("k8s-0.20", &new_pod),
+        ("k3s-0.20", &new_pod),
+        ("k0s-0.20", &new_pod),
+        ("sidecar-0.25", &new_pod),
+    ];
+    for (name, env) in cases {
+        let file = repository(&format!("tests/fixtures/values/{name}.yaml"));
+        let mut args = vec!["--values", file.to_str().unwrap(), "--binaries", "/binaries"];
+        if name.starts_with("sidecar") {
+            args.extend(["--distro", "none"]);
+        }
+        let (code, out, err) = config(&args, env);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{name}");
+        assert!(!out.contains("never-show"), "{name} shows a token: {out}");
+        // The paths of this checkout and of the binary's folder are not part of it.
+        let out = out.replace(file.to_str().unwrap(), "VALUES");
+        let out = out.replace(syncer().parent().unwrap().to_str().unwrap(), "HERE");
+        let out: String = out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect();
+        golden(name, &out);
+    }
+}
+
+#[test]
+fn the_distro_of_a_019_file_is_told_from_its_keys() {
+    for (name, want) in [("k3s-0.19", "k3s"), ("k8s-0.19", "k8s"), ("eks-0.19", "eks"), ("k0s-0.19", "k0s")] {
+        let file = repository(&format!("tests/fixtures/values/{name}.yaml"));
+        let (code, out, err) = config(&["--values", file.to_str().unwrap(), "-o", "json"], &[]);
+        assert_eq!(code, Some(0), "{err}");
+        let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let distro = json["settings"].as_array().unwrap().iter().find(|s| s["setting"] == "distro").unwrap();
+        assert_eq!(distro["value"], want, "{name}");
+        assert!(distro["source"].as_str().unwrap().contains(".yaml:"), "{name}: {distro}");
+    }
+}
+
+#[test]
+fn the_example_is_a_values_file() {
+    let (code, example, _) = config(&["--example"], &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(example, std::fs::read_to_string(repository("config/values.yaml")).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("values.yaml");
+    std::fs::write(&file, example).unwrap();
+    let (code, out, err) = config(&["--values", file.to_str().unwrap()], &[]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(!out.contains("# warning"), "{out}");
+}
+
+#[test]
+fn a_laptop_is_told_why_etcd_is_on() {
+    let (code, out, err) = config(&["--distro", "k8s"], &[]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let line = out.lines().find(|l| l.trim_start().starts_with("enabled:")).unwrap();
+    assert!(line.contains("true") && line.contains("# default: not in a pod and no values file"), "{line}");
+}
+
+#[test]
+fn the_output_is_read_as_far_as_the_reader_likes() {
+    let mut child = Command::new(syncer())
+        .args(["config", "--example"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!((out.status.code(), String::from_utf8(out.stderr).unwrap().as_str()), (Some(0), ""));
+}
