@@ -5,6 +5,6 @@ mod container;
 mod datadir;
 mod journey;
 mod serve;
-mod start;
 mod settings;
+mod start;
 mod support;
