@@ -194,13 +194,20 @@ impl Object {
 
     /// Creates it, updates every fifth three times, deletes every tenth; the number of updates, and whether it is gone.
     async fn write(&self, kube: &Kube) -> Result<(u64, bool)> {
-        create(kube, &self.collection(), &self.content()).await?;
+        let mut now = create(kube, &self.collection(), &self.content()).await?;
         let path = self.path();
         let mut updates = 0;
         if self.index % 5 == 2 {
             for round in 1..=3 {
-                let patch = json!({"metadata": {"annotations": {"round": round.to_string()}}});
-                retry(|| kube.merge(&path, &patch)).await?;
+                now["metadata"]["annotations"]["round"] = json!(round.to_string());
+                now = match retry(|| kube.update(&path, &now)).await {
+                    // A controller was faster, or it was there before: the rest of it does not matter to us.
+                    Err(error) if matches!(status_of(&error), Some(409 | 422)) => {
+                        let patch = json!({"metadata": {"annotations": {"round": round.to_string()}}});
+                        retry(|| kube.merge(&path, &patch)).await?
+                    }
+                    other => other?,
+                };
                 updates += 1;
             }
         }
@@ -396,12 +403,12 @@ async fn established(kube: &Kube) -> Result<()> {
     bail!("the custom resources are not served after a minute")
 }
 
-async fn create(kube: &Kube, collection: &str, object: &Value) -> Result<()> {
+/// The object as created, or as asked for if it is there already.
+async fn create(kube: &Kube, collection: &str, object: &Value) -> Result<Value> {
     match retry(|| kube.create(collection, object)).await {
-        Err(error) if status_of(&error) != Some(409) => {
-            Err(error.context(format!("create {} in {collection}", object["metadata"]["name"])))
-        }
-        _ => Ok(()),
+        Err(error) if status_of(&error) == Some(409) => Ok(object.clone()),
+        Err(error) => Err(error.context(format!("create {} in {collection}", object["metadata"]["name"]))),
+        created => created,
     }
 }
 
