@@ -167,14 +167,19 @@ impl Kube {
         Ok((status, body))
     }
 
-    async fn json(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> Result<Value> {
+    async fn taken(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> Result<Bytes> {
         let body = body.map_or_else(Bytes::new, |v| Bytes::from(v.to_string()));
-        let (status, body) = self.raw(method.clone(), path, content_type, body).await?;
+        let (status, body) = self.raw(method, path, content_type, body).await?;
         if status >= 300 {
             let refused = Refused { status, body: String::from_utf8_lossy(&body).into_owned() };
             return Err(anyhow::Error::new(refused));
         }
-        serde_json::from_slice(&body).with_context(|| format!("{method} {path}: parse the answer"))
+        Ok(body)
+    }
+
+    async fn json(&self, method: Method, path: &str, content_type: &str, body: Option<&Value>) -> Result<Value> {
+        let answer = self.taken(method.clone(), path, content_type, body).await?;
+        serde_json::from_slice(&answer).with_context(|| format!("{method} {path}: parse the answer"))
     }
 
     pub async fn get(&self, path: &str) -> Result<Value> {
@@ -183,6 +188,11 @@ impl Kube {
 
     pub async fn create(&self, collection: &str, object: &Value) -> Result<Value> {
         self.json(Method::POST, collection, "application/json", Some(object)).await
+    }
+
+    /// As [`Kube::create`], for a caller that creates many and looks at none.
+    pub async fn create_unread(&self, collection: &str, object: &Value) -> Result<()> {
+        self.taken(Method::POST, collection, "application/json", Some(object)).await.map(|_| ())
     }
 
     pub async fn update(&self, path: &str, object: &Value) -> Result<Value> {

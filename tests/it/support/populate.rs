@@ -194,10 +194,12 @@ impl Object {
 
     /// Creates it, updates every fifth three times, deletes every tenth; the number of updates, and whether it is gone.
     async fn write(&self, kube: &Kube) -> Result<(u64, bool)> {
-        let mut now = create(kube, &self.collection(), &self.content()).await?;
         let path = self.path();
         let mut updates = 0;
-        if self.index % 5 == 2 {
+        if self.index % 5 != 2 {
+            put_in(kube, &self.collection(), &self.content()).await?;
+        } else {
+            let mut now = create(kube, &self.collection(), &self.content()).await?;
             for round in 1..=3 {
                 now["metadata"]["annotations"]["round"] = json!(round.to_string());
                 now = match retry(|| kube.update(&path, &now)).await {
@@ -403,6 +405,16 @@ async fn established(kube: &Kube) -> Result<()> {
     bail!("the custom resources are not served after a minute")
 }
 
+/// Creates it without a look at the answer.
+async fn put_in(kube: &Kube, collection: &str, object: &Value) -> Result<()> {
+    match retry(|| kube.create_unread(collection, object)).await {
+        Err(error) if status_of(&error) != Some(409) => {
+            Err(error.context(format!("create {} in {collection}", object["metadata"]["name"])))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The object as created, or as asked for if it is there already.
 async fn create(kube: &Kube, collection: &str, object: &Value) -> Result<Value> {
     match retry(|| kube.create(collection, object)).await {
@@ -413,10 +425,10 @@ async fn create(kube: &Kube, collection: &str, object: &Value) -> Result<Value> 
 }
 
 /// Tries again what the server could not take just now, with growing pauses.
-async fn retry<F, R>(mut request: F) -> Result<Value>
+async fn retry<F, R, T>(mut request: F) -> Result<T>
 where
     F: FnMut() -> R,
-    R: Future<Output = Result<Value>>,
+    R: Future<Output = Result<T>>,
 {
     let mut pause = Duration::from_millis(50);
     for _ in 1..TRIES {
@@ -449,17 +461,17 @@ impl Random {
     }
 
     fn word(&mut self, length: usize) -> String {
-        (0..length).map(|_| char::from(b'a' + (self.below(26) as u8))).collect()
+        self.text(length).replace(' ', "x")
     }
 
+    /// Lower-case words of eight letters.
     fn text(&mut self, length: usize) -> String {
-        let mut text = String::with_capacity(length + 12);
-        while text.len() < length {
-            let word = 2 + self.below(9) as usize;
-            text.push_str(&self.word(word));
-            text.push(' ');
+        let mut bytes = Vec::with_capacity(length + 9);
+        while bytes.len() < length {
+            bytes.extend(self.next().to_le_bytes().map(|b| b'a' + b % 26));
+            bytes.push(b' ');
         }
-        text.truncate(length);
-        text.trim_end().to_owned()
+        bytes.truncate(length);
+        String::from_utf8(bytes).expect("letters and spaces").trim_end().to_owned()
     }
 }
