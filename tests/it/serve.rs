@@ -29,9 +29,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::kube::Kube;
+use crate::support::pod::TestPod;
 use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
-use crate::support::{free_port, part};
+use crate::support::{free_port, part, poll};
 
 const READY: Health = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
 
@@ -378,60 +379,86 @@ async fn many_idle_connections_pass_and_the_limit_answers() {
     }
 }
 
-/// Records how it was started: arguments, environment, and the file that `--config` names.
+/// Records how it was started: arguments, environment, the file that `--config` names, and whether etcd serves with the
+/// files that the arguments name.
 const STAND_IN: &str = r#"#!/bin/sh
+for argument in "$@"; do
+    case $argument in
+    --config=*) config=${argument#*=} ;;
+    --datastore-endpoint=*) endpoint=${argument#*=} ;;
+    --datastore-cafile=*) ca=${argument#*=} ;;
+    --datastore-certfile=*) cert=${argument#*=} ;;
+    --datastore-keyfile=*) key=${argument#*=} ;;
+    esac
+done
+if [ -n "$config" ]; then
+    value() { sed -n "s/^ *$1: *//p" "$config"; }
+    endpoint=https://$(sed -n 's/^ *- \(127.0.0.1:.*\)/\1/p' "$config")
+    ca=$(value caFile) cert=$(value clientCertFile) key=$(value clientKeyFile)
+fi
 {
     for argument in "$@"; do printf 'arg %s\n' "$argument"; done
     env | sort | sed 's/^/env /'
-    for argument in "$@"; do
-        case $argument in --config=*) sed 's/^/file /' "${argument#--config=}" ;; esac
-    done
+    [ -n "$config" ] && sed 's/^/file /' "$config"
+    "$ETCDCTL" --endpoints="$endpoint" --cacert="$ca" --cert="$cert" --key="$key" get none 2>&1 && echo "etcd serves"
 } > "$RECORD.new"
 mv "$RECORD.new" "$RECORD"
 exec sleep 600
 "#;
 
-#[tokio::test]
-async fn k3s_and_k0s_get_what_their_specs_say() {
-    for (name, distro) in [("k3s", DistroFlag::K3s), ("k0s", DistroFlag::K0s)] {
-        let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join(name);
+/// `syncer start` with the environment of the k3s and k0s charts, their fixed places moved to those of the test.
+#[test]
+fn k3s_and_k0s_are_started_as_their_charts_say() {
+    for name in ["k3s", "k0s"] {
+        let mut pod = TestPod::new();
+        let folder = tempfile::tempdir().unwrap();
+        let (program, record, config) =
+            (folder.path().join(name), folder.path().join("record"), folder.path().join("k0s-config.yaml"));
         fs::write(&program, STAND_IN).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let flags = Flags { etcd_embedded: Some(true), ..on_sqlite(distro, dir.path()) };
-        let settings = settings(dir.path(), flags, &[]);
-        let prepared = prepare(&settings, &Backend::Etcd, &RealDisk).unwrap();
-        let mut specs = specs(&settings, &Backend::Etcd, &prepared).unwrap();
-        assert_eq!(specs.len(), 1, "{name}");
-        let mut spec = specs.remove(0);
-        assert_eq!(spec.program, program, "{name} is found in --binaries");
-        let record = dir.path().join("record");
-        spec.env.insert("RECORD".to_owned(), record.clone().into());
-        let process = Process::start(&spec, dir.path()).unwrap();
-        let started = Instant::now();
-        while !record.exists() {
-            assert!(
-                started.elapsed() < Duration::from_secs(20),
-                "{name} recorded nothing, see {}",
-                process.log.display()
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let text = fs::read_to_string(&record).unwrap();
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/charts/{name}.yaml"));
+        let env: BTreeMap<String, String> = serde_yaml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+        let given = env["VCLUSTER_COMMAND"]
+            .replace("/binaries/", &format!("{}/", folder.path().display()))
+            .replace("/data", &pod.data().display().to_string())
+            .replace("/tmp/k0s-config.yaml", &config.display().to_string())
+            .replace("/run/k0s/", &format!("{}/run/", folder.path().display()))
+            .replace(":2379", &format!(":{}", pod.client_port()));
+        let mut command = pod.command(name, &["--token=from-the-values"]);
+        command.env("VCLUSTER_COMMAND", &given).env("ETCD_PORT", "tcp://10.0.0.1:2379").env("ETCD_NAME", "wrong");
+        command.env("RECORD", &record).env("ETCDCTL", part("etcdctl"));
+        pod.spawn(command);
+        let text = poll(&format!("{name} is started"), Duration::from_secs(60), || {
+            pod.assert_running();
+            fs::read_to_string(&record).ok()
+        });
         let lines =
             |kind: &str| text.lines().filter_map(|l| l.strip_prefix(kind)).map(str::to_owned).collect::<Vec<_>>();
-        let want: Vec<_> = spec.args.iter().map(|a| a.to_str().unwrap().to_owned()).collect();
+
+        let given: DistroCommand = serde_yaml::from_str(&given).unwrap();
+        let port = format!("--https-listen-port={}", pod.apiserver_port);
+        let added: &[&str] = match name {
+            "k3s" => &[
+                "--service-cidr",
+                "10.96.0.0/12",
+                "--token",
+                "from-the-values",
+                "--kube-apiserver-arg=anonymous-auth=true",
+                &port,
+            ],
+            _ => &[],
+        };
+        let want: Vec<_> = given.args.iter().map(String::as_str).chain(added.iter().copied()).collect();
         assert_eq!(lines("arg "), want, "{name}");
         let etcd_variables: Vec<_> = lines("env ").into_iter().filter(|l| l.starts_with("ETCD_")).collect();
+        let want: &[&str] = if name == "k0s" { &["ETCD_UNSUPPORTED_ARCH=arm64"] } else { &[] };
+        assert_eq!(etcd_variables, want, "{name}");
+        assert!(text.lines().any(|l| l == "etcd serves"), "{name} is started before etcd serves:\n{text}");
         if name == "k0s" {
-            assert_eq!(etcd_variables, ["ETCD_UNSUPPORTED_ARCH=arm64"]);
             let file = lines("file ").join("\n");
-            let port = settings.listen.client_port;
-            assert!(file.contains("externalCluster") && file.contains(&format!("127.0.0.1:{port}")), "{file}");
-        } else {
-            assert!(etcd_variables.is_empty(), "{etcd_variables:?}");
-            let token = fs::read_to_string(dir.path().join("k3s-token")).unwrap();
-            assert!(lines("arg ").windows(2).any(|w| w[0] == "--token" && w[1] == token), "{text}");
+            assert!(file.contains("externalCluster") && file.contains("serviceCIDR: 10.96.0.0/12"), "{file}");
         }
+
+        assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     }
 }

@@ -55,6 +55,11 @@ impl TestPod {
         self.dir.path().join("data")
     }
 
+    /// etcd's client port.
+    pub fn client_port(&self) -> u16 {
+        self.client_port
+    }
+
     /// Writes the values file.
     pub fn values(&self, yaml: &str) {
         std::fs::write(self.dir.path().join("values.yaml"), yaml).expect("write the values");
