@@ -84,7 +84,8 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
         None => None,
     };
     let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
-    let _ = loader;
+    // Held to the end: it is what keeps the values file watched.
+    let _settings = crate::settings::watch::follow(loader, settings.clone());
     crate::supervise::thin::run(specs, lock, &pki.paths, settings.listen.client_port, health).await?;
     if let Some(front) = front {
         front.abort();

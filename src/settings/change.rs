@@ -10,7 +10,7 @@ use super::{DistroCommand, EtcdSettings, EtcdTiming, Listen, PodIdentity, Progra
 pub enum Effect {
     /// At once.
     Live,
-    /// When etcd is started again, which the supervisor does.
+    /// When etcd is started with other arguments; nothing else of the pod need stop for it.
     EtcdRestart,
     /// When the pod is started again. Until then the old value holds.
     PodRestart,

@@ -186,7 +186,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Values, ValuesError> {
         located(Fault {
             line: e.line,
             what: e.what,
-            remedy: "correct the file; `helm template -f` reads it too".to_owned(),
+            remedy: "correct the file: Helm must be able to read it too".to_owned(),
         })
     })?;
     from_tree(&root).map_err(located)

@@ -19,13 +19,15 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
-use super::change::{self, Change};
+use super::change::{self, Change, Effect};
 use super::load::Loader;
 use super::values::{self, ValuesError};
 use crate::disk::parent_of;
+use crate::telemetry;
 
 /// How long events must be quiet before the file is read: a replacement is several events.
 const QUIET: Duration = Duration::from_millis(100);
@@ -155,6 +157,50 @@ impl Watch {
     }
 }
 
+/// Follows the values file in a task of its own for as long as somebody holds the receiver: logs what changes and what
+/// it takes to act, sets the log level at once, and gives the settings that hold from then on. Without a values file,
+/// or without inotify (which is logged), they never change.
+pub fn follow(loader: Loader, settings: Settings) -> watch::Receiver<Settings> {
+    let (sender, receiver) = watch::channel(settings.clone());
+    let watch = match Watch::new(loader, settings) {
+        Ok(Some(watch)) => watch,
+        Ok(None) => return receiver,
+        Err(error) => {
+            tracing::warn!(%error, "the values file cannot be watched; changes of it act at the next start");
+            return receiver;
+        }
+    };
+    tokio::spawn(tell(watch, sender));
+    receiver
+}
+
+async fn tell(mut watch: Watch, sender: watch::Sender<Settings>) {
+    loop {
+        let changed = tokio::select! {
+            changed = watch.next() => changed,
+            () = sender.closed() => return,
+        };
+        match changed {
+            Ok(changed) => {
+                for change in &changed.changes {
+                    let acts = match change.effect {
+                        Effect::Live => "now",
+                        Effect::EtcdRestart | Effect::PodRestart => "when the pod is started again",
+                    };
+                    let (setting, old, new) = (change.setting, &change.old, &change.new);
+                    tracing::info!(setting, old, new, acts, "a setting has changed in the values file");
+                }
+                for warning in &changed.warnings {
+                    tracing::warn!("{warning}");
+                }
+                telemetry::set_level(&changed.settings.log_level);
+                sender.send_replace(changed.settings);
+            }
+            Err(error) => tracing::error!("{error:#}; the settings stay as they are"),
+        }
+    }
+}
+
 /// [`Inotify`] as tokio wants it.
 struct Queue(Inotify);
 
@@ -208,7 +254,6 @@ fn steps(path: &Path) -> Vec<(PathBuf, OsString)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::change::Effect;
     use crate::settings::load::tests::loader;
     use std::fs;
     use std::os::unix::fs::symlink;
@@ -357,6 +402,21 @@ mod tests {
         tokio::select! {
             result = watch.drain() => panic!("{result:?}"),
             () = noise => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn followers_get_the_settings_that_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("values.yaml");
+        fs::write(&file, values(1)).unwrap();
+        let mut loader = loader(&[]);
+        loader.flags.values = Some(file.clone());
+        let settings = loader.load().unwrap().settings;
+        let mut receiver = follow(loader, settings);
+        for n in [3, 5] {
+            fs::write(&file, values(n)).unwrap();
+            timeout(DEADLINE, receiver.wait_for(|s| s.etcd.replicas == n)).await.expect("no news").unwrap();
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::support::syncer;
+use crate::support::pod::TestPod;
+use crate::support::{poll, syncer};
 
 /// `syncer config` in an environment of its own.
 fn config(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
@@ -105,4 +107,31 @@ fn the_output_is_read_as_far_as_the_reader_likes() {
     drop(child.stdout.take());
     let out = child.wait_with_output().unwrap();
     assert_eq!((out.status.code(), String::from_utf8(out.stderr).unwrap().as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_running_pod_notices_a_changed_values_file() {
+    let mut pod = TestPod::new();
+    pod.start("none", &["--log-format=json"]);
+    pod.wait_serving();
+    let logged = |pod: &TestPod, what: &str, deadline: u64| {
+        poll(&format!("the log says {what:?}"), Duration::from_secs(deadline), || {
+            pod.log().contains(what).then_some(())
+        });
+    };
+    pod.values("embeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: three\n");
+    logged(&pod, "values.yaml:4: syncer.replicas must be a number of replicas", 20);
+    pod.values("embeddedEtcd:\n  enabled: true\n  snapshotCount: 5000\nsyncer:\n  replicas: 3\n");
+    logged(&pod, "\"setting\":\"etcd.replicas\"", 20);
+    let log = pod.log();
+    let change = |setting: &str| {
+        let line =
+            log.lines().find(|l| l.contains(&format!("\"setting\":\"{setting}\""))).unwrap_or_else(|| panic!("{log}"));
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["pod"], "syncer-0", "{line}");
+        (line["old"].clone(), line["new"].clone(), line["acts"].clone())
+    };
+    assert_eq!(change("etcd.replicas"), ("1".into(), "3".into(), "now".into()));
+    assert_eq!(change("etcd.snapshotCount"), ("10000".into(), "5000".into(), "when the pod is started again".into()));
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }
