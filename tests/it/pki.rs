@@ -1,0 +1,189 @@
+//! The PKI against those who use it: etcd of each line, etcdctl, kube-apiserver and its companions, openssl.
+
+mod etcd;
+mod kubernetes;
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use syncer::disk::RealDisk;
+use syncer::pki::plan::Input;
+use syncer::pki::{Mode, Pki, ensure_input};
+use syncer::settings::Distro;
+use time::{Duration, OffsetDateTime};
+
+use crate::support::etcd::output;
+
+/// What a laptop's settings give: peers at `localhost`.
+fn input(dir: &Path, distro: Distro) -> Input {
+    Input {
+        pki_dir: dir.to_owned(),
+        lasting_dir: None,
+        distro,
+        etcd: true,
+        name: "my".to_owned(),
+        namespace: "team".to_owned(),
+        cluster_domain: "cluster.local".to_owned(),
+        pod: "my-0".to_owned(),
+        pod_ip: None,
+        in_pod: false,
+        desired: 1,
+        tls_sans: Vec::new(),
+        service_cidr: "10.96.0.0/12".to_owned(),
+        apiserver_port: 6443,
+    }
+}
+
+fn ensure(input: &Input, now: OffsetDateTime) -> Pki {
+    let (pki, refusals) = ensure_input(input, &RealDisk, now, Mode::Ensure).unwrap();
+    assert_eq!(refusals, []);
+    pki
+}
+
+/// A time at which certificates are issued that are valid now and due for renewal now.
+fn long_ago() -> OffsetDateTime {
+    OffsetDateTime::now_utc() - Duration::days(300)
+}
+
+/// A started program, killed on drop and with this thread. Its output is in `log`.
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    fn start(command: &mut Command, log: &Path) -> Running {
+        let file = File::create(log).unwrap();
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        // SAFETY: prctl is async-signal-safe and takes no pointers.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap_or_else(|e| panic!("start {command:?}: {e}"));
+        Running { child, log: log.to_owned() }
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The serial number of the certificate in a file.
+fn serial_of(cert: &Path) -> String {
+    output(Command::new("openssl").args(["x509", "-noout", "-serial", "-in"]).arg(cert))
+}
+
+/// The serial number of the certificate that a server presents now, to a client with this certificate.
+fn serial_served(port: u16, cert: &Path, key: &Path) -> Option<String> {
+    let client = Command::new("openssl")
+        .args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-cert"])
+        .arg(cert)
+        .arg("-key")
+        .arg(key)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&client.stdout);
+    let begin = text.find("-----BEGIN CERTIFICATE-----")?;
+    let end = text.find("-----END CERTIFICATE-----")? + "-----END CERTIFICATE-----".len();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("served.crt");
+    std::fs::write(&file, &text[begin..end]).unwrap();
+    Some(serial_of(&file))
+}
+
+/// openssl agrees with what we say of our own files: chains, purposes and names.
+#[test]
+fn openssl_verifies_every_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    ensure(&input(dir.path(), Distro::K8s), OffsetDateTime::now_utc());
+    let verify = |ca: &str, cert: &str, extra: &[&str]| {
+        let mut command = Command::new("openssl");
+        command.args(["verify", "-x509_strict", "-CAfile"]).arg(dir.path().join(ca)).args(extra);
+        let text = output(command.arg(dir.path().join(cert)));
+        assert!(text.trim_end().ends_with(": OK"), "{cert}: {text}");
+    };
+    for cert in ["etcd/server.crt", "etcd/peer.crt"] {
+        for name in ["localhost", "my-0.my-headless.team", "my-4.my-headless.team.svc.cluster.local", "my"] {
+            verify("etcd/ca.crt", cert, &["-purpose", "sslserver", "-verify_hostname", name]);
+        }
+        verify("etcd/ca.crt", cert, &["-purpose", "sslclient"]);
+        verify("etcd/ca.crt", cert, &["-purpose", "sslserver", "-verify_ip", "127.0.0.1"]);
+    }
+    for cert in ["etcd/healthcheck-client.crt", "apiserver-etcd-client.crt"] {
+        verify("etcd/ca.crt", cert, &["-purpose", "sslclient"]);
+    }
+    verify("ca.crt", "apiserver.crt", &["-purpose", "sslserver", "-verify_ip", "10.96.0.1"]);
+    verify("ca.crt", "apiserver.crt", &["-purpose", "sslserver", "-verify_hostname", "kubernetes.default.svc"]);
+    verify("ca.crt", "apiserver-kubelet-client.crt", &["-purpose", "sslclient"]);
+    verify("front-proxy-ca.crt", "front-proxy-client.crt", &["-purpose", "sslclient"]);
+    let public = output(Command::new("openssl").args(["pkey", "-pubout", "-in"]).arg(dir.path().join("sa.key")));
+    assert_eq!(public, std::fs::read_to_string(dir.path().join("sa.pub")).unwrap());
+}
+
+/// Keys and certificates as kubeadm and vCluster make them (RSA, "RSA PRIVATE KEY") are used, and sign what is missing.
+#[test]
+fn a_ca_made_by_openssl_with_an_rsa_key_signs_what_is_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("etcd")).unwrap();
+    let (key, cert) = (dir.path().join("etcd/ca.key"), dir.path().join("etcd/ca.crt"));
+    output(Command::new("openssl").args(["genrsa", "-traditional", "-out"]).arg(&key).arg("2048"));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-new", "-days", "3650", "-subj", "/O=Some Org/CN=their-etcd-ca", "-key"]).arg(&key);
+    output(command.args(["-addext", "keyUsage=critical,keyCertSign,digitalSignature", "-out"]).arg(&cert));
+    let before = (std::fs::read(&key).unwrap(), std::fs::read(&cert).unwrap());
+    ensure(&input(dir.path(), Distro::K3s), OffsetDateTime::now_utc());
+    assert!(before == (std::fs::read(&key).unwrap(), std::fs::read(&cert).unwrap()), "the CA was changed");
+    for leaf in ["etcd/server.crt", "etcd/peer.crt", "apiserver-etcd-client.crt"] {
+        let mut command = Command::new("openssl");
+        output(command.args(["verify", "-CAfile"]).arg(&cert).arg(dir.path().join(leaf)));
+    }
+}
+
+/// `syncer certs` as a user has it: a table, JSON, exit code 6, and a directory that cannot be written.
+#[test]
+fn the_command_issues_checks_and_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = dir.path().join("pki");
+    let certs = |extra: &[&str]| {
+        let mut command = Command::new(crate::support::syncer());
+        command
+            .args(["certs", "--name", "my", "--namespace", "team", "--distro", "k8s", "--dir"])
+            .arg(&pki)
+            .args(extra);
+        command.env_clear().output().unwrap()
+    };
+    assert_eq!(certs(&["--check"]).status.code(), Some(6), "nothing is there yet");
+    assert!(!pki.exists(), "a check makes nothing");
+    let made = certs(&[]);
+    assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+    let json = certs(&["--check", "-o", "json"]);
+    assert_eq!(json.status.code(), Some(0), "{}", String::from_utf8_lossy(&json.stderr));
+    let document: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(document["files"].as_array().unwrap().len(), 14);
+    assert_eq!(document["files"][1]["state"], "good");
+    assert_eq!(document["files"][1]["issued_by_syncer"], true);
+    assert!(document["files"][1]["sans"].as_array().unwrap().len() > 20);
+
+    std::fs::remove_file(pki.join("etcd/server.key")).unwrap();
+    let refused = certs(&[]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(6), "{text}");
+    assert!(text.contains("etcd/server.key is missing") && text.contains("restore"), "{text}");
+    assert_eq!(text.lines().count(), 1, "one error, told once: {text}");
+    for secret in ["PRIVATE KEY", "BEGIN"] {
+        assert!(!text.contains(secret) && !String::from_utf8_lossy(&refused.stdout).contains(secret), "{text}");
+    }
+}
