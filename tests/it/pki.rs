@@ -3,7 +3,8 @@
 mod etcd;
 mod kubernetes;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -186,4 +187,54 @@ fn the_command_issues_checks_and_refuses() {
     for secret in ["PRIVATE KEY", "BEGIN"] {
         assert!(!text.contains(secret) && !String::from_utf8_lossy(&refused.stdout).contains(secret), "{text}");
     }
+}
+
+/// A directory that this user cannot write, as a mounted Secret is: used if it is complete, refused if not.
+#[test]
+fn a_directory_that_cannot_be_written_is_used_if_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = dir.path().join("pki");
+    ensure(&input(&pki, Distro::None), OffsetDateTime::now_utc());
+    std::fs::remove_file(pki.join("syncer-issued.json")).unwrap();
+    let program = dir.path().join("syncer");
+    std::fs::copy(crate::support::syncer(), &program).unwrap();
+    let set = |path: &Path, mode: u32| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let lock = || {
+        set(dir.path(), 0o755);
+        set(&program, 0o755);
+        for entry in std::fs::read_dir(pki.join("etcd")).unwrap() {
+            set(&entry.unwrap().path(), 0o444);
+        }
+        set(&pki.join("etcd"), 0o555);
+        set(&pki, 0o555);
+    };
+    let certs = || {
+        lock();
+        // Root may write anything, so the program runs as somebody else.
+        let mut command = Command::new(if nix::unistd::geteuid().is_root() { Path::new("setpriv") } else { &program });
+        if nix::unistd::geteuid().is_root() {
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        }
+        command.args(["certs", "--name", "my", "--namespace", "team", "--distro", "none", "--dir"]).arg(&pki);
+        let output = command.current_dir("/").output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, text, errors) = certs();
+    assert_eq!(code, Some(0), "{errors}");
+    assert!(text.contains("defaultMode 0400"), "readable keys are told of: {text}");
+
+    set(&pki.join("etcd"), 0o755);
+    for file in ["etcd/server.crt", "etcd/server.key"] {
+        std::fs::remove_file(pki.join(file)).unwrap();
+    }
+    let (code, _, errors) = certs();
+    assert_eq!(code, Some(6), "{errors}");
+    assert!(errors.contains("etcd/server.crt") && errors.contains("mount a directory that is complete"), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    set(&pki.join("etcd"), 0o755);
+    set(&pki, 0o755);
 }
