@@ -250,6 +250,7 @@ fn from_tree(root: &Node) -> Result<Values, Fault> {
         ));
     }
     let section = Section::root(root);
+    section.no_near_miss(&["embeddedEtcd", "controlPlane"])?;
     match (old, new) {
         (_, Some(_)) => v020::read(&section),
         (Some(_), None) => v019::read(&section),

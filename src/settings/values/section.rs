@@ -105,6 +105,25 @@ impl<'n> Section<'n> {
         Ok(())
     }
 
+    /// Refuses keys that can only be a misspelt one of `known`, in a section where foreign keys are passed over: what
+    /// stands below such a key would be passed over with it.
+    pub fn no_near_miss(&self, known: &[&str]) -> Result<(), Fault> {
+        for (key, _) in self.entries.iter().filter(|(key, _)| !known.contains(&key.name.as_str())) {
+            let name: String = key.name.chars().take(60).collect();
+            let like =
+                |k: &&&str| strsim::damerau_levenshtein(&name.to_lowercase(), &k.to_lowercase()) <= 1 + k.len() / 10;
+            if let Some(near) = known.iter().find(like) {
+                let place = if self.path.is_empty() { "the values" } else { &self.path };
+                return Err(Fault::at(
+                    key.line,
+                    format!("unknown key {name:?} in {place}"),
+                    format!("did you mean {near:?}?"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// A truth value.
     pub fn flag(&self, key: &str) -> Result<Option<Spot<bool>>, Fault> {
         let Some(node) = self.node(key) else { return Ok(None) };

@@ -89,6 +89,28 @@ fn an_unknown_key_of_ours_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+fn a_misspelt_way_to_the_subtree_is_refused() {
+    for (text, line, near) in [
+        ("embeddedetcd: {enabled: true}\n", 1, "embeddedEtcd"),
+        ("syncer: {}\nembededEtcd: {enabled: true}\n", 2, "embeddedEtcd"),
+        ("embeddedEctd: {enabled: true}\n", 1, "embeddedEtcd"),
+        ("controlplane: {}\n", 1, "controlPlane"),
+        ("controlPlane:\n  backingstore: {}\n", 2, "backingStore"),
+        ("controlPlane:\n  backingStore:\n    ectd: {}\n", 3, "etcd"),
+        ("controlPlane:\n  backingStore:\n    etcd:\n      embeded: {enabled: true}\n", 4, "embedded"),
+        ("controlPlane:\n  statefulset: {}\n", 2, "statefulSet"),
+    ] {
+        let error = bad(text.as_bytes());
+        assert!(error.line == Some(line) && error.remedy == format!("did you mean {near:?}?"), "{text}: {error:?}");
+    }
+    // Keys of the charts themselves are none of that.
+    good(
+        "controlPlane:\n  endpoint: x\n  service: {}\n  serviceMonitor: {}\n  standalone: {}\n  backingStore: {pgo: {}}\n",
+    );
+    good("controller: {}\nexternal: {}\netcd: {}\n");
+}
+
+#[test]
 fn wrong_types_and_numbers_are_refused() {
     for (keys, want) in [
         ("enabled: \"true\"", "must be true or false"),

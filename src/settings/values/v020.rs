@@ -12,6 +12,9 @@ pub const KEYS: &[&str] =
 pub fn read(root: &Section<'_>) -> Result<Values, Fault> {
     let plane = root.section("controlPlane")?;
     let store = plane.section("backingStore")?;
+    plane.no_near_miss(&["backingStore", "statefulSet", "distro"])?;
+    store.no_near_miss(&["etcd", "database"])?;
+    store.section("etcd")?.no_near_miss(&["embedded", "deploy", "external"])?;
     let embedded = store.descend(&["etcd", "embedded"])?;
     let high_availability = plane.descend(&["statefulSet", "highAvailability"])?;
     let proxy = plane.section("proxy")?;
