@@ -28,7 +28,7 @@ use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::settings::Settings;
 use crate::settings::load::Loader;
-use crate::supervise::spec::ChildSpec;
+use crate::supervise::spec::{ChildSpec, Role};
 use crate::telemetry::{self, Phase};
 
 /// How long an etcd that an earlier syncer left behind may take to go.
@@ -86,11 +86,21 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
     // Held to the end: it is what keeps the values file watched.
     let _settings = crate::settings::watch::follow(loader, settings.clone());
-    crate::supervise::thin::run(specs, lock, &pki.paths, settings.listen.client_port, health).await?;
+    let port = settings.listen.client_port;
+    tokio::select! {
+        ended = crate::supervise::thin::run(specs, lock, &pki.paths, port, health) => ended?,
+        () = crate::pki::follow(settings, disk, &pki, reads_at_start) => {}
+    }
     if let Some(front) = front {
         front.abort();
     }
     Ok(())
+}
+
+/// Their certificates were renewed three months before the old ones end, which they go on with.
+fn reads_at_start(roles: &[Role]) {
+    let children: Vec<_> = roles.iter().map(|role| role.name()).collect();
+    tracing::warn!(?children, "renewed certificates are read only at start: restart this pod within 90 days");
 }
 
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {

@@ -14,6 +14,7 @@ mod check;
 pub mod command;
 mod complete;
 mod ensure;
+mod follow;
 mod issue;
 mod key;
 mod kubeconfig;
@@ -29,6 +30,7 @@ mod throwaway;
 
 pub use cert::Cert;
 pub use ensure::{Mode, Pki, ensure, ensure_input};
+pub use follow::follow;
 pub use layout::{EtcdTlsFiles, PkiPaths};
 pub use outcome::{Report, State};
 pub use problem::{Problem, Refusal};
