@@ -4,6 +4,7 @@ mod cli;
 mod container;
 mod datadir;
 mod journey;
+mod migrate;
 mod pki;
 mod serve;
 mod settings;

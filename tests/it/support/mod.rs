@@ -7,6 +7,7 @@
 
 pub mod etcd;
 pub mod https;
+pub mod kine_db;
 pub mod kube;
 pub mod pod;
 pub mod populate;
