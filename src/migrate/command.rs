@@ -3,14 +3,15 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::SystemTime;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::commit::with_suffix;
+use super::commit::{finish, with_suffix};
 use super::convert::DEFAULT_REQUEST_BYTES;
 use super::estimate::{Estimate, estimate};
-use super::import::{Commit, ImportOutcome, ImportPlan, import};
+use super::import::{Commit, ImportOutcome, ImportPlan, import, seconds};
 use super::progress::Show;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
@@ -123,8 +124,17 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         verify: args.verify,
         commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
         show: Show::Auto,
+        lock: None,
     };
     plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
+    if args.rename_source
+        && let Some(journal) = finish(disk, &plan.journal, &plan.source, seconds(SystemTime::now()))?
+    {
+        return Ok(match args.output {
+            Output::Text => format!("{} was imported before; nothing is left to do\n", plan.source.display()),
+            Output::Json => format!("{:#}\n", json!({ "importedBefore": true, "journal": journal })),
+        });
+    }
     let outcome = import(disk, &plan)?;
     Ok(match args.output {
         Output::Text => outcome_text(&plan, &outcome),

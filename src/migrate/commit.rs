@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::journal::{self, Journal, Phase};
 use super::kine::StoreFiles;
@@ -81,24 +81,33 @@ pub fn finish_commit(disk: &dyn Disk, data_dir: &Path, state_dbs: &[PathBuf], no
     }
     let path = data_dir.join(journal::FILE_NAME);
     let Some(journal) = journal::load(&path).context("read the migration journal")? else { return Ok(()) };
-    if journal.phase == Phase::Done {
-        return Ok(());
-    }
     let db = journal::absolute(&path, &journal.source.path);
-    anyhow::ensure!(
-        !exists(&db)? && exists(&migrated(&db).db)?,
-        "the import of {} is not committed, so it cannot be finished",
-        db.display()
-    );
-    move_strays(disk, &db).context("tidy up after a migration")?;
-    done(disk, &path, journal, now)
+    match finish(disk, &path, &db, now)? {
+        Some(_) => Ok(()),
+        None => bail!("the import of {} is not committed, so it cannot be finished", db.display()),
+    }
 }
 
-/// Writes that the migration is done.
-pub fn done(disk: &dyn Disk, path: &Path, journal: Journal, now: u64) -> anyhow::Result<()> {
-    journal::store(disk, path, &Journal { phase: Phase::Done, finished: Some(now), ..journal })?;
+/// Finishes the import of `db` that the journal at `path` tells of, if it is committed, and gives the journal as it is
+/// then; `None` if there is none or it is not committed.
+pub fn finish(disk: &dyn Disk, path: &Path, db: &Path, now: u64) -> anyhow::Result<Option<Journal>> {
+    let Some(journal) = journal::load(path).context("read the migration journal")? else { return Ok(None) };
+    if journal::absolute(path, &journal.source.path) != db || exists(db)? || !exists(&migrated(db).db)? {
+        return Ok(None);
+    }
+    move_strays(disk, db).context("tidy up after a migration")?;
+    match journal.phase {
+        Phase::Importing => done(disk, path, journal, now).map(Some),
+        Phase::Done => Ok(Some(journal)),
+    }
+}
+
+/// Writes that the migration is done, and gives what was written.
+pub fn done(disk: &dyn Disk, path: &Path, journal: Journal, now: u64) -> anyhow::Result<Journal> {
+    let journal = Journal { phase: Phase::Done, finished: Some(now), ..journal };
+    journal::store(disk, path, &journal)?;
     crash_point!("migrate-journal-done");
-    Ok(())
+    Ok(journal)
 }
 
 fn exists(path: &Path) -> io::Result<bool> {
@@ -177,6 +186,35 @@ mod tests {
                 ("state.db.migrated.2-wal", "2w"),
             ])
         );
+    }
+
+    fn importing(dir: &Path, source: &str) -> PathBuf {
+        let path = dir.join(journal::FILE_NAME);
+        let source = journal::SourceFile { path: source.into(), bytes: 1, modified: 2, inode: 3 };
+        let journal = Journal { phase: Phase::Importing, source, started: 1, finished: None, written: None };
+        journal::store(&RealDisk, &path, &journal).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_boot_finishes_what_was_committed_and_nothing_else() {
+        let dir = dir(&[("state.db.migrated", "db"), ("state.db-wal", "wal")]);
+        let db = dir.path().join("state.db");
+        let path = importing(dir.path(), "state.db");
+        finish_commit(&RealDisk, dir.path(), std::slice::from_ref(&db), 9).unwrap();
+        let journal = journal::load(&path).unwrap().unwrap();
+        assert_eq!((journal.phase, journal.finished), (Phase::Done, Some(9)));
+        assert!(dir.path().join("state.db.migrated-wal").exists());
+        finish_commit(&RealDisk, dir.path(), &[], 10).unwrap();
+        assert_eq!(journal::load(&path).unwrap().unwrap().finished, Some(9));
+
+        let dir = self::dir(&[("state.db", "db"), ("state.db-wal", "wal")]);
+        importing(dir.path(), "state.db");
+        let before = std::fs::read(dir.path().join(journal::FILE_NAME)).unwrap();
+        let error = finish_commit(&RealDisk, dir.path(), &[dir.path().join("state.db")], 9).unwrap_err();
+        assert!(error.to_string().contains("is not committed"), "{error}");
+        assert_eq!(std::fs::read(dir.path().join(journal::FILE_NAME)).unwrap(), before);
+        assert!(dir.path().join("state.db-wal").exists());
     }
 
     #[test]

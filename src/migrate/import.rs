@@ -18,6 +18,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -35,7 +36,7 @@ use super::verify::{EtcdUnderTest, Expected, Verify, remove_scratch, verify};
 use crate::crash_point;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::quarantine::set_aside;
-use crate::datadir::{DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
+use crate::datadir::{DatadirLock, DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
 use crate::disk::{Disk, at, parent_of};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
@@ -71,6 +72,9 @@ pub struct ImportPlan {
     pub commit: Commit,
     /// How progress is shown.
     pub show: Show,
+    /// The lock of the directory that holds the data dir, if the caller has it: the verifying etcd inherits it, so that
+    /// no second attempt begins while one that outlived a killed syncer still runs.
+    pub lock: Option<Arc<DatadirLock>>,
 }
 
 impl ImportPlan {
@@ -85,6 +89,7 @@ impl ImportPlan {
             verify: Verify::Hash,
             commit: Commit::RenameSource,
             show: Show::Auto,
+            lock: None,
         }
     }
 
@@ -258,7 +263,13 @@ fn confirm(
     meter: &Meter,
 ) -> anyhow::Result<()> {
     let scratch = plan.scratch();
-    let etcd = EtcdUnderTest { program: &plan.etcd, data_dir, scratch: &scratch, member: &plan.identity };
+    let etcd = EtcdUnderTest {
+        program: &plan.etcd,
+        data_dir,
+        scratch: &scratch,
+        member: &plan.identity,
+        lock: plan.lock.as_deref(),
+    };
     let expected = Expected { revision: store.revision(), written };
     let full = match plan.verify {
         Verify::Hash => None,
@@ -337,11 +348,18 @@ fn clear_target(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
 const NEWEST: SchemaVersion = SchemaVersion { major: u64::MAX, minor: u64::MAX };
 
 fn remove_if_there(disk: &dyn Disk, dir: &Path) -> anyhow::Result<()> {
-    match disk.remove_dir_all(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => {
-            other.context("remove what an uncommitted import left")?;
-            disk.sync_dir(&parent_of(dir)).context("remove what an uncommitted import left")
+    let deadline = Instant::now() + WAIT_FOR_HOLDER;
+    loop {
+        match disk.remove_dir_all(dir) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            // The etcd of a syncer that was just killed may still be at its last write.
+            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            other => {
+                other.context("remove what an uncommitted import left")?;
+                return disk.sync_dir(&parent_of(dir)).context("remove what an uncommitted import left");
+            }
         }
     }
 }
@@ -399,6 +417,6 @@ fn unchanged(files: &StoreFiles, before: &[FileState; 2]) -> anyhow::Result<()> 
     Err(SourceError::Held { holder: "another process, which changed it while it was read".to_owned() }.into())
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -17,7 +17,7 @@ use super::progress::{Meter, Stage};
 use super::sink::{Sink, WrittenStore};
 use super::source::Source;
 use crate::crash_point;
-use crate::datadir::{LeaseRecord, MemberIdentity};
+use crate::datadir::{DatadirLock, LeaseRecord, MemberIdentity};
 use crate::disk::Disk;
 use crate::ids::Revision;
 use crate::pki::{EtcdTlsFiles, throwaway};
@@ -44,6 +44,8 @@ pub struct Expected<'a> {
 /// The etcd that is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct EtcdUnderTest<'a> {
+    /// A lock for it to inherit.
+    pub lock: Option<&'a DatadirLock>,
     /// The program.
     pub program: &'a Path,
     /// The data dir.
@@ -288,6 +290,9 @@ impl Running {
             }
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).process_group(0);
+        if let Some(lock) = etcd.lock {
+            lock.inherit_into(&mut command).context("let etcd inherit the lock")?;
+        }
         let parent = std::process::id();
         // SAFETY: prctl and getppid are async-signal-safe and take no pointers; nothing else runs in the child.
         unsafe {

@@ -190,7 +190,8 @@ impl History {
             .filter(|r| r.name != b"compact_rev_key" && r.prev_revision != 0 && r.id <= revision)
             .map(|r| r.prev_revision)
             .collect();
-        self.rows.retain(|r| !superseded.contains(&r.id) && !(r.deleted && r.id <= revision));
+        let gone = |r: &Row| superseded.contains(&r.id) || (r.deleted && r.id <= revision);
+        self.rows.retain(|r| !gone(r));
         self.mark_compacted(revision)
     }
 
