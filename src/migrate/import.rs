@@ -27,17 +27,19 @@ use super::commit::{commit, done, move_strays, with_suffix};
 use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
 use super::journal::{self, Journal, Phase, SourceFile, Written};
 use super::kine::{KineStore, SourceError, StoreFiles, name_source};
+use super::loopback::LoopbackEtcd;
 use super::pipeline::{Copied, copy};
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::{DatadirSink, WrittenStore};
 use super::source::Source;
 use super::space;
-use super::verify::{EtcdUnderTest, Expected, Verify, remove_scratch, verify};
+use super::verify::{Expected, Verify, remove_scratch, verify};
 use crate::crash_point;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::quarantine::set_aside;
 use crate::datadir::{DatadirLock, DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
 use crate::disk::{Disk, at, parent_of};
+use crate::etcd::{EtcdVersion, VersionError};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 
@@ -140,8 +142,8 @@ impl ImportOutcome {
     }
 }
 
-/// Imports and commits. Blocking: it runs for as long as the store is large, on the calling thread and two more, and the
-/// etcd that verifies is a child of the calling thread and ends before this returns.
+/// Imports and commits. Blocking: it runs for as long as the store is large, on the calling thread and two more.
+/// The etcd that verifies has ended when this returns.
 ///
 /// On a refusal or a failure before the flip, everything that was written is removed again.
 pub fn import(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<ImportOutcome> {
@@ -157,6 +159,8 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     if plan.commit == Commit::RenameSource && !store.is_exclusive() {
         return Err(SourceError::Lock(std::io::ErrorKind::PermissionDenied.into()).into());
     }
+    // Now rather than when all is written.
+    let version = EtcdVersion::of(&plan.etcd).map_err(VersionError::refused)?;
     let before = state_of(store.files())?;
     clear_target(disk, plan)?;
     check_space(plan, &store)?;
@@ -196,14 +200,14 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     match plan.commit {
         Commit::RenameSource => {
             flip(disk, plan)?;
-            confirm(disk, plan, &plan.etcd_dir, &written, &mut store, meter)?;
+            confirm(disk, plan, version, &plan.etcd_dir, &written, &mut store, meter)?;
             unchanged(store.files(), &before)?;
             meter.begin(Stage::Commit, 0);
             commit(disk, &plan.source)?;
             move_strays(disk, &plan.source).context("tidy up after the migration")?;
         }
         Commit::KeepSource => {
-            if let Err(e) = confirm(disk, plan, &plan.staging(), &written, &mut store, meter)
+            if let Err(e) = confirm(disk, plan, version, &plan.staging(), &written, &mut store, meter)
                 .and_then(|()| unchanged(store.files(), &before))
             {
                 take_back(disk, plan);
@@ -257,16 +261,19 @@ fn flip(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
 fn confirm(
     disk: &dyn Disk,
     plan: &ImportPlan,
+    version: EtcdVersion,
     data_dir: &Path,
     written: &WrittenStore,
     store: &mut KineStore,
     meter: &Meter,
 ) -> anyhow::Result<()> {
     let scratch = plan.scratch();
-    let etcd = EtcdUnderTest {
+    let etcd = LoopbackEtcd {
         program: &plan.etcd,
+        version,
         data_dir,
         scratch: &scratch,
+        backend_bytes: written.datadir.backend_bytes,
         member: &plan.identity,
         lock: plan.lock.as_deref(),
     };

@@ -14,6 +14,7 @@ pub mod estimate;
 pub mod import;
 pub mod journal;
 pub mod kine;
+pub mod loopback;
 pub mod pipeline;
 pub mod progress;
 pub mod sink;

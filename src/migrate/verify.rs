@@ -1,23 +1,20 @@
 //! Asking a running etcd, on loopback only, whether it serves what was read from the source.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use etcd_client::{Client, GetOptions};
 use sha2::{Digest, Sha256};
 
 use super::convert::{LeaseAssigner, LiveKey};
+use super::loopback::{LoopbackEtcd, Running};
 use super::pipeline::copy;
 use super::progress::{Meter, Stage};
 use super::sink::{Sink, WrittenStore};
 use super::source::Source;
 use crate::crash_point;
-use crate::datadir::{DatadirLock, LeaseRecord, MemberIdentity};
+use crate::datadir::LeaseRecord;
 use crate::disk::Disk;
 use crate::ids::Revision;
 use crate::pki::{EtcdTlsFiles, throwaway};
@@ -41,37 +38,17 @@ pub struct Expected<'a> {
     pub written: &'a WrittenStore,
 }
 
-/// The etcd that is asked.
-#[derive(Clone, Copy, Debug)]
-pub struct EtcdUnderTest<'a> {
-    /// A lock for it to inherit.
-    pub lock: Option<&'a DatadirLock>,
-    /// The program.
-    pub program: &'a Path,
-    /// The data dir.
-    pub data_dir: &'a Path,
-    /// A directory for its certificates and log, made and removed here.
-    pub scratch: &'a Path,
-    /// The member it is.
-    pub member: &'a MemberIdentity,
-}
-
 /// A start may wait for a slow disk and for as much of the store as it reads first.
 const START: Duration = Duration::from_secs(60);
 /// What no disk is slower than when read from end to end, in bytes a second.
 const SLOWEST_READ: u64 = 4 << 20;
-/// From SIGTERM to SIGKILL. Nothing is lost by the latter: it has only been read from.
-const STOP: Duration = Duration::from_secs(10);
 /// One page of a full comparison, in bytes and in keys.
 const PAGE_BYTES: u64 = 8 << 20;
 const PAGE_KEYS: u64 = 1000;
-/// Another process may take a port between our look and etcd's.
-const PORT_ATTEMPTS: u32 = 5;
-
-/// Starts etcd on loopback, compares, and stops it. `source` is read again for a full comparison.
+/// Starts etcd on loopback, compares, and stops it. The source, if given, is read again for a full comparison.
 pub fn verify(
     disk: &dyn Disk,
-    etcd: &EtcdUnderTest<'_>,
+    etcd: &LoopbackEtcd<'_>,
     expected: &Expected<'_>,
     full: Option<&mut dyn Source>,
     meter: &Meter,
@@ -79,28 +56,40 @@ pub fn verify(
     meter.begin(Stage::Verify, if full.is_some() { expected.written.datadir.keys } else { 0 });
     remove_scratch(disk, etcd.scratch)?;
     let tls = throwaway(etcd.scratch).context("make certificates for the verification")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let patience = START + Duration::from_secs(expected.written.datadir.backend_bytes / SLOWEST_READ);
-    let mut running = Running::start(etcd, &tls, expected)?;
-    let result = runtime.block_on(async {
-        let mut client = running.wait_until_serving(etcd, &tls, expected, patience).await?;
-        crash_point!("migrate-etcd-started");
-        compare(&mut client, expected, patience).await?;
-        if let Some(source) = full {
-            compare_fully(&mut client, expected, source, meter, patience).await?;
-        }
-        anyhow::Ok(())
-    });
-    let result = match result {
-        Err(e) if running.log_tail().is_empty() => Err(e),
-        Err(e) => Err(e.context(format!("etcd's last words: {}", running.log_tail()))),
-        Ok(()) => Ok(()),
-    };
-    running.stop()?;
-    result.context("verify the imported store with etcd")?;
+    let result = compare_running(etcd, &tls, expected, full, meter).context("verify the imported store with etcd");
     remove_scratch(disk, etcd.scratch)?;
+    result?;
     crash_point!("migrate-verified");
     Ok(())
+}
+
+fn compare_running(
+    etcd: &LoopbackEtcd<'_>,
+    tls: &EtcdTlsFiles,
+    expected: &Expected<'_>,
+    full: Option<&mut dyn Source>,
+    meter: &Meter,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    let patience = START + Duration::from_secs(expected.written.datadir.backend_bytes / SLOWEST_READ);
+    let mut running = Running::start(etcd, tls)?;
+    let result = runtime.block_on(async {
+        let mut client = running.serving(etcd, tls, patience).await?;
+        crash_point!("migrate-etcd-started");
+        compare(&mut client, expected, patience).await?;
+        match full {
+            Some(source) => compare_fully(&mut client, expected, source, meter, patience).await,
+            None => Ok(()),
+        }
+    });
+    // With it go the connections, for which etcd would wait.
+    drop(runtime);
+    let result = match running.last_lines() {
+        lines if result.is_ok() || lines.is_empty() => result,
+        lines => result.with_context(|| format!("etcd's last words: {lines}")),
+    };
+    running.stop()?;
+    result
 }
 
 /// Removes what an earlier, killed verification left.
@@ -240,147 +229,6 @@ async fn timeout<T>(
         Ok(result) => Ok(result?),
         Err(_) => bail!("etcd did not answer within {} s", patience.as_secs()),
     }
-}
-
-/// The etcd that runs; killed if it is dropped before [`Running::stop`].
-struct Running {
-    child: Child,
-    client_port: u16,
-    log: PathBuf,
-    attempts: u32,
-}
-
-impl Running {
-    fn start(etcd: &EtcdUnderTest<'_>, tls: &EtcdTlsFiles, expected: &Expected<'_>) -> anyhow::Result<Running> {
-        let (client_port, peer_port) = (free_port()?, free_port()?);
-        let log = etcd.scratch.join("etcd.log");
-        let output = File::create(&log).with_context(|| format!("make {}", log.display()))?;
-        let member = etcd.member;
-        let join = |urls: &[String]| urls.join(",");
-        let initial: Vec<String> = member.peer_urls.iter().map(|url| format!("{}={url}", member.name)).collect();
-        let quota = expected.written.datadir.backend_bytes.saturating_mul(2).max(8 << 30);
-        let mut command = Command::new(etcd.program);
-        command
-            .args(["--name", &member.name])
-            .arg("--data-dir")
-            .arg(etcd.data_dir)
-            .args(["--listen-client-urls", &format!("https://127.0.0.1:{client_port}")])
-            .args(["--listen-peer-urls", &format!("https://127.0.0.1:{peer_port}")])
-            .args(["--initial-advertise-peer-urls", &join(&member.peer_urls)])
-            .args(["--advertise-client-urls", &join(&member.client_urls)])
-            .args(["--initial-cluster", &initial.join(",")])
-            // The data dir has a WAL. Were it gone after all, etcd would end and not form a new, empty cluster.
-            .args(["--initial-cluster-state", "existing"])
-            .args(["--quota-backend-bytes", &quota.to_string()])
-            .args(["--logger", "zap", "--log-level", "warn", "--client-cert-auth", "--peer-client-cert-auth"])
-            .args(["--heartbeat-interval", "10", "--election-timeout", "100"]);
-        for (flag, file) in [
-            ("--trusted-ca-file", &tls.ca),
-            ("--cert-file", &tls.server_cert),
-            ("--key-file", &tls.server_key),
-            ("--peer-trusted-ca-file", &tls.peer_ca),
-            ("--peer-cert-file", &tls.peer_cert),
-            ("--peer-key-file", &tls.peer_key),
-        ] {
-            command.arg(flag).arg(file);
-        }
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ETCD_") {
-                command.env_remove(name);
-            }
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output).process_group(0);
-        if let Some(lock) = etcd.lock {
-            lock.inherit_into(&mut command).context("let etcd inherit the lock")?;
-        }
-        let parent = std::process::id();
-        // SAFETY: prctl and getppid are async-signal-safe and take no pointers; nothing else runs in the child.
-        unsafe {
-            command.pre_exec(move || {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                // The parent may have ended before the line above.
-                if libc::getppid() as u32 == parent { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
-            });
-        }
-        let child = command.spawn().with_context(|| format!("start {}", etcd.program.display()))?;
-        Ok(Running { child, client_port, log, attempts: 1 })
-    }
-
-    async fn wait_until_serving(
-        &mut self,
-        etcd: &EtcdUnderTest<'_>,
-        tls: &EtcdTlsFiles,
-        expected: &Expected<'_>,
-        patience: Duration,
-    ) -> anyhow::Result<Client> {
-        let deadline = Instant::now() + patience;
-        loop {
-            if let Some(status) = self.child.try_wait().context("wait for etcd")? {
-                if self.log_tail().contains("address already in use") && self.attempts < PORT_ATTEMPTS {
-                    let mut again = Running::start(etcd, tls, expected)?;
-                    again.attempts = self.attempts + 1;
-                    *self = again;
-                    continue;
-                }
-                bail!("etcd ended with {status}");
-            }
-            if let Ok(Ok(client)) = tokio::time::timeout(Duration::from_secs(2), self.probe(tls, patience)).await {
-                return Ok(client);
-            }
-            ensure!(Instant::now() < deadline, "etcd did not serve within {} s", patience.as_secs());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    async fn probe(&self, tls: &EtcdTlsFiles, patience: Duration) -> anyhow::Result<Client> {
-        let read = |path: &Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-        let options = TlsOptions::new()
-            .domain_name("localhost")
-            .ca_certificate(Certificate::from_pem(read(&tls.ca)?))
-            .identity(Identity::from_pem(read(&tls.client_cert)?, read(&tls.client_key)?));
-        let options =
-            ConnectOptions::new().with_tls(options).with_connect_timeout(Duration::from_secs(1)).with_timeout(patience);
-        let mut client = Client::connect([format!("https://127.0.0.1:{}", self.client_port)], Some(options)).await?;
-        client.get("probe", None).await?;
-        Ok(client)
-    }
-
-    /// The last of what etcd wrote, in one line.
-    fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" | ")
-    }
-
-    /// SIGTERM, then SIGKILL.
-    fn stop(mut self) -> anyhow::Result<ExitStatus> {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        // Not yet waited for, so the ID is still the child's.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-        let deadline = Instant::now() + STOP;
-        while Instant::now() < deadline {
-            if let Some(status) = self.child.try_wait().context("wait for etcd")? {
-                return Ok(status);
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.child.kill().context("kill etcd")?;
-        self.child.wait().context("wait for etcd")
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail on a child that has ended and been waited for, which is as well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A port on loopback that is free now.
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr().context("find a free port")?.port())
 }
 
 #[cfg(test)]

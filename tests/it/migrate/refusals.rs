@@ -128,8 +128,28 @@ fn a_verification_that_cannot_be_made_leaves_nothing() {
     let mut command = Command::new(syncer());
     command.args(["migrate", "--from"]).arg(format!("sqlite:{}", db.display()));
     command.arg("--to").arg(format!("datadir:{}", target.display())).args(["--etcd", "/does/not/exist/etcd"]);
+    let text = refused(&mut command, &db, 2);
+    assert!(text.contains("/does/not/exist/etcd"), "{text}");
+}
+
+#[test]
+fn an_etcd_that_cannot_serve_the_result_is_a_fault_and_leaves_nothing() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_dir, db, target) = store();
+    // It tells its version and then ends: the real one, where it is asked for that.
+    let (programs, _) = volume();
+    let broken = programs.path().join("etcd");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\necho the disk is on fire >&2\nexit 3\n",
+        part("etcd").display()
+    );
+    std::fs::write(&broken, script).unwrap();
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(syncer());
+    command.args(["migrate", "--from"]).arg(format!("sqlite:{}", db.display()));
+    command.arg("--to").arg(format!("datadir:{}", target.display())).arg("--etcd").arg(&broken);
     let text = refused(&mut command, &db, 1);
-    assert!(text.contains("start /does/not/exist/etcd"), "{text}");
+    assert!(text.contains("the disk is on fire") && text.contains("etcd ended with exit status: 3"), "{text}");
 }
 
 #[test]
