@@ -162,6 +162,9 @@ mod tests {
     use super::*;
     use std::process::{Command, Stdio};
 
+    /// For what must succeed: a child that another test has just forked has our files open until it is another program.
+    const SOON: Duration = Duration::from_secs(10);
+
     fn store(dir: &Path) -> StoreFiles {
         let db = dir.join("state.db");
         let connection = rusqlite::Connection::open(&db).unwrap();
@@ -173,19 +176,19 @@ mod tests {
     fn an_unused_store_is_locked_once_and_again_after_release() {
         let dir = tempfile::tempdir().unwrap();
         let files = store(dir.path());
-        let lock = acquire(&files, Duration::ZERO).unwrap();
+        let lock = acquire(&files, SOON).unwrap();
         assert!(lock.exclusive);
         let error = acquire(&files, Duration::ZERO).unwrap_err();
         assert_eq!(error.to_string(), "it is in use by another syncer");
         drop(lock);
-        acquire(&files, Duration::ZERO).unwrap();
+        acquire(&files, SOON).unwrap();
     }
 
     #[test]
     fn whoever_opens_a_locked_store_is_told_that_it_is_busy() {
         let dir = tempfile::tempdir().unwrap();
         let files = store(dir.path());
-        let _lock = acquire(&files, Duration::ZERO).unwrap();
+        let _lock = acquire(&files, SOON).unwrap();
         let connection = rusqlite::Connection::open(&files.db).unwrap();
         connection.busy_timeout(Duration::ZERO).unwrap();
         let error = connection.query_row("select count(*) from t", [], |_| Ok(())).unwrap_err();
@@ -202,7 +205,7 @@ mod tests {
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         assert_eq!(error.to_string(), format!("it is in use by process {} (sleep)", sleeper.id()));
-        acquire(&files, Duration::ZERO).unwrap();
+        acquire(&files, SOON).unwrap();
     }
 
     #[test]
@@ -211,7 +214,7 @@ mod tests {
         let files = store(dir.path());
         let open = File::open(&files.db).unwrap();
         let mut sleeper = Command::new("sleep").arg("60").stdin(Stdio::from(open)).spawn().unwrap();
-        let taken = acquire(&files, Duration::ZERO);
+        let taken = acquire(&files, SOON);
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
         taken.unwrap();

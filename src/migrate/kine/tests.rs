@@ -11,6 +11,9 @@ use crate::migrate::pipeline::copy;
 use crate::migrate::progress::Meter;
 use crate::migrate::sink::Sink;
 
+/// For what must succeed: a child that another test has just forked has our files open until it is another program.
+const SOON: Duration = Duration::from_secs(10);
+
 const TABLE: &str = "CREATE TABLE kine (id INTEGER PRIMARY KEY AUTOINCREMENT, name INTEGER, created INTEGER,
     deleted INTEGER, create_revision INTEGER, prev_revision INTEGER, lease INTEGER, value BLOB, old_value BLOB);
     CREATE INDEX kine_name_index ON kine (name);
@@ -65,7 +68,7 @@ impl Sink for Collect {
 }
 
 fn read(files: &StoreFiles) -> anyhow::Result<(Collect, Warnings)> {
-    let mut source = KineStore::open(&files.db, Duration::ZERO)?;
+    let mut source = KineStore::open(&files.db, SOON)?;
     let mut sink = Collect::default();
     let copied = copy(&mut source, &mut sink, &Meter::default())?;
     Ok((sink, copied.warnings))
@@ -139,7 +142,7 @@ fn a_sparse_store_is_searched_and_a_dense_one_scanned_with_equal_result() {
             .map(|i| (format!("/k/{:06}", (i * 7919) % 3001), 10 + i * step, 10 + i * step, 0, (i % 50) as usize))
             .collect();
         assert!(keys.0 == want, "{step}");
-        let source = KineStore::open(&files.db, Duration::ZERO).unwrap();
+        let source = KineStore::open(&files.db, SOON).unwrap();
         let bytes: usize = want.iter().map(|k| k.0.len() + k.4).sum();
         assert_eq!(source.live_bytes().unwrap(), bytes as u64);
     }
@@ -151,7 +154,7 @@ fn keys_are_raw_bytes() {
         "INSERT INTO kine (id, name, created, deleted, value) VALUES
          (2, CAST(x'2f61ff00fe' AS TEXT), 1, 0, x'00'), (3, '007', 1, 0, x'01'), (4, '1.50', 1, 0, x'02')",
     );
-    let mut source = KineStore::open(&store.cold().db, Duration::ZERO).unwrap();
+    let mut source = KineStore::open(&store.cold().db, SOON).unwrap();
     struct Raw(Vec<Vec<u8>>);
     impl Sink for Raw {
         fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
@@ -300,7 +303,7 @@ fn an_idle_user_of_the_store_is_met() {
     let error = KineStore::open(&files.db, Duration::ZERO).err().expect("it was opened");
     assert!(matches!(error, SourceError::Held { .. }), "{error}");
     drop(store.connection);
-    KineStore::open(&files.db, Duration::ZERO).unwrap();
+    KineStore::open(&files.db, SOON).unwrap();
 }
 
 #[test]
@@ -312,7 +315,7 @@ fn a_read_only_store_is_read_without_exclusion() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o400)).unwrap();
     }
     assert_eq!(read(&files).unwrap().0.0, expected());
-    let exclusive = KineStore::open(&files.db, Duration::ZERO).unwrap().is_exclusive();
+    let exclusive = KineStore::open(&files.db, SOON).unwrap().is_exclusive();
     // Root writes to whatever it likes.
     assert_eq!(exclusive, nix::unistd::geteuid().is_root());
 }
