@@ -28,7 +28,9 @@ use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::settings::Settings;
 use crate::settings::load::Loader;
+use crate::supervise::probe::EtcdAccess;
 use crate::supervise::spec::{ChildSpec, Role};
+use crate::supervise::{self, Plan};
 use crate::telemetry::{self, Phase};
 
 /// How long an etcd that an earlier syncer left behind may take to go.
@@ -86,9 +88,14 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
     // Held to the end: it is what keeps the values file watched.
     let _settings = crate::settings::watch::follow(loader, settings.clone());
-    let port = settings.listen.client_port;
+    let plan = Plan {
+        specs,
+        lock,
+        etcd: EtcdAccess { port: settings.listen.client_port, tls: pki.paths.etcd_tls() },
+        grace: settings.shutdown_grace,
+    };
     tokio::select! {
-        ended = crate::supervise::thin::run(specs, lock, &pki.paths, port, health) => ended?,
+        ended = supervise::run(plan, health) => ended?,
         () = crate::pki::follow(settings, disk, &pki, reads_at_start) => {}
     }
     if let Some(front) = front {
@@ -168,7 +175,7 @@ async fn migrated(settings: &Settings, disk: &RealDisk, source: &Path) -> anyhow
         .context("start the import's thread")?;
     tokio::select! {
         outcome = outcome => outcome.context("the import's thread ended without a result")?.map(Some),
-        signal = crate::supervise::thin::stop_signal() => { signal?; Ok(None) }
+        signal = supervise::stop_signal() => { signal?; Ok(None) }
     }
 }
 
