@@ -201,13 +201,24 @@ impl TestPod {
     /// Every live key with value, create revision, mod revision and version, and the store's revision.
     pub fn dump(&self) -> Dump {
         self.etcd(async |mut client| {
-            let all = client.get("\0", Some(GetOptions::new().with_from_key())).await.expect("read all keys");
-            let revision = all.header().expect("a header").revision();
-            let keys = all
-                .kvs()
-                .iter()
-                .map(|kv| (kv.key().to_vec(), kv.value().to_vec(), kv.create_revision(), kv.mod_revision()))
-                .collect();
+            // In pages, as a client takes no more than 4 MiB in one answer.
+            let (mut keys, mut from, mut revision) = (Vec::new(), vec![0], 0);
+            loop {
+                let options = GetOptions::new().with_from_key().with_limit(250).with_revision(revision);
+                let page = client.get(from, Some(options)).await.expect("read a page of keys");
+                if revision == 0 {
+                    revision = page.header().expect("a header").revision();
+                }
+                keys.extend(
+                    page.kvs()
+                        .iter()
+                        .map(|kv| (kv.key().to_vec(), kv.value().to_vec(), kv.create_revision(), kv.mod_revision())),
+                );
+                match page.kvs().last() {
+                    Some(last) if page.more() => from = [last.key(), b"\0"].concat(),
+                    _ => break,
+                }
+            }
             Dump { revision, keys }
         })
     }
