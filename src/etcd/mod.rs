@@ -3,6 +3,8 @@
 //! Reading order: [`version`] and [`args`] (how it is started).
 
 pub mod args;
+pub mod client;
+pub mod health;
 pub mod launch;
 pub mod version;
 

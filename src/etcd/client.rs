@@ -1,0 +1,295 @@
+//! Asking etcd over its client port: each question with a deadline, answers in our own types.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use etcd_client::{AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use thiserror::Error;
+
+use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
+use crate::pki::EtcdTlsFiles;
+
+/// No certificate or key is larger.
+const PEM_MAX: u64 = 1 << 20;
+
+/// The key of a probe's read, which does not exist: nothing but the agreement on it is wanted.
+const PROBE_KEY: &str = "health";
+
+/// Where and how to reach an etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdEndpoint {
+    /// Client URL, such as `https://localhost:2379`. The certificate must be for its host.
+    pub url: String,
+    /// CA, client certificate and key; `None` with an `http` URL.
+    pub tls: Option<EtcdTlsFiles>,
+}
+
+/// Why etcd gave no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// A certificate or key could not be read.
+    #[error("read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No answer in time: no quorum, a stalled disk, or nobody there.
+    #[error("{what}: no answer within {} ms", deadline.as_millis())]
+    Deadline {
+        /// The question.
+        what: &'static str,
+        /// The time that was given.
+        deadline: Duration,
+    },
+    /// etcd, or the way to it, said no.
+    #[error("{what}")]
+    Etcd {
+        /// The question.
+        what: &'static str,
+        /// Its words.
+        #[source]
+        source: Box<etcd_client::Error>,
+    },
+    /// An answer without what every such answer has.
+    #[error("{what}: the answer lacks its header")]
+    Malformed {
+        /// The question.
+        what: &'static str,
+    },
+}
+
+/// A member as etcd lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its ID.
+    pub id: MemberId,
+    /// Its name; empty until it has started for the first time.
+    pub name: String,
+    /// Its peer URLs.
+    pub peer_urls: Vec<String>,
+    /// Its client URLs; empty until it has started for the first time.
+    pub client_urls: Vec<String>,
+    /// Whether it does not vote.
+    pub learner: bool,
+}
+
+/// A member list and what it was read at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberList {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The members.
+    pub members: Vec<Member>,
+}
+
+/// A member's own word on itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Who answered.
+    pub member: MemberId,
+    /// The leader, if it knows one.
+    pub leader: Option<MemberId>,
+    /// Its version.
+    pub version: String,
+    /// Size of its backend file in bytes.
+    pub db_size: u64,
+    /// Bytes in use in that file.
+    pub db_in_use: u64,
+    /// Its store's revision.
+    pub revision: Revision,
+    /// Last index in its log.
+    pub raft_index: RaftIndex,
+    /// Last index it applied.
+    pub applied: RaftIndex,
+    /// Its term.
+    pub term: Term,
+    /// Whether it is a learner.
+    pub learner: bool,
+    /// Its complaints: alarms, or no leader.
+    pub errors: Vec<String>,
+}
+
+/// A hash over the keys of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashKv {
+    /// CRC-32C over the bucket `key` up to the revision.
+    pub hash: u32,
+    /// The revision up to which the store is compacted, -1 if it never was.
+    pub compacted: Revision,
+    /// The revision up to which was hashed; 0 from an etcd that does not tell (before 3.6).
+    pub revision: Revision,
+}
+
+/// Which alarm is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// The quota is used up: puts are refused.
+    NoSpace,
+    /// The member's data differs from the others': everything is refused but reads.
+    Corrupt,
+}
+
+/// One page of a range of keys.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Keys with their values, in the order of the keys.
+    pub kvs: Vec<etcd_client::KeyValue>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<Vec<u8>>,
+    /// The store's revision when it was read.
+    pub revision: Revision,
+}
+
+/// A connection to one etcd. It is made at the first question and again whenever it broke.
+#[derive(Clone)]
+pub struct EtcdClient {
+    client: Client,
+}
+
+impl EtcdClient {
+    /// A client of `endpoint`. Reads the certificates, connects to nobody yet.
+    pub async fn connect(endpoint: &EtcdEndpoint) -> Result<EtcdClient, ClientError> {
+        let mut options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(2));
+        if let Some(files) = &endpoint.tls {
+            let ca = Certificate::from_pem(read_pem(&files.ca)?);
+            let identity = Identity::from_pem(read_pem(&files.client_cert)?, read_pem(&files.client_key)?);
+            options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+        }
+        let client = Client::connect([&endpoint.url], Some(options))
+            .await
+            .map_err(|e| ClientError::Etcd { what: "set up a connection", source: Box::new(e) })?;
+        Ok(EtcdClient { client })
+    }
+
+    /// Reads what a majority agrees on now. The store's revision.
+    pub async fn linearizable_read(&mut self, deadline: Duration) -> Result<Revision, ClientError> {
+        const WHAT: &str = "read linearizably";
+        let options = GetOptions::new().with_count_only();
+        let answer = within(WHAT, deadline, self.client.get(PROBE_KEY, Some(options))).await?;
+        answer.header().map(|h| Revision(h.revision())).ok_or(ClientError::Malformed { what: WHAT })
+    }
+
+    /// The hash of all keys up to `revision`, by the member that is asked. Reads the whole store: give it time.
+    pub async fn hash_kv(&mut self, revision: Revision, deadline: Duration) -> Result<HashKv, ClientError> {
+        let answer = within("hash the keys", deadline, self.client.hash_kv(revision.0)).await?;
+        Ok(HashKv {
+            hash: answer.hash(),
+            compacted: Revision(answer.compact_version()),
+            revision: Revision(answer.hash_revision()),
+        })
+    }
+
+    /// The state of the member that is asked.
+    pub async fn status(&mut self, deadline: Duration) -> Result<Status, ClientError> {
+        const WHAT: &str = "ask for the status";
+        let answer = within(WHAT, deadline, self.client.status()).await?;
+        let header = answer.header().ok_or(ClientError::Malformed { what: WHAT })?;
+        Ok(Status {
+            cluster: ClusterId(header.cluster_id()),
+            member: MemberId(header.member_id()),
+            leader: Some(answer.leader()).filter(|id| *id != 0).map(MemberId),
+            version: answer.version().to_owned(),
+            db_size: u64::try_from(answer.db_size()).unwrap_or(0),
+            db_in_use: u64::try_from(answer.raft_used_db_size()).unwrap_or(0),
+            revision: Revision(header.revision()),
+            raft_index: RaftIndex(answer.raft_index()),
+            applied: RaftIndex(answer.raft_applied_index()),
+            term: Term(answer.raft_term()),
+            learner: answer.is_learner(),
+            errors: answer.errors().to_vec(),
+        })
+    }
+
+    /// One page of the keys from `from` on, at `revision` (now, if `None`), at most `limit` of them. Give the revision
+    /// of the first page to all others, or they do not fit together.
+    pub async fn page(
+        &mut self,
+        from: &[u8],
+        revision: Option<Revision>,
+        limit: u32,
+        deadline: Duration,
+    ) -> Result<Page, ClientError> {
+        const WHAT: &str = "read a page of keys";
+        let mut options = GetOptions::new().with_from_key().with_limit(limit.into());
+        if let Some(revision) = revision {
+            options = options.with_revision(revision.0);
+        }
+        // etcd takes an empty key for a mistake; the least key is one zero byte.
+        let from = if from.is_empty() { &[0][..] } else { from };
+        let mut answer = within(WHAT, deadline, self.client.get(from, Some(options))).await?;
+        let revision = answer.header().map(|h| Revision(h.revision())).ok_or(ClientError::Malformed { what: WHAT })?;
+        let more = answer.more();
+        let kvs = answer.take_kvs();
+        let next = kvs.last().filter(|_| more).map(|last| [last.key(), &[0]].concat());
+        Ok(Page { kvs, next, revision })
+    }
+
+    /// The members, as a majority agrees on them now.
+    pub async fn member_list(&mut self, deadline: Duration) -> Result<MemberList, ClientError> {
+        const WHAT: &str = "list the members";
+        let answer = within(WHAT, deadline, self.client.member_list()).await?;
+        let cluster =
+            answer.header().map(|h| ClusterId(h.cluster_id())).ok_or(ClientError::Malformed { what: WHAT })?;
+        let members = answer.members().iter().map(|m| Member {
+            id: MemberId(m.id()),
+            name: m.name().to_owned(),
+            peer_urls: m.peer_urls().to_vec(),
+            client_urls: m.client_urls().to_vec(),
+            learner: m.is_learner(),
+        });
+        Ok(MemberList { cluster, members: members.collect() })
+    }
+
+    /// Changes a voter's peer URLs. Never to be asked of a learner: before 3.5.31 and 3.6.12 it loses its mark.
+    pub async fn member_update(
+        &mut self,
+        id: MemberId,
+        peer_urls: Vec<String>,
+        deadline: Duration,
+    ) -> Result<(), ClientError> {
+        within("change a member's peer URLs", deadline, self.client.member_update(id.0, peer_urls)).await.map(drop)
+    }
+
+    /// Raised alarms, each with the member that raised it.
+    pub async fn alarms(&mut self, deadline: Duration) -> Result<Vec<(MemberId, Alarm)>, ClientError> {
+        let answer =
+            within("list the alarms", deadline, self.client.alarm(AlarmAction::Get, AlarmType::None, None)).await?;
+        let mut alarms: Vec<_> = answer
+            .alarms()
+            .iter()
+            .filter_map(|raised| match raised.alarm() {
+                AlarmType::Nospace => Some((MemberId(raised.member_id()), Alarm::NoSpace)),
+                AlarmType::Corrupt => Some((MemberId(raised.member_id()), Alarm::Corrupt)),
+                AlarmType::None => None,
+            })
+            .collect();
+        alarms.sort();
+        Ok(alarms)
+    }
+}
+
+async fn within<T>(
+    what: &'static str,
+    deadline: Duration,
+    question: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, ClientError> {
+    match tokio::time::timeout(deadline, question).await {
+        Err(_) => Err(ClientError::Deadline { what, deadline }),
+        Ok(Err(e)) => Err(ClientError::Etcd { what, source: Box::new(e) }),
+        Ok(Ok(answer)) => Ok(answer),
+    }
+}
+
+fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
+    use std::io::Read;
+    let mut pem = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(PEM_MAX).read_to_end(&mut pem))
+        .map_err(|source| ClientError::File { path: path.to_owned(), source })?;
+    Ok(pem)
+}
