@@ -28,7 +28,7 @@ use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::settings::Settings;
 use crate::settings::load::Loader;
-use crate::supervise::probe::EtcdAccess;
+use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
 use crate::supervise::{self, Plan};
 use crate::telemetry::{self, Phase};
@@ -88,15 +88,22 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
     // Held to the end: it is what keeps the values file watched.
     let _settings = crate::settings::watch::follow(loader, settings.clone());
+    let (control, commands) = supervise::control();
     let plan = Plan {
         specs,
         lock,
-        etcd: EtcdAccess { port: settings.listen.client_port, tls: pki.paths.etcd_tls() },
+        etcd: EtcdAccess {
+            port: settings.listen.client_port,
+            metrics_port: settings.listen.metrics_port,
+            tls: pki.paths.etcd_tls(),
+        },
         grace: settings.shutdown_grace,
+        watch: Watch::default(),
+        commands,
     };
     tokio::select! {
         ended = supervise::run(plan, health) => ended?,
-        () = crate::pki::follow(settings, disk, &pki, reads_at_start) => {}
+        () = crate::pki::follow(settings, disk, &pki, |roles| reads_at_start(&control, roles)) => {}
     }
     if let Some(front) = front {
         front.abort();
@@ -104,10 +111,14 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Their certificates were renewed three months before the old ones end, which they go on with.
-fn reads_at_start(roles: &[Role]) {
+/// Restarts those that go on with the certificates they were started with.
+fn reads_at_start(control: &supervise::Control, roles: &[Role]) {
     let children: Vec<_> = roles.iter().map(|role| role.name()).collect();
-    tracing::warn!(?children, "renewed certificates are read only at start: restart this pod within 90 days");
+    if control.restart(roles) {
+        tracing::info!(?children, "restarting those that read the renewed certificates only at start");
+    } else {
+        tracing::warn!(?children, "renewed certificates are read only at start: restart this pod within 90 days");
+    }
 }
 
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {

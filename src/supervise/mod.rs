@@ -1,278 +1,125 @@
 //! The supervisor: etcd (or kine), the API server and its companions, from their start to the last one's end.
 //!
 //! [`state`] decides, [`run`] carries out: it starts children ([`child`]), asks whether they serve ([`probe`]), relays
-//! what they write ([`relay`]), notices their ends by SIGCHLD, and feeds all that back as events. Once everything
-//! serves, nothing is polled.
+//! what they write ([`relay`]), notices their ends by SIGCHLD, judges them ([`exit`]), and feeds all that back as
+//! events. Once everything serves, etcd and the API server are asked every ten seconds, and nothing else is polled.
 
 pub mod backoff;
 pub mod child;
+pub mod exit;
 pub mod lines;
 pub mod probe;
 mod relay;
+mod running;
 pub mod signals;
 pub mod spec;
 pub mod state;
 
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
-use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
 
 use crate::datadir::DatadirLock;
 use crate::serve::health::Health;
-use crate::telemetry::{self, Phase};
-use child::Child;
-use probe::EtcdAccess;
+use probe::{EtcdAccess, Watch};
+use running::Running;
 use signals::StopSignals;
 pub use signals::stop_signal;
 use spec::{ChildSpec, Role};
-use state::{Action, Event, Index, State};
+use state::Event;
 
-/// Orphans that PID 1 reaps at one SIGCHLD; the others' turn comes with the next.
-const REAPED_AT_ONCE: usize = 64;
+/// What is left of the stop's time when the last SIGKILL has been sent. A process that does not end then never will.
+const AFTER_KILL: Duration = Duration::from_secs(2);
+
+/// Commands that may wait; more at once are a caller's mistake.
+const COMMANDS_MAX: usize = 16;
 
 /// What is to be run.
 pub struct Plan {
     /// The children.
     pub specs: Vec<ChildSpec>,
-    /// The data dir's lock, which etcd inherits.
+    /// The data dir's lock, which the child that has the data open inherits.
     pub lock: DatadirLock,
     /// How etcd is asked whether it serves.
     pub etcd: EtcdAccess,
     /// From the stop signal to the last child's end. The API server and its companions get what the datastore leaves.
     pub grace: Duration,
+    /// How closely children that serve are watched.
+    pub watch: Watch,
+    /// What [`Control`] asks for.
+    pub commands: Commands,
 }
 
-/// Runs the children until told to stop, or until one cannot be kept running, which is an error.
+/// What a running supervisor can be asked for.
+#[derive(Debug)]
+enum Command {
+    /// End these children and start them again.
+    Restart(Vec<Role>),
+    /// Run the child of this role by this spec from now on.
+    Replace(Box<ChildSpec>),
+}
+
+/// Asks a running supervisor for changes. Dropping it changes nothing.
+#[derive(Clone, Debug)]
+pub struct Control(mpsc::Sender<Command>);
+
+/// The other end of a [`Control`].
+#[derive(Debug)]
+pub struct Commands(mpsc::Receiver<Command>);
+
+/// A control and the end that goes into a [`Plan`].
+pub fn control() -> (Control, Commands) {
+    let (send, receive) = mpsc::channel(COMMANDS_MAX);
+    (Control(send), Commands(receive))
+}
+
+impl Control {
+    /// Ends the children of these roles and starts them again; those above them run on. False if it cannot be asked
+    /// for: the supervisor has ended, or does not keep up.
+    pub fn restart(&self, roles: &[Role]) -> bool {
+        self.0.try_send(Command::Restart(roles.to_vec())).is_ok()
+    }
+
+    /// Runs the child of `spec`'s role by `spec` from now on: restarts it if it runs. Roles that are not run are left
+    /// out with a warning. False as for [`Control::restart`].
+    pub fn replace(&self, spec: ChildSpec) -> bool {
+        self.0.try_send(Command::Replace(Box::new(spec))).is_ok()
+    }
+}
+
+/// Runs the children until told to stop, or until one cannot be kept running, which is an error with its own exit code.
+///
+/// While it runs, no other part of the process may start children: as PID 1 it reaps every child that it does not know.
 pub async fn run(plan: Plan, health: watch::Sender<Health>) -> anyhow::Result<()> {
     let mut stop = StopSignals::new().context("listen for stop signals")?;
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
-    let (events, mut received) = mpsc::unbounded_channel();
-    let mut running = Running {
-        state: State::new(plan.specs.iter().map(|spec| spec.role)),
-        children: plan.specs.iter().map(|_| None).collect(),
-        plan,
-        health,
-        events,
-        failure: None,
-        finished: false,
-        stop_by: None,
-    };
+    let Plan { specs, lock, etcd, grace, watch, commands: Commands(mut commands) } = plan;
+    let (mut running, mut received) = Running::new(specs, lock, etcd, watch, grace, health);
     running.take(Event::Begin);
-    while !running.finished {
+    // What ended before the signal was listened for.
+    running.collect();
+    while !running.finished() {
+        let too_late = running.stop_by().map(|by| tokio::time::Instant::from_std(by + AFTER_KILL));
         tokio::select! {
             signal = stop.next() => {
                 tracing::info!(signal, "told to stop");
                 running.take(Event::Stop);
             }
             _ = ends.recv() => running.collect(),
-            Some((child, started, event)) = received.recv() => {
-                // What was asked about an earlier process of this child says nothing about the present one.
-                if running.started(child) == started {
-                    running.take(event);
-                }
+            Some(told) = received.recv() => running.told(told),
+            Some(command) = commands.recv() => running.command(command),
+            () = tokio::time::sleep_until(too_late.unwrap_or_else(far)), if too_late.is_some() => {
+                // The kernel ends them with us, if anything can.
+                anyhow::bail!("{} did not end even after SIGKILL", running.left().join(" and "));
             }
         }
     }
-    match running.failure {
-        Some(failure) => Err(failure),
-        None => Ok(()),
-    }
+    running.result()
 }
 
-/// A child that runs.
-struct Live {
-    child: Child,
-    ready: Option<Instant>,
-    started: Instant,
-    probe: AbortHandle,
-}
-
-struct Running {
-    plan: Plan,
-    state: State,
-    children: Vec<Option<Live>>,
-    health: watch::Sender<Health>,
-    /// Child, when its process was started (if it runs), and what happened.
-    events: mpsc::UnboundedSender<(Index, Option<Instant>, Event)>,
-    failure: Option<anyhow::Error>,
-    finished: bool,
-    stop_by: Option<Instant>,
-}
-
-impl Running {
-    fn started(&self, child: Index) -> Option<Instant> {
-        self.children.get(child)?.as_ref().map(|live| live.started)
-    }
-
-    /// Feeds an event to the state and carries out what comes of it.
-    fn take(&mut self, event: Event) {
-        if let Event::Ready(child) = event
-            && let Some(Some(live)) = self.children.get_mut(child)
-        {
-            live.ready = Some(Instant::now());
-            let took = live.started.elapsed();
-            tracing::info!(child = live.child.role().name(), took_ms = took.as_millis() as u64, "serves");
-            if live.child.role() == Role::Etcd {
-                crate::crash_point!("start-etcd-serving");
-            }
-        }
-        let actions = self.state.next(event);
-        if self.state.stopping() && self.stop_by.is_none() {
-            self.stop_by = Some(Instant::now() + self.plan.grace);
-            telemetry::set_phase(Phase::Stop);
-        }
-        self.publish();
-        for action in actions {
-            self.carry_out(action);
-        }
-    }
-
-    fn publish(&self) {
-        let has = |role| self.plan.specs.iter().any(|spec| spec.role == role);
-        let datastore = if has(Role::Etcd) { Some(Role::Etcd) } else { has(Role::Kine).then_some(Role::Kine) };
-        let now = Health {
-            // A distro that keeps its own store (k3s on SQLite) answers for it with its own readiness.
-            datastore_ready: datastore.is_none_or(|role| self.state.serves(role)),
-            apiserver_ready: has(Role::ApiServer) && self.state.serves(Role::ApiServer),
-            stopping: self.state.stopping(),
-        };
-        let changed = self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
-        if changed && !now.stopping {
-            telemetry::set_phase(match (now.datastore_ready, has(Role::ApiServer), now.apiserver_ready) {
-                (false, ..) => Phase::Etcd,
-                (true, true, false) => Phase::ApiServer,
-                (true, ..) => Phase::Run,
-            });
-        }
-    }
-
-    fn carry_out(&mut self, action: Action) {
-        match action {
-            Action::Start(child) => self.start(child),
-            Action::Pause(child, pause) => self.later(child, pause, Event::PauseOver(child)),
-            Action::Terminate(child) => {
-                let grace = self.grace(child);
-                self.signal(child, Signal::SIGTERM);
-                self.later(child, grace, Event::GraceOver(child));
-            }
-            Action::Kill(child) => self.signal(child, Signal::SIGKILL),
-            Action::Finished => self.finished = true,
-            Action::GiveUp(child) => {
-                let name = self.plan.specs.get(child).map_or("child", |spec| spec.role.name());
-                let why = format!("{name} ended {} times in a row; its last lines are in the log", state::FAILURES_MAX);
-                self.failure = Some(anyhow::anyhow!(why));
-            }
-        }
-    }
-
-    fn start(&mut self, child: Index) {
-        let Some(spec) = self.plan.specs.get(child) else { return };
-        let lock = (spec.role == Role::Etcd).then_some(&self.plan.lock);
-        let (process, output) = match child::spawn(spec, lock) {
-            Ok(started) => started,
-            Err(error) => {
-                let may_pass = error.may_pass();
-                tracing::error!(child = spec.role.name(), "{:#}", anyhow::Error::from(error));
-                if !may_pass {
-                    let program = spec.program.display();
-                    let what = format!("{} cannot be started: there is no program {program} to run", spec.role.name());
-                    let remedy = "put it into a folder that --binaries names, or choose another --distro";
-                    self.failure = Some(crate::exit::refuse(crate::exit::Exit::Usage, what, remedy));
-                    let _ = self.events.send((child, None, Event::Stop));
-                }
-                let _ = self.events.send((child, None, Event::Exited(child, Duration::ZERO)));
-                return;
-            }
-        };
-        tracing::info!(child = spec.role.name(), process = process.pid().as_raw(), "started");
-        relay::follow(spec.role, spec.log, output);
-        if spec.role == Role::ApiServer {
-            crate::crash_point!("start-apiserver-spawned");
-        }
-        let started = Instant::now();
-        let (ready, etcd, events) = (spec.ready.clone(), self.plan.etcd.clone(), self.events.clone());
-        let probe = tokio::spawn(async move {
-            probe::serves(&ready, &etcd).await;
-            let _ = events.send((child, Some(started), Event::Ready(child)));
-        });
-        let live = Live { child: process, ready: None, started, probe: probe.abort_handle() };
-        if let Some(slot) = self.children.get_mut(child) {
-            *slot = Some(live);
-        }
-    }
-
-    /// The child's own grace; within the pod's, of which the API server's tiers leave the datastore half.
-    fn grace(&self, child: Index) -> Duration {
-        let Some(spec) = self.plan.specs.get(child) else { return Duration::ZERO };
-        let left = self.stop_by.map_or(self.plan.grace, |by| by.saturating_duration_since(Instant::now()));
-        let datastore = matches!(spec.role, Role::Etcd | Role::Kine);
-        spec.stop_grace.min(if datastore { left } else { left / 2 })
-    }
-
-    fn signal(&self, child: Index, signal: Signal) {
-        if let Some(Some(live)) = self.children.get(child) {
-            live.child.signal(signal);
-        }
-    }
-
-    fn later(&self, child: Index, after: Duration, event: Event) {
-        let (events, started) = (self.events.clone(), self.started(child));
-        tokio::spawn(async move {
-            tokio::time::sleep(after).await;
-            let _ = events.send((child, started, event));
-        });
-    }
-
-    /// Sees to the children that have ended, and, as PID 1, to orphans that are nobody's.
-    fn collect(&mut self) {
-        for child in 0..self.children.len() {
-            let Some(Some(live)) = self.children.get_mut(child) else { continue };
-            let status = match live.child.try_wait() {
-                Ok(Some(status)) => status,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::error!(child = live.child.role().name(), %error, "look at the child");
-                    continue;
-                }
-            };
-            let role = live.child.role();
-            let ready_for = live.ready.map_or(Duration::ZERO, |since| since.elapsed());
-            live.probe.abort();
-            if let Some(slot) = self.children.get_mut(child) {
-                *slot = None;
-            }
-            self.note_end(role, status);
-            self.take(Event::Exited(child, ready_for));
-        }
-        if nix::unistd::getpid() == Pid::from_raw(1) {
-            self.reap_orphans();
-        }
-    }
-
-    fn note_end(&self, role: Role, status: ExitStatus) {
-        if self.state.stopping() {
-            tracing::info!(child = role.name(), %status, "ended");
-        } else {
-            tracing::error!(child = role.name(), %status, "ended by itself; it is started again");
-        }
-    }
-
-    fn reap_orphans(&self) {
-        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        for _ in 0..REAPED_AT_ONCE {
-            let Some(pid) = waitid(Id::All, look).ok().and_then(|status| status.pid()) else { return };
-            // Our own are seen to above, at their next SIGCHLD at the latest.
-            if self.children.iter().flatten().any(|live| live.child.pid() == pid) {
-                return;
-            }
-            let _ = waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
-        }
-    }
+/// A time that does not come; only there to have a value.
+fn far() -> tokio::time::Instant {
+    tokio::time::Instant::from_std(Instant::now() + Duration::from_secs(3600))
 }

@@ -1,18 +1,20 @@
-//! Whether a child serves.
+//! Whether a child serves, and goes on serving.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::spec::Ready;
+use crate::etcd::client::{EtcdClient, EtcdEndpoint};
+use crate::etcd::health::livez;
 use crate::pki::EtcdTlsFiles;
 
 /// One question and its answer.
@@ -20,51 +22,131 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// Between two tries, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries with a child that has served before.
+const AGAIN: Duration = Duration::from_secs(1);
+/// A child that fails to answer so often in a row serves no longer. Once is what a busy machine does.
+const MISSES: u32 = 2;
 
 /// How etcd is asked.
 #[derive(Clone, Debug)]
 pub struct EtcdAccess {
     /// Its client port on loopback.
     pub port: u16,
+    /// Its metrics port on loopback, which tells a hung etcd from one without a quorum.
+    pub metrics_port: u16,
     /// Certificates.
     pub tls: EtcdTlsFiles,
 }
 
-/// Returns when the child serves. Asks again and again, more and more slowly; it is for the caller to give up when the
-/// child has ended.
-pub async fn serves(ready: &Ready, etcd: &EtcdAccess) {
+/// How closely a child that serves is watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    /// From one question to the next.
+    pub every: Duration,
+    /// An etcd whose `/livez` fails for so long without a break, while it serves no reads either, hangs and is restarted.
+    pub hangs_after: Duration,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Watch { every: Duration::from_secs(10), hangs_after: Duration::from_secs(60) }
+    }
+}
+
+/// What was found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It serves: for the first time, or again.
+    Serves,
+    /// It serves no longer.
+    Lost,
+    /// It does nothing any more. Only etcd is told so: restarting one that waits for its peers would help nobody.
+    Hangs,
+}
+
+/// Follows a child from its start, for as long as it is polled: asks more and more slowly until it serves, then every
+/// [`Watch::every`]. A unix socket and a child without a question are not watched: their end tells all.
+pub async fn follow(ready: &Ready, etcd: &EtcdAccess, watch: Watch, mut say: impl FnMut(Found)) {
+    let mut asker = Asker { ready, etcd, client: None };
     let mut pause = FIRST_PAUSE;
+    while !asker.serves().await {
+        sleep(pause).await;
+        pause = (pause * 5 / 4).min(LAST_PAUSE);
+    }
+    say(Found::Serves);
+    if matches!(ready, Ready::Started | Ready::UnixSocket(_)) {
+        return;
+    }
     loop {
-        match tokio::time::timeout(DEADLINE, ask(ready, etcd)).await {
-            Ok(Ok(())) => return,
+        let mut misses = 0;
+        while misses < MISSES {
+            sleep(if misses == 0 { watch.every } else { AGAIN.min(watch.every) }).await;
+            misses = if asker.serves().await { 0 } else { misses + 1 };
+        }
+        say(Found::Lost);
+        let mut lived = Instant::now();
+        while !asker.serves().await {
+            if asker.lives().await {
+                lived = Instant::now();
+            } else if lived.elapsed() >= watch.hangs_after {
+                // Our caller ends the process that we ask.
+                return say(Found::Hangs);
+            }
+            sleep(AGAIN.min(watch.every)).await;
+        }
+        say(Found::Serves);
+    }
+}
+
+struct Asker<'a> {
+    ready: &'a Ready,
+    etcd: &'a EtcdAccess,
+    /// Kept while it works: a handshake costs more than a question.
+    client: Option<EtcdClient>,
+}
+
+impl Asker<'_> {
+    async fn serves(&mut self) -> bool {
+        match timeout(DEADLINE, self.ask()).await {
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::trace!("not yet: {error:#}"),
             Err(_) => tracing::trace!("not yet: no answer"),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 5 / 4).min(LAST_PAUSE);
+        // The next connection reads the certificates anew.
+        self.client = None;
+        false
     }
-}
 
-async fn ask(ready: &Ready, etcd: &EtcdAccess) -> anyhow::Result<()> {
-    match ready {
-        Ready::Started => Ok(()),
-        Ready::UnixSocket(path) => UnixStream::connect(path).await.map(|_| ()).context("connect"),
-        Ready::EtcdLinearizableRead => linearizable_read(etcd).await,
-        Ready::HttpsReadyz(address) => readyz(*address).await,
+    async fn ask(&mut self) -> anyhow::Result<()> {
+        match self.ready {
+            Ready::Started => Ok(()),
+            Ready::UnixSocket(path) => UnixStream::connect(path).await.map(drop).context("connect"),
+            Ready::EtcdLinearizableRead => self.linearizable_read().await,
+            Ready::HttpsReadyz(address) => readyz(*address).await,
+        }
     }
-}
 
-async fn linearizable_read(etcd: &EtcdAccess) -> anyhow::Result<()> {
-    // A refused connection is told apart at once here; the client would wait before its second try.
-    drop(TcpStream::connect(("127.0.0.1", etcd.port)).await.context("connect")?);
-    let read = |path| std::fs::read(path).with_context(|| format!("read {}", std::path::Path::display(path)));
-    let tls = TlsOptions::new()
-        .ca_certificate(Certificate::from_pem(read(&etcd.tls.ca)?))
-        .identity(Identity::from_pem(read(&etcd.tls.client_cert)?, read(&etcd.tls.client_key)?));
-    let options = ConnectOptions::new().with_tls(tls).with_timeout(DEADLINE);
-    let mut client = Client::connect([format!("https://localhost:{}", etcd.port)], Some(options)).await?;
-    client.get("health", Some(GetOptions::new().with_count_only())).await?;
-    Ok(())
+    async fn linearizable_read(&mut self) -> anyhow::Result<()> {
+        let client = match &mut self.client {
+            Some(client) => client,
+            None => {
+                let port = self.etcd.port;
+                // A refused connection is told apart at once here; the client would wait before its second try.
+                drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.context("connect")?);
+                let url = format!("https://localhost:{port}");
+                let endpoint = EtcdEndpoint { url, tls: Some(self.etcd.tls.clone()) };
+                self.client.insert(EtcdClient::connect(&endpoint).await?)
+            }
+        };
+        client.linearizable_read(DEADLINE).await?;
+        Ok(())
+    }
+
+    /// Whether there is a sign of life. Of other children than etcd nothing is known but their answers.
+    async fn lives(&self) -> bool {
+        let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, self.etcd.metrics_port));
+        *self.ready != Ready::EtcdLinearizableRead || livez(metrics, DEADLINE).await.unwrap_or(false)
+    }
 }
 
 async fn readyz(address: SocketAddr) -> anyhow::Result<()> {
@@ -80,7 +162,9 @@ async fn readyz(address: SocketAddr) -> anyhow::Result<()> {
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).await?;
-    anyhow::ensure!(&head == b"HTTP/1.1 200", "not ready: {}", String::from_utf8_lossy(&head));
+    // 401: with --anonymous-auth=false it tells nobody how it is, but that it serves.
+    let serves = matches!(&head, b"HTTP/1.1 200" | b"HTTP/1.1 401");
+    anyhow::ensure!(serves, "not ready: {}", String::from_utf8_lossy(&head));
     Ok(())
 }
 

@@ -25,6 +25,8 @@ enum Stage {
     Starting,
     /// Runs and serves.
     Ready,
+    /// Runs, was told to end, and is started again when it has.
+    Restarting,
 }
 
 /// What has happened.
@@ -34,8 +36,14 @@ pub enum Event {
     Begin,
     /// A child serves.
     Ready(Index),
+    /// A child serves no longer, although it runs.
+    Lost(Index),
+    /// A child is to end and to be started again: it hangs, or what it reads only at start has changed.
+    Restart(Index),
     /// A child ended, having been ready for so long.
     Exited(Index, Duration),
+    /// A child ended for a reason that starting it again cannot help.
+    Broken(Index),
     /// A child's pause is over.
     PauseOver(Index),
     /// The program is told to stop; the second time it hurries.
@@ -98,6 +106,11 @@ impl State {
         self.stopping
     }
 
+    /// Whether this child was told to end.
+    pub fn told_to_end(&self, child: Index) -> bool {
+        self.stopping || self.stages.get(child) == Some(&Stage::Restarting)
+    }
+
     /// Whether every child of this role's tier serves.
     pub fn serves(&self, role: Role) -> bool {
         self.tier_ready(tier(role))
@@ -111,7 +124,20 @@ impl State {
                 self.set(child, Stage::Ready);
                 self.start_what_may()
             }
+            Event::Lost(child) if self.stages.get(child) == Some(&Stage::Ready) => {
+                self.set(child, Stage::Starting);
+                Vec::new()
+            }
+            Event::Restart(child) if !self.told_to_end(child) && self.runs(child) => {
+                self.set(child, Stage::Restarting);
+                vec![Action::Terminate(child)]
+            }
             Event::Exited(child, ready_for) if self.runs(child) => self.exited(child, ready_for),
+            Event::Broken(child) if self.runs(child) && !self.told_to_end(child) => {
+                self.set(child, Stage::Waiting);
+                [Action::GiveUp(child)].into_iter().chain(self.stop()).collect()
+            }
+            Event::Broken(child) => self.next(Event::Exited(child, Duration::ZERO)),
             Event::PauseOver(child) if self.stages.get(child) == Some(&Stage::Pausing) => {
                 self.set(child, Stage::Waiting);
                 self.start_what_may()
@@ -120,15 +146,19 @@ impl State {
                 (0..self.stages.len()).filter(|c| self.runs(*c) && self.tiers[*c] > 0).map(Action::Kill).collect()
             }
             Event::Stop => self.stop(),
-            Event::GraceOver(child) if self.stopping && self.runs(child) => vec![Action::Kill(child)],
+            Event::GraceOver(child) if self.told_to_end(child) && self.runs(child) => vec![Action::Kill(child)],
             _ => Vec::new(),
         }
     }
 
     fn exited(&mut self, child: Index, ready_for: Duration) -> Vec<Action> {
+        let asked = self.told_to_end(child);
         self.set(child, Stage::Waiting);
         if self.stopping {
             return self.stop_next_tier(self.tiers[child]);
+        }
+        if asked {
+            return self.start_what_may();
         }
         let pause = self.backoffs[child].failed(ready_for);
         if self.backoffs[child].failures() >= FAILURES_MAX {
@@ -179,7 +209,7 @@ impl State {
     }
 
     fn runs(&self, child: Index) -> bool {
-        matches!(self.stages.get(child), Some(Stage::Starting | Stage::Ready))
+        matches!(self.stages.get(child), Some(Stage::Starting | Stage::Ready | Stage::Restarting))
     }
 
     fn set(&mut self, child: Index, stage: Stage) {
@@ -244,10 +274,50 @@ mod tests {
         assert_eq!(state.next(Event::Stop), [Action::Kill(1)]);
     }
 
+    #[test]
+    fn a_child_that_cannot_be_helped_ends_the_program_at_once() {
+        let mut state = State::new([Role::Etcd, Role::ApiServer]);
+        state.next(Event::Begin);
+        state.next(Event::Ready(0));
+        assert_eq!(state.next(Event::Broken(0)), [Action::GiveUp(0), Action::Terminate(1)]);
+        assert_eq!(state.next(Event::Broken(1)), [Action::Finished], "told to end, it broke nothing");
+    }
+
+    #[test]
+    fn a_restart_has_no_pause_and_leaves_the_others_alone() {
+        let mut state = State::new(ALL);
+        state.next(Event::Begin);
+        state.next(Event::Ready(0));
+        state.next(Event::Ready(1));
+        assert_eq!(state.next(Event::Restart(0)), [Action::Terminate(0)]);
+        assert_eq!(state.next(Event::Restart(0)), [], "once");
+        assert_eq!(state.next(Event::GraceOver(0)), [Action::Kill(0)]);
+        assert_eq!(state.next(Event::Broken(0)), [Action::Start(0)], "its end was asked for");
+        assert_eq!(state.next(Event::GraceOver(0)), [], "the grace was the earlier process's");
+        assert_eq!(state.next(Event::Stop), [Action::Terminate(2), Action::Terminate(3)]);
+        assert_eq!(state.next(Event::Restart(1)), [], "nothing is started any more");
+    }
+
+    #[test]
+    fn what_is_lost_holds_back_those_above_until_it_serves_again() {
+        let mut state = State::new([Role::Etcd, Role::ApiServer]);
+        state.next(Event::Begin);
+        state.next(Event::Ready(0));
+        state.next(Event::Ready(1));
+        assert_eq!(state.next(Event::Lost(0)), []);
+        assert!(!state.serves(Role::Etcd) && state.serves(Role::ApiServer));
+        state.next(Event::Exited(1, Duration::ZERO));
+        assert_eq!(state.next(Event::PauseOver(1)), []);
+        assert_eq!(state.next(Event::Ready(0)), [Action::Start(1)]);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let child = 0..4usize;
         prop_oneof![
             child.clone().prop_map(Event::Ready),
+            child.clone().prop_map(Event::Lost),
+            child.clone().prop_map(Event::Restart),
+            child.clone().prop_map(Event::Broken),
             (child.clone(), 0..100u64).prop_map(|(c, s)| Event::Exited(c, Duration::from_secs(s))),
             child.clone().prop_map(Event::PauseOver),
             child.prop_map(Event::GraceOver),
@@ -262,7 +332,7 @@ mod tests {
             let mut running = [false; 4];
             let mut stopped = false;
             for event in std::iter::once(Event::Begin).chain(events) {
-                if let Event::Exited(child, _) = event {
+                if let Event::Exited(child, _) | Event::Broken(child) = event {
                     if !running[child] { continue; }
                     running[child] = false;
                 }
@@ -277,14 +347,34 @@ mod tests {
                             prop_assert!(below_ready, "started before the datastore serves");
                             running[child] = true;
                         }
-                        Action::Terminate(0) => prop_assert!(!running[1] && !running[2] && !running[3]),
+                        Action::Terminate(0) if stopped => {
+                            prop_assert!(!running[1] && !running[2] && !running[3], "the datastore is stopped last");
+                        }
                         Action::Kill(child) => prop_assert!(running[child]),
                         Action::GiveUp(_) => stopped = true,
                         Action::Finished => prop_assert!(running.iter().all(|r| !r)),
-                        Action::Terminate(_) | Action::Pause(..) => {}
+                        Action::Terminate(child) => prop_assert!(running[child], "{child} does not run"),
+                        Action::Pause(..) => {}
                     }
                 }
             }
+            // Whatever happened: told to stop, and every child that is told so ends, it finishes.
+            let mut finished = false;
+            let mut todo = state.next(Event::Stop);
+            todo.extend((0..4).filter(|c| running[*c]).map(Action::Terminate));
+            for _ in 0..16 {
+                let Some(action) = todo.pop() else { break };
+                match action {
+                    Action::Terminate(child) | Action::Kill(child) if running[child] => {
+                        running[child] = false;
+                        todo.extend(state.next(Event::Exited(child, Duration::ZERO)));
+                    }
+                    Action::Finished => finished = true,
+                    Action::Start(_) => prop_assert!(false, "started after the stop"),
+                    _ => {}
+                }
+            }
+            prop_assert!(running.iter().all(|r| !r) && (finished || state.finished));
         }
     }
 }

@@ -1,0 +1,257 @@
+//! Why a child ended: status and last words in, cause, remedy and verdict out. No I/O.
+//!
+//! etcd's exit codes say little: a removed member ends with 0 or 1 as it happens, a damaged store with 1 or 2. Its words
+//! are looked at first. They are those of etcd 3.5.35, 3.6.16 and 3.7.3, each seen on the real program
+//! (`tests/it/supervise/exits.rs`).
+
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use super::spec::Role;
+use crate::exit::Exit;
+
+/// Why a child ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExitCause {
+    /// We told it to.
+    StoppedAsAsked,
+    /// It ended with 0 by itself.
+    Finished,
+    /// The member was removed from its cluster.
+    Removed,
+    /// The cluster that it was to form or join is not as its command line says.
+    BootstrapRefused(String),
+    /// The volume is full. (A used-up quota ends nothing: it raises an alarm.)
+    DiskFull,
+    /// Another process listens on one of its ports.
+    PortTaken(String),
+    /// A flag or value that it does not know.
+    BadFlag(String),
+    /// Another process has its data dir open.
+    DataDirLocked,
+    /// Its data is damaged or is not what the cluster knows of it.
+    Corrupt(String),
+    /// Killed by a SIGKILL that was not ours: as a rule the kernel, for lack of memory.
+    Oom,
+    /// A Go program that panicked for a reason that is not known here.
+    Panic(String),
+    /// Anything else.
+    Unknown(String),
+}
+
+/// Pieces of etcd's lines on data that is damaged.
+const DAMAGE: &[&str] = &[
+    "crc mismatch",
+    "failed to open database",
+    "failed to map db file",
+    "meta pages are invalid",
+    "Page expected to be:",
+    "already freed",
+    "unexpected fault address",
+    // A member that has lost what it had acknowledged (raft's `commitTo`).
+    "tocommit(",
+    "failed to recover v3 backend from snapshot",
+    "failed to find db file from snapshot",
+    "of the backend is missing",
+    "failed to read WAL",
+    "found data inconsistency with peers",
+];
+
+/// Pieces of etcd's lines on a cluster that is not as the command line says.
+const BOOTSTRAP: &[&str] = &[
+    "has already been bootstrapped",
+    "member count is unequal",
+    "could not retrieve cluster information",
+    "couldn't find local name",
+    "unmatched member while checking PeerURLs",
+];
+
+impl ExitCause {
+    /// Judges an end. `asked`: we had told it to stop. `words`: its last lines worth looking at, oldest first.
+    pub fn of(role: Role, status: ExitStatus, asked: bool, words: &[String]) -> ExitCause {
+        let etcd = role == Role::Etcd;
+        let find = |pieces: &[&str]| words.iter().find(|line| pieces.iter().any(|piece| line.contains(piece)));
+        if asked {
+            return ExitCause::StoppedAsAsked;
+        }
+        if etcd
+            && find(&["permanently removed from the cluster", "data-dir used by this member must be removed"]).is_some()
+        {
+            return ExitCause::Removed;
+        }
+        if find(&["no space left on device", "disk quota exceeded"]).is_some() {
+            return ExitCause::DiskFull;
+        }
+        if let Some(line) = find(&["address already in use"]) {
+            return ExitCause::PortTaken(listener(line));
+        }
+        if let Some(line) = find(&["flag provided but not defined", "invalid value ", "unknown flag:"]) {
+            return ExitCause::BadFlag(line.clone());
+        }
+        if let Some(line) = find(&["failed to verify flags", "cannot specify both flags"]).filter(|_| etcd) {
+            return ExitCause::BadFlag(line.clone());
+        }
+        if let Some(line) = find(BOOTSTRAP).filter(|_| etcd) {
+            return ExitCause::BootstrapRefused(line.clone());
+        }
+        if etcd && find(&["file already locked", "is flocked by another process"]).is_some() {
+            return ExitCause::DataDirLocked;
+        }
+        if let Some(line) = find(DAMAGE).filter(|_| etcd) {
+            return ExitCause::Corrupt(line.clone());
+        }
+        if status.signal() == Some(libc::SIGKILL) {
+            return ExitCause::Oom;
+        }
+        let panic = words.iter().find(|line| line.starts_with("panic: ") || line.starts_with("fatal error: "));
+        match panic.or(words.last()) {
+            Some(line) if panic.is_some() => ExitCause::Panic(line.clone()),
+            _ if status.success() => ExitCause::Finished,
+            Some(line) => ExitCause::Unknown(format!("{status}; its last words: {line}")),
+            None => ExitCause::Unknown(format!("{status}, without a word")),
+        }
+    }
+
+    /// Whether starting it again can help.
+    pub fn restart_helps(&self) -> bool {
+        match self {
+            ExitCause::Removed | ExitCause::BootstrapRefused(_) | ExitCause::BadFlag(_) | ExitCause::Corrupt(_) => {
+                false
+            }
+            ExitCause::StoppedAsAsked
+            | ExitCause::Finished
+            | ExitCause::DiskFull
+            | ExitCause::PortTaken(_)
+            | ExitCause::DataDirLocked
+            | ExitCause::Oom
+            | ExitCause::Panic(_)
+            | ExitCause::Unknown(_) => true,
+        }
+    }
+
+    /// What an operator does about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            ExitCause::StoppedAsAsked => "",
+            ExitCause::Finished | ExitCause::Unknown(_) => "see its last lines in the log",
+            ExitCause::Removed => {
+                "the cluster goes on without this member: set its data dir aside (rename it) and start anew to join again"
+            }
+            ExitCause::BootstrapRefused(_) => {
+                "the data dir has no WAL although a cluster is known: restore the volume, or see docs/rules.md on joining"
+            }
+            ExitCause::DiskFull => "make the volume larger or free space on it",
+            ExitCause::PortTaken(_) => "stop the process that listens there, or choose other ports",
+            ExitCause::BadFlag(_) => {
+                "correct the flag in extraArgs or in the command, which this version does not know"
+            }
+            ExitCause::DataDirLocked => "stop the other process that has the data dir open",
+            ExitCause::Corrupt(_) => {
+                "keep the data dir as it is; restore a snapshot, or, if other members are healthy, set it aside and join anew"
+            }
+            ExitCause::Oom => "raise the memory limit of the container",
+            ExitCause::Panic(_) => "see its stack in the log; if it comes back, report it with that stack",
+        }
+    }
+
+    /// The exit code of the program if it ends for this.
+    pub fn exit(&self) -> Exit {
+        match self {
+            ExitCause::StoppedAsAsked => Exit::Ok,
+            ExitCause::Removed | ExitCause::BootstrapRefused(_) => Exit::RefusedMembership,
+            ExitCause::DiskFull => Exit::RefusedSpace,
+            ExitCause::BadFlag(_) => Exit::Usage,
+            ExitCause::DataDirLocked => Exit::RefusedLocked,
+            ExitCause::Corrupt(_) => Exit::RefusedDataDir,
+            ExitCause::Finished
+            | ExitCause::PortTaken(_)
+            | ExitCause::Oom
+            | ExitCause::Panic(_)
+            | ExitCause::Unknown(_) => Exit::Fault,
+        }
+    }
+}
+
+impl fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExitCause::StoppedAsAsked => f.write_str("stopped as asked"),
+            ExitCause::Finished => f.write_str("ended by itself, without an error"),
+            ExitCause::Removed => f.write_str("was removed from its cluster"),
+            ExitCause::BootstrapRefused(line) => write!(f, "could not form or join its cluster ({line})"),
+            ExitCause::DiskFull => f.write_str("found no space left on the volume"),
+            ExitCause::PortTaken(listener) => write!(f, "found its port taken ({listener})"),
+            ExitCause::BadFlag(line) => write!(f, "did not accept its command line ({line})"),
+            ExitCause::DataDirLocked => f.write_str("found its data dir in use"),
+            ExitCause::Corrupt(line) => write!(f, "found its data damaged ({line})"),
+            ExitCause::Oom => f.write_str("was killed, as by the kernel for lack of memory"),
+            ExitCause::Panic(line) => write!(f, "broke down ({line})"),
+            ExitCause::Unknown(what) => write!(f, "ended with {what}"),
+        }
+    }
+}
+
+/// `listen tcp 127.0.0.1:2379: bind: address already in use`, out of a longer line.
+fn listener(line: &str) -> String {
+    line.find("listen ").and_then(|at| line.get(at..)).unwrap_or(line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(role: Role, raw: i32, words: &[&str]) -> ExitCause {
+        let words: Vec<_> = words.iter().map(|w| (*w).to_owned()).collect();
+        ExitCause::of(role, ExitStatus::from_raw(raw), false, &words)
+    }
+
+    const CODE_1: i32 = 1 << 8;
+    const CODE_2: i32 = 2 << 8;
+
+    #[test]
+    fn the_words_count_more_than_the_code() {
+        let removed = "server error: the member has been permanently removed from the cluster";
+        for raw in [0, CODE_1] {
+            assert_eq!(judge(Role::Etcd, raw, &[removed]), ExitCause::Removed);
+        }
+        let full = ["failed to create WAL: no space left on device", "panic: failed to create WAL"];
+        assert_eq!(judge(Role::Etcd, CODE_2, &full), ExitCause::DiskFull);
+        let port = "discovery failed: listen tcp 127.0.0.1:2379: bind: address already in use";
+        let taken = ExitCause::PortTaken("listen tcp 127.0.0.1:2379: bind: address already in use".into());
+        assert_eq!(judge(Role::Etcd, CODE_1, &[port]), taken);
+    }
+
+    #[test]
+    fn what_etcd_says_of_data_is_not_looked_for_in_another_childs_words() {
+        let word = "panic: crc mismatch in a frame";
+        assert!(matches!(judge(Role::Etcd, CODE_2, &[word]), ExitCause::Corrupt(_)));
+        assert!(matches!(judge(Role::ApiServer, CODE_2, &[word]), ExitCause::Panic(_)));
+        let flag = "Error: unknown flag: --nonsense";
+        assert!(matches!(judge(Role::ApiServer, CODE_1, &[flag]), ExitCause::BadFlag(_)));
+    }
+
+    #[test]
+    fn without_known_words_the_status_speaks() {
+        assert_eq!(judge(Role::Etcd, libc::SIGKILL, &[]), ExitCause::Oom);
+        assert_eq!(judge(Role::ApiServer, 0, &["bye"]), ExitCause::Finished);
+        let unknown = judge(Role::ApiServer, CODE_1, &["first", "it broke"]);
+        assert!(unknown.to_string().contains("it broke"), "{unknown}");
+        let all = ExitStatus::from_raw(libc::SIGKILL);
+        assert_eq!(ExitCause::of(Role::Etcd, all, true, &["crc mismatch".into()]), ExitCause::StoppedAsAsked);
+    }
+
+    #[test]
+    fn what_restarting_cannot_help_has_a_code_and_a_remedy_of_its_own() {
+        for cause in [
+            ExitCause::Removed,
+            ExitCause::BootstrapRefused("x".into()),
+            ExitCause::BadFlag("x".into()),
+            ExitCause::Corrupt("x".into()),
+        ] {
+            assert!(!cause.restart_helps() && cause.exit() != Exit::Fault && !cause.remedy().is_empty(), "{cause:?}");
+        }
+        assert!(ExitCause::DiskFull.restart_helps());
+        assert_eq!(ExitCause::DiskFull.exit(), Exit::RefusedSpace);
+    }
+}
