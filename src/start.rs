@@ -14,6 +14,7 @@ use crate::boot::{BootDecision, Warning, decide, observe};
 use crate::datadir::MemberIdentity;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::lock::{DatadirLock, LockError};
+use crate::datadir::quarantine;
 use crate::disk::{Disk, RealDisk};
 use crate::etcd::args::Bootstrap;
 use crate::etcd::launch::{self, Launch};
@@ -144,7 +145,13 @@ async fn begin(settings: &Settings, disk: &RealDisk, decision: &BootDecision) ->
             }
             Ok(Some(Bootstrap::Restart))
         }
-        BootDecision::Form => Ok(Some(launch::form(settings, token()))),
+        BootDecision::Form => {
+            let cleared = quarantine::clear(disk, &settings.etcd_dir(), SystemTime::now());
+            if let Some(kept) = cleared.context("set aside what a killed first start left")? {
+                tracing::warn!(kept = %kept.display(), "an earlier first start was killed; what it left was set aside");
+            }
+            Ok(Some(launch::form(settings, token())))
+        }
         BootDecision::Import { source } => {
             telemetry::set_phase(Phase::Migrate);
             let Some(outcome) = migrated(settings, disk, source).await? else { return Ok(None) };

@@ -50,7 +50,9 @@ impl std::fmt::Display for SchemaVersion {
 /// What an inspection found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InspectedDatadir {
-    /// Nothing, or what etcd itself treats as nothing: it would form or join from here.
+    /// Nothing, or the leftovers of a first start that was killed before it stored anything, neither a vote nor an
+    /// entry. Some of these leftovers etcd could not start from: whoever forms or joins here first calls
+    /// [`super::quarantine::clear`].
     Empty,
     /// A data dir that etcd goes on from.
     Usable(UsableDatadir),
@@ -219,6 +221,11 @@ impl RawDatadir {
             return damage("the backend (member/snap/db) is missing while its WAL is there");
         }
         let mut backend = Backend::open(&self.db("db"))?;
+        if wal.hard_state.is_none() && backend.is_new {
+            // Killed after it created its WAL and before the first entry. etcd finds the WAL at its next start, expects
+            // a raft configuration in it, has none, and waits for a leader for ever (tried on 3.5, 3.6 and 3.7).
+            return Ok(None);
+        }
         if start.1 > backend.consistent_index {
             // etcd stopped after it received a snapshot and before it put it in place: it does so at its next start.
             let received = format!("{:016x}.snap.db", start.1.0);
@@ -243,14 +250,12 @@ impl RawDatadir {
         if let Some(name) = self.foreign.first() {
             return damage(format!("there is no WAL, but something that is not etcd's: {name}"));
         }
-        for name in &self.snap {
-            if name == "db" {
-                if fs::metadata(self.db(name))?.len() > 0 && !Backend::open(&self.db(name))?.is_new {
-                    return damage("the WAL (member/wal) is missing while its backend (member/snap/db) is there");
-                }
-            } else if name.ends_with(".snap") || name.ends_with(".snap.db") {
-                return damage(format!("the WAL (member/wal) is missing while a snapshot is there: {name}"));
-            }
+        let has_db = self.snap.iter().any(|name| name == "db");
+        if has_db && fs::metadata(self.db("db"))?.len() > 0 && !Backend::open(&self.db("db"))?.is_new {
+            return damage("the WAL (member/wal) is missing while its backend (member/snap/db) is there");
+        }
+        if let Some(name) = self.snap.iter().find(|name| name.ends_with(".snap") || name.ends_with(".snap.db")) {
+            return damage(format!("the WAL (member/wal) is missing while a snapshot is there: {name}"));
         }
         Ok(())
     }
@@ -265,8 +270,9 @@ impl RawDatadir {
             let mut files: Vec<_> =
                 self.snap.iter().filter_map(|name| Some((snapshot::parse_file_name(name)?, name))).collect();
             files.sort();
-            let sound = |name: &str| self.read_snap(name).is_ok_and(|read| known.contains(&read));
-            files.iter().rev().find(|(_, name)| sound(name)).map(|(place, _)| *place).unwrap_or_default()
+            // The newest by name; what counts is the content.
+            let read = files.iter().rev().filter_map(|(_, name)| self.read_snap(name).ok());
+            read.into_iter().find(|place| known.contains(place)).unwrap_or_default()
         };
         let first = wal.segments.first().map_or(RaftIndex(0), |segment| segment.index);
         if first > start.1 || !known.contains(&start) {
@@ -380,3 +386,6 @@ impl Backend {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

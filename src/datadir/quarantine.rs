@@ -35,6 +35,17 @@ pub fn set_aside(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Resul
     Err(at(etcd_dir, io::Error::other("it was set aside a thousand times within this second")))
 }
 
+/// Makes way for forming, joining or importing where an inspection said "empty": sets aside what is there, if anything
+/// is. An empty directory stays.
+pub fn clear(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<Option<PathBuf>> {
+    let is_empty = match std::fs::read_dir(etcd_dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => true,
+        Err(e) => return Err(at(etcd_dir, e)),
+    };
+    if is_empty { Ok(None) } else { set_aside(disk, etcd_dir, now) }
+}
+
 /// The data dirs set aside, oldest first.
 pub fn asides(etcd_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let parent = parent_of(etcd_dir);
@@ -111,6 +122,18 @@ mod tests {
             assert_eq!(std::fs::read_to_string(aside.join("file")).unwrap(), n.to_string());
         }
         assert_eq!(asides(&dir).unwrap().len(), 12);
+    }
+
+    #[test]
+    fn clearing_leaves_an_empty_directory() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("etcd");
+        assert_eq!(clear(&RealDisk, &dir, UNIX_EPOCH).unwrap(), None);
+        std::fs::create_dir(&dir).unwrap();
+        assert_eq!(clear(&RealDisk, &dir, UNIX_EPOCH).unwrap(), None);
+        std::fs::create_dir(dir.join("member")).unwrap();
+        let aside = clear(&RealDisk, &dir, UNIX_EPOCH).unwrap().unwrap();
+        assert!(!dir.exists() && aside.join("member").is_dir());
     }
 
     #[test]

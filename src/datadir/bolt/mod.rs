@@ -4,6 +4,9 @@ pub mod page;
 pub mod reader;
 pub mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use page::BoltError;
 pub use reader::{BoltReader, Bucket, Cursor, ReadAt};
 pub use writer::BoltWriter;

@@ -4,6 +4,9 @@ pub mod reader;
 pub mod record;
 pub mod writer;
 
-pub use reader::{WalError, WalSummary, WalTail, read_wal, segments};
+#[cfg(test)]
+mod tests;
+
+pub use reader::{EntryRun, WalError, WalSummary, WalTail, read_wal, segments};
 pub use record::{ConfState, Entry, EntryKind, HardState, Metadata, RecordEncoder, SnapshotRecord};
 pub use writer::write_wal;

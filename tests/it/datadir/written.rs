@@ -4,17 +4,10 @@ use std::process::Command;
 
 use etcd_client::{Client, EventType, GetOptions, WatchOptions};
 
+use super::read::add_learner;
 use super::store::{Store, identity};
 use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, all_keys, output, program, run};
 use crate::support::poll;
-
-macro_rules! for_each_line {
-    ($($test:ident => $check:ident),* $(,)?) => {
-        mod line_3_5 { $(#[test] fn $test() { super::$check("3.5"); })* }
-        mod line_3_6 { $(#[test] fn $test() { super::$check("3.6"); })* }
-        mod line_3_7 { $(#[test] fn $test() { super::$check("3.7"); })* }
-    };
-}
 
 for_each_line! {
     a_store_without_keys_is_served => check_without_keys,
@@ -163,24 +156,11 @@ fn check_joiner(line: &'static str) {
     let mut second = EtcdSpec { existing: true, ..EtcdSpec::new(line, "pod-1", &home.path().join("etcd-1")) };
     second.initial_cluster = Some(format!("pod-0={},pod-1={}", spec.peer_url(), second.peer_url()));
 
-    let id = run(async {
-        let mut client = first.client().await;
-        let options = Some(etcd_client::MemberAddOptions::new().with_is_learner());
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            // etcd refuses it for five seconds after its start: "unhealthy cluster".
-            match client.member_add([second.peer_url()], options.clone()).await {
-                Ok(added) => break added.member().expect("the member").id(),
-                Err(e) => assert!(std::time::Instant::now() < deadline, "the learner was not added: {e}"),
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
-    });
-    let joined = second.spawn();
+    let id = add_learner(&first, &second.peer_url());
+    let mut joined = second.spawn();
     poll("the learner catches up and is promoted", PATIENCE, || {
         run(async { first.client().await.member_promote(id).await.ok().map(|_| ()) })
     });
-    let mut joined = joined;
     joined.wait_until_serving();
     run(async {
         let mut client = joined.client().await;

@@ -232,5 +232,5 @@ pub fn output(command: &mut Command) -> String {
 pub fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+    lines.get(lines.len().saturating_sub(40)..).unwrap_or_default().join("\n")
 }

@@ -1,0 +1,215 @@
+//! The log reader on whole, torn and damaged logs.
+
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::record::{TYPE_CRC, TYPE_ENTRY, TYPE_METADATA, TYPE_SNAPSHOT, TYPE_STATE};
+use super::*;
+use crate::ids::{ClusterId, MemberId, RaftIndex, Term};
+
+const OWNER: Metadata = Metadata { member: MemberId(0xA), cluster: ClusterId(0xC) };
+
+fn entry(log: &mut RecordEncoder, term: u64, index: u64, size: usize) {
+    let data = vec![index as u8 | 1; size];
+    let entry = Entry { kind: EntryKind::Normal, term: Term(term), index: RaftIndex(index), data: &data };
+    log.push(TYPE_ENTRY, &entry.encode());
+}
+
+fn head(log: &mut RecordEncoder) {
+    log.push(TYPE_CRC, &[]);
+    log.push(TYPE_METADATA, &OWNER.encode());
+}
+
+fn name(sequence: u64, index: u64) -> String {
+    format!("{sequence:016x}-{index:016x}.wal")
+}
+
+/// Two segments: entries 1 to 5 and 6 to 9, a HardState in each, snapshot records 0 and 4. The checksum at the head of
+/// the second is that of the first's end, as etcd cuts segments.
+fn two_segments() -> (Vec<u8>, Vec<u8>) {
+    let mut log = RecordEncoder::resume(0);
+    head(&mut log);
+    log.push(TYPE_SNAPSHOT, &SnapshotRecord::default().encode());
+    for index in 1..=5 {
+        entry(&mut log, 1, index, 40);
+    }
+    log.push(TYPE_STATE, &HardState { term: 1, vote: 0xA, commit: 5 }.encode());
+    log.push(TYPE_SNAPSHOT, &SnapshotRecord { index: 4, term: 1, conf_state: None }.encode());
+    let both = log.clone();
+    let first = log.into_bytes();
+    let mut log = both;
+    head(&mut log);
+    for index in 6..=9 {
+        entry(&mut log, 2, index, 700);
+    }
+    log.push(TYPE_STATE, &HardState { term: 3, vote: 0xB, commit: 8 }.encode());
+    let second = log.into_bytes().split_off(first.len());
+    (first, second)
+}
+
+fn write(dir: &Path, segments: &[(String, &[u8])]) {
+    for (name, bytes) in segments {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+}
+
+fn read(segments: &[(u64, u64, &[u8])]) -> Result<WalSummary, WalError> {
+    let dir = tempfile::tempdir().unwrap();
+    let named: Vec<_> = segments.iter().map(|(seq, index, bytes)| (name(*seq, *index), *bytes)).collect();
+    write(dir.path(), &named);
+    read_wal(dir.path())
+}
+
+#[test]
+fn a_log_of_several_segments_is_read_to_its_end() {
+    let (first, second) = two_segments();
+    let preallocated = [&second[..], &[0; 5000]].concat();
+    // etcd's leftovers: a segment being prepared, and a copy of a torn one.
+    let dir = tempfile::tempdir().unwrap();
+    let junk = [("0.tmp".to_owned(), &[0; 10][..]), (format!("{}.broken", name(1, 6)), b"junk")];
+    write(dir.path(), &junk);
+    write(dir.path(), &[(name(0, 0), &first), (name(1, 6), &preallocated)]);
+    let wal = read_wal(dir.path()).unwrap();
+    assert_eq!(wal.metadata, OWNER);
+    assert_eq!(wal.hard_state, Some(HardState { term: 3, vote: 0xB, commit: 8 }));
+    assert_eq!(wal.entries, Some(EntryRun { first: RaftIndex(1), last: RaftIndex(9), term: Term(2) }));
+    assert_eq!(wal.committed_snapshots().map(|s| s.index).collect::<Vec<_>>(), [0, 4]);
+    assert_eq!((wal.tail.offset, wal.tail.torn), (second.len() as u64, false));
+    assert_eq!(wal.tail.path, dir.path().join(name(1, 6)));
+
+    // The second alone, as after a purge: its checksum is taken as it is.
+    let alone = read(&[(1, 6, &second)]).unwrap();
+    assert_eq!(alone.entries, Some(EntryRun { first: RaftIndex(6), last: RaftIndex(9), term: Term(2) }));
+    assert_eq!(alone.tail.crc, wal.tail.crc);
+}
+
+#[test]
+fn a_record_appended_at_the_tail_is_read() {
+    let (first, second) = two_segments();
+    let wal = read(&[(0, 0, &first), (1, 6, &[&second[..], &[0; 999]].concat())]).unwrap();
+    let mut log = RecordEncoder::resume(wal.tail.crc);
+    let state = HardState { term: 3, vote: 0xB, commit: 9 };
+    log.push(TYPE_STATE, &state.encode());
+    let at = wal.tail.offset as usize;
+    let longer = [&second[..at], &log.into_bytes(), &[0; 900]].concat();
+    assert_eq!(read(&[(0, 0, &first), (1, 6, &longer)]).unwrap().hard_state, Some(state));
+}
+
+#[test]
+fn overwritten_entries_do_not_count() {
+    let mut log = RecordEncoder::resume(0);
+    head(&mut log);
+    for (term, index) in [(1, 1), (1, 2), (1, 3), (1, 4), (2, 3)] {
+        entry(&mut log, term, index, 8);
+    }
+    let wal = read(&[(0, 0, &log.clone().into_bytes())]).unwrap();
+    assert_eq!(wal.entries, Some(EntryRun { first: RaftIndex(1), last: RaftIndex(3), term: Term(2) }));
+    // After a snapshot that came from the leader the log goes on behind a gap.
+    log.push(TYPE_SNAPSHOT, &SnapshotRecord { index: 100, term: 2, conf_state: None }.encode());
+    entry(&mut log, 2, 101, 8);
+    entry(&mut log, 2, 102, 8);
+    let wal = read(&[(0, 0, &log.into_bytes())]).unwrap();
+    assert_eq!(wal.entries, Some(EntryRun { first: RaftIndex(101), last: RaftIndex(102), term: Term(2) }));
+}
+
+#[test]
+fn a_last_segment_cut_anywhere_is_a_torn_tail() {
+    let (first, second) = two_segments();
+    let mut ends = std::collections::BTreeSet::new();
+    for length in 0..second.len() {
+        let wal = read(&[(0, 0, &first), (1, 6, &second[..length])]).unwrap();
+        assert_eq!(wal.metadata, OWNER);
+        let end = wal.tail.offset as usize;
+        assert!(end <= length && wal.tail.torn == (end != length), "{length} bytes: {:?}", wal.tail);
+        ends.insert(end);
+    }
+    assert_eq!(ends.len(), 7, "one end before each of the seven records: {ends:?}");
+    // The first alone, cut before its metadata is whole, names nobody.
+    for length in 0..40 {
+        assert!(matches!(read(&[(0, 0, &first[..length])]), Err(WalError::NoMetadata)), "{length}");
+    }
+}
+
+#[test]
+fn a_sector_of_zeros_in_the_last_record_is_a_torn_write() {
+    let (first, second) = two_segments();
+    // Entries of 700 bytes: the last spans two sectors. Its later part never reached the disk.
+    let start = read(&[(0, 0, &first), (1, 6, &second)]).unwrap().tail.offset as usize - 750;
+    let sector = start.next_multiple_of(512);
+    let mut torn = second[..sector].to_vec();
+    torn.resize(64_000, 0);
+    let wal = read(&[(0, 0, &first), (1, 6, &torn)]).unwrap();
+    assert!(wal.tail.torn && wal.tail.offset < sector as u64, "{:?}", wal.tail);
+    // The same in a segment that others follow is damage.
+    let error = read(&[(0, 0, &first), (1, 6, &torn), (2, 10, &[])]).unwrap_err();
+    assert!(matches!(error, WalError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn damage_is_told_from_a_torn_tail() {
+    let (first, second) = two_segments();
+    let mut flipped = second.clone();
+    let at = second.len() - 1500;
+    flipped[at] ^= 4;
+    let error = read(&[(0, 0, &first), (1, 6, &flipped)]).unwrap_err();
+    assert!(matches!(&error, WalError::Damaged { reason: "a checksum does not fit", .. }), "{error}");
+    assert!(error.to_string().starts_with(&name(1, 6)), "{error}");
+
+    let error = read(&[(0, 0, &first[..first.len() - 3]), (1, 6, &second)]).unwrap_err();
+    assert!(error.to_string().contains("cut short"), "{error}");
+    let error = read(&[(0, 0, &first[..first.len() - 48]), (1, 6, &second)]).unwrap_err();
+    assert!(error.to_string().contains("does not go on from"), "{error}");
+
+    let mut foreign = RecordEncoder::resume(0);
+    foreign.push(TYPE_CRC, &[]);
+    foreign.push(TYPE_METADATA, &Metadata { member: MemberId(1), ..OWNER }.encode());
+    foreign.push(TYPE_METADATA, &OWNER.encode());
+    let error = read(&[(0, 0, &foreign.into_bytes())]).unwrap_err();
+    assert!(error.to_string().contains("differs"), "{error}");
+
+    let mut unknown = RecordEncoder::resume(0);
+    unknown.push(9, b"x");
+    assert!(matches!(read(&[(0, 0, &unknown.into_bytes())]), Err(WalError::Damaged { .. })));
+}
+
+#[test]
+fn missing_segments_are_noticed() {
+    let (first, second) = two_segments();
+    assert!(matches!(read(&[(0, 0, &first), (2, 6, &second)]), Err(WalError::MissingSegment(1))));
+    assert!(matches!(read(&[]), Err(WalError::NoSegment)));
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), &[("1-1.wal".into(), &first)]);
+    assert!(matches!(read_wal(dir.path()), Err(WalError::NoSegment)));
+    assert!(matches!(read_wal(&dir.path().join("none")), Err(WalError::Io(_))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Whatever is damaged: no panic, and never another owner.
+    #[test]
+    fn damage_never_gives_another_owner(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 1u8..), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let (mut first, mut second) = two_segments();
+        let total = first.len() + second.len();
+        for (at, with) in flips {
+            let at = at.index(total);
+            match at.checked_sub(first.len()) {
+                None => first[at] ^= with,
+                Some(at) => second[at] ^= with,
+            }
+        }
+        second.truncate(cut.index(second.len() * 3));
+        if let Ok(wal) = read(&[(0, 0, &first), (1, 6, &second)]) {
+            prop_assert_eq!(wal.metadata, OWNER);
+        }
+    }
+
+    #[test]
+    fn any_bytes_end_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let _ = read(&[(0, 0, &bytes)]);
+    }
+}
