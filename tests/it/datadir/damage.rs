@@ -1,6 +1,7 @@
 //! Damaged copies of small data dirs of real etcd: no panic, and never the IDs of somebody else.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rand::rngs::StdRng;
@@ -56,6 +57,13 @@ impl Files {
     }
 }
 
+/// Replaces a file's content without emptying it first, which some filesystems take for a wish to sync it.
+fn put(path: &Path, bytes: &[u8]) {
+    let file = File::options().create(true).truncate(false).write(true).open(path).expect("open a file");
+    file.write_all_at(bytes, 0).expect("write a file");
+    file.set_len(bytes.len() as u64).expect("set a file's length");
+}
+
 fn check_damage(line: &'static str) {
     let home = tempfile::tempdir().expect("make a directory");
     let mut spec = EtcdSpec::new(line, "pod-0", &home.path().join("etcd"));
@@ -88,7 +96,7 @@ fn check_damage(line: &'static str) {
     for (name, bytes) in &files.files {
         let step = if bytes.len() > 100_000 { 4096 } else { 173 };
         for length in (0..bytes.len()).step_by(step) {
-            fs::write(copy.join(name), &bytes[..length]).expect("cut a file");
+            put(&copy.join(name), &bytes[..length]);
             let what = format!("{} cut to {length}", name.display());
             cuts += 1;
             let usable = same(&what);
@@ -100,7 +108,7 @@ fn check_damage(line: &'static str) {
         if name.ends_with("db") || name.extension().is_some_and(|end| end == "wal") {
             assert!(!same(&format!("{} gone", name.display())));
         }
-        fs::write(copy.join(name), bytes).expect("mend a file");
+        put(&copy.join(name), bytes);
     }
     assert!(cuts > 20 && refused > 10, "{refused} of {cuts} cuts refused");
 
@@ -113,9 +121,9 @@ fn check_damage(line: &'static str) {
             let at = random.random_range(0..broken.len());
             broken[at] = random.random();
         }
-        fs::write(copy.join(name), &broken).expect("break a file");
+        put(&copy.join(name), &broken);
         same(&format!("round {round}: {} broken", name.display()));
-        fs::write(copy.join(name), bytes).expect("mend a file");
+        put(&copy.join(name), bytes);
     }
     assert!(read_wal(&copy.join("member/wal")).is_ok() && same("the mended copy"));
 }
