@@ -1,8 +1,9 @@
 //! Why a child ended: status and last words in, cause, remedy and verdict out. No I/O.
 //!
 //! etcd's exit codes say little: a removed member ends with 0 or 1 as it happens, a damaged store with 1 or 2. Its words
-//! are looked at first. They are those of etcd 3.5.35, 3.6.16 and 3.7.3, each seen on the real program
-//! (`tests/it/supervise/exits.rs`).
+//! are looked at first: those of etcd 3.5.35, 3.6.16 and 3.7.3. Every cause that a machine can be brought to is brought
+//! about on the real programs in `tests/it/supervise/exits.rs`. A second etcd on a data dir is no cause: it does not
+//! end, it waits for bbolt's lock without a word, which is why the data dir has a lock of ours.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -28,8 +29,6 @@ pub enum ExitCause {
     PortTaken(String),
     /// A flag or value that it does not know.
     BadFlag(String),
-    /// Another process has its data dir open.
-    DataDirLocked,
     /// Its data is damaged or is not what the cluster knows of it.
     Corrupt(String),
     /// Killed by a SIGKILL that was not ours: as a rule the kernel, for lack of memory.
@@ -95,9 +94,6 @@ impl ExitCause {
         if let Some(line) = find(BOOTSTRAP).filter(|_| etcd) {
             return ExitCause::BootstrapRefused(line.clone());
         }
-        if etcd && find(&["file already locked", "is flocked by another process"]).is_some() {
-            return ExitCause::DataDirLocked;
-        }
         if let Some(line) = find(DAMAGE).filter(|_| etcd) {
             return ExitCause::Corrupt(line.clone());
         }
@@ -123,7 +119,6 @@ impl ExitCause {
             | ExitCause::Finished
             | ExitCause::DiskFull
             | ExitCause::PortTaken(_)
-            | ExitCause::DataDirLocked
             | ExitCause::Oom
             | ExitCause::Panic(_)
             | ExitCause::Unknown(_) => true,
@@ -146,7 +141,6 @@ impl ExitCause {
             ExitCause::BadFlag(_) => {
                 "correct the flag in extraArgs or in the command, which this version does not know"
             }
-            ExitCause::DataDirLocked => "stop the other process that has the data dir open",
             ExitCause::Corrupt(_) => {
                 "keep the data dir as it is; restore a snapshot, or, if other members are healthy, set it aside and join anew"
             }
@@ -162,7 +156,6 @@ impl ExitCause {
             ExitCause::Removed | ExitCause::BootstrapRefused(_) => Exit::RefusedMembership,
             ExitCause::DiskFull => Exit::RefusedSpace,
             ExitCause::BadFlag(_) => Exit::Usage,
-            ExitCause::DataDirLocked => Exit::RefusedLocked,
             ExitCause::Corrupt(_) => Exit::RefusedDataDir,
             ExitCause::Finished
             | ExitCause::PortTaken(_)
@@ -183,7 +176,6 @@ impl fmt::Display for ExitCause {
             ExitCause::DiskFull => f.write_str("found no space left on the volume"),
             ExitCause::PortTaken(listener) => write!(f, "found its port taken ({listener})"),
             ExitCause::BadFlag(line) => write!(f, "did not accept its command line ({line})"),
-            ExitCause::DataDirLocked => f.write_str("found its data dir in use"),
             ExitCause::Corrupt(line) => write!(f, "found its data damaged ({line})"),
             ExitCause::Oom => f.write_str("was killed, as by the kernel for lack of memory"),
             ExitCause::Panic(line) => write!(f, "broke down ({line})"),

@@ -9,7 +9,7 @@ pub mod child;
 pub mod exit;
 pub mod lines;
 pub mod probe;
-mod relay;
+pub mod relay;
 mod running;
 pub mod signals;
 pub mod spec;

@@ -9,4 +9,5 @@ mod pki;
 mod serve;
 mod settings;
 mod start;
+mod supervise;
 mod support;
