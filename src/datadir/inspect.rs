@@ -4,11 +4,12 @@
 //! backend only the meta pages and a path to a few keys are read, whatever its size: that it was cut short or replaced
 //! is noticed, a flipped bit in some value is not.
 //!
-//! Where etcd would go on silently from a data dir that lost something, this refuses:
+//! Where etcd would start from a data dir that lost something, this refuses:
 //! * a backend without its WAL: etcd would form a cluster around it, whose later members come up empty;
 //! * a WAL without its backend, or with one that is older than the raft snapshot that the log begins with;
 //! * a log whose raft snapshot file is lost: etcd would replay it from index 1, and later members would come up empty;
-//! * a backend that is ahead of its WAL: etcd would skip new entries as already applied, and lose acknowledged writes.
+//! * a backend that is ahead of its WAL: etcd gives the lost entries' indexes to new ones and skips those as already
+//!   applied; it answers nobody until it is past them (tried), and members that have the lost entries diverge.
 
 use std::fs::{self, File};
 use std::io;

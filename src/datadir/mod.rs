@@ -1,7 +1,10 @@
 //! etcd's data dir: its file formats, and what we may do to one.
 //!
-//! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`] and [`wal`] (the files),
-//! [`writer`] (a whole new data dir), [`inspect`] (what stands on a volume), [`quarantine`] and [`lock`].
+//! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`], [`wal`] and
+//! [`snapshot`] (the files), [`writer`] (a whole new data dir), [`inspect`](mod@inspect) (what stands on a volume),
+//! [`quarantine`] and [`lock`].
+//!
+#![doc = include_str!("FORMAT.md")]
 
 pub mod bolt;
 pub mod identity;

@@ -11,6 +11,7 @@ macro_rules! for_each_line {
 
 mod damage;
 mod read;
+mod refused;
 mod restored;
 mod store;
 mod written;

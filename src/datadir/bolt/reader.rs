@@ -1,7 +1,7 @@
 //! Reads a bbolt file that may be damaged or hostile: every number is checked before it is used.
 //!
 //! Memory is bounded by one page for each level of the tree. Time is bounded because keys must ascend strictly over a
-//! whole walk, so that no page is gone through twice, and because a tree deeper than [`MAX_DEPTH`] is refused.
+//! whole walk, so that no page is gone through twice, and because a tree deeper than 32 levels is refused.
 
 use std::fs::File;
 use std::io;

@@ -12,7 +12,7 @@ use syncer::disk::RealDisk;
 use syncer::ids::Revision;
 
 use super::store::identity;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, all_keys, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, ServedKey, all_keys, run};
 use crate::support::poll;
 
 for_each_line! {
@@ -38,7 +38,7 @@ pub fn usable(spec: &EtcdSpec) -> UsableDatadir {
 }
 
 /// What `all_keys` gives, but from the backend file: the newest revision of each key that is not deleted.
-fn keys_of_backend(path: &Path) -> Vec<(Vec<u8>, Vec<u8>, i64, i64, i64, i64)> {
+fn keys_of_backend(path: &Path) -> Vec<ServedKey> {
     let reader = BoltReader::open(File::open(path).expect("open the backend")).expect("read the backend");
     let bucket = reader.bucket(schema::BUCKET_KEY).expect("find the bucket").expect("there is a bucket");
     let mut cursor = reader.cursor(&bucket).expect("walk the bucket");

@@ -198,8 +198,11 @@ pub async fn connect(url: &str) -> Client {
     Client::connect([url], Some(options)).await.expect("make an etcd client")
 }
 
-/// Every key in key order: key, value, create revision, mod revision, version, lease.
-pub async fn all_keys(client: &mut Client) -> Vec<(Vec<u8>, Vec<u8>, i64, i64, i64, i64)> {
+/// Key, value, create revision, mod revision, version, lease.
+pub type ServedKey = (Vec<u8>, Vec<u8>, i64, i64, i64, i64);
+
+/// Every key in key order.
+pub async fn all_keys(client: &mut Client) -> Vec<ServedKey> {
     let mut found = Vec::new();
     let mut from = vec![0];
     loop {
