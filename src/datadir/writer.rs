@@ -305,3 +305,6 @@ fn write_members(backend: &mut BoltWriter, member: &MemberIdentity) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
