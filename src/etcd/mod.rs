@@ -1,6 +1,7 @@
-//! The local etcd: which line it is, how it is started, asked, listened to, and what its end means.
+//! The local etcd: which line it is, how it is started, and how it is asked. Its lines and its end are understood by
+//! [`crate::supervise`].
 //!
-//! Reading order: [`version`] and [`args`] (how it is started).
+//! Reading order: [`version`], [`args`], [`launch`] (how it is started), [`client`], [`health`] (how it is asked).
 
 pub mod args;
 pub mod client;

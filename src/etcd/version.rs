@@ -173,7 +173,8 @@ fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Parses `etcd Version: 3.6.16` (`printVersion` in etcd's `server/etcdmain/config.go`); a pre-release counts as its release.
+/// Parses `etcd Version: 3.6.16` (`printVersion` in etcd's `server/etcdmain/config.go`). A pre-release counts as its
+/// release.
 fn parse(program: &Path, output: &str) -> Result<EtcdVersion, VersionError> {
     let number = |text: &str| -> Option<EtcdVersion> {
         let mut parts = text.trim().split(['-', '+']).next()?.split('.').map(|part| part.parse::<u32>().ok());

@@ -1,8 +1,8 @@
 //! One child process: started in a process group of its own, bound to our life, stopped by a ladder of signals.
 //!
 //! * **Bound to our life.** The kernel sends every child SIGKILL when we die, however we die. Not SIGTERM: etcd with an
-//!   open watch takes 7 s and kube-apiserver a minute to follow it, and until then the ports and the data dir are taken;
-//!   etcd, kine and SQLite are made to be killed, and the Kubernetes programs keep no state.
+//!   open watch takes 7 s and kube-apiserver a minute to follow it, and until then ports and data dir are taken; etcd,
+//!   kine and SQLite are made to be killed, and the Kubernetes programs keep no state.
 //! * The kernel means the *thread* that spawned. All children are therefore spawned by one thread that never ends, so
 //!   that callers may spawn from wherever they run.
 //! * The group gets SIGTERM as a whole, and SIGKILL as a whole once its leader has ended: nothing that a child has

@@ -1,7 +1,7 @@
 //! Why a child ended: status and last words in, cause, remedy and verdict out. No I/O.
 //!
-//! etcd's exit codes say little: a removed member ends with 0 or 1 as it happens, a damaged store with 1 or 2. Its words
-//! are looked at first: those of etcd 3.5.35, 3.6.16 and 3.7.3. Every cause that a machine can be brought to is brought
+//! etcd's exit codes say little: a removed member ends with 0 or 1 as it happens, a damaged store with 1 or 2. Its
+//! words are looked at first: those of etcd 3.5.35, 3.6.16 and 3.7.3. Every cause that a machine can be brought to is brought
 //! about on the real programs in `tests/it/supervise/exits.rs`. A second etcd on a data dir is no cause: it does not
 //! end, it waits for bbolt's lock without a word, which is why the data dir has a lock of ours.
 
@@ -131,10 +131,10 @@ impl ExitCause {
             ExitCause::StoppedAsAsked => "",
             ExitCause::Finished | ExitCause::Unknown(_) => "see its last lines in the log",
             ExitCause::Removed => {
-                "the cluster goes on without this member: set its data dir aside (rename it) and start anew to join again"
+                "the cluster goes on without it: set its data dir aside (rename it) and start anew to join again"
             }
             ExitCause::BootstrapRefused(_) => {
-                "the data dir has no WAL although a cluster is known: restore the volume, or see docs/rules.md on joining"
+                "the data dir has no WAL although its cluster is known: restore the volume (docs/rules.md, joining)"
             }
             ExitCause::DiskFull => "make the volume larger or free space on it",
             ExitCause::PortTaken(_) => "stop the process that listens there, or choose other ports",
@@ -142,7 +142,7 @@ impl ExitCause {
                 "correct the flag in extraArgs or in the command, which this version does not know"
             }
             ExitCause::Corrupt(_) => {
-                "keep the data dir as it is; restore a snapshot, or, if other members are healthy, set it aside and join anew"
+                "keep the data dir; restore a snapshot, or, if other members are healthy, set it aside and join anew"
             }
             ExitCause::Oom => "raise the memory limit of the container",
             ExitCause::Panic(_) => "see its stack in the log; if it comes back, report it with that stack",

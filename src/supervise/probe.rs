@@ -43,7 +43,7 @@ pub struct EtcdAccess {
 pub struct Watch {
     /// From one question to the next.
     pub every: Duration,
-    /// An etcd whose `/livez` fails for so long without a break, while it serves no reads either, hangs and is restarted.
+    /// An etcd whose `/livez` fails for so long without a break, while it serves no reads, hangs: it is restarted.
     pub hangs_after: Duration,
 }
 

@@ -207,8 +207,8 @@ impl Running {
             apiserver_ready: has(Role::ApiServer) && self.state.serves(Role::ApiServer),
             stopping: self.state.stopping(),
         };
-        let changed = self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
-        if changed && !now.stopping {
+        self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+        if !now.stopping {
             telemetry::set_phase(match (now.datastore_ready, has(Role::ApiServer), now.apiserver_ready) {
                 (false, ..) => Phase::Etcd,
                 (true, true, false) => Phase::ApiServer,
@@ -301,7 +301,7 @@ impl Running {
         datastore(role) || (role == Role::ApiServer && !self.specs.iter().any(|spec| datastore(spec.role)))
     }
 
-    /// The child's own grace; when all stop, within the pod's, of which the API server's tiers leave the datastore half.
+    /// The child's own grace; when all stop, within the pod's, of which the upper tiers leave the datastore half.
     fn grace_of(&self, child: Index) -> Duration {
         let Some(spec) = self.specs.get(child) else { return Duration::ZERO };
         let left = self.stop_by.map_or(self.grace, |by| by.saturating_duration_since(Instant::now()));
