@@ -6,7 +6,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -48,6 +48,8 @@ const STOP: Duration = Duration::from_secs(10);
 const PORT_ATTEMPTS: u32 = 5;
 /// So many of its last lines are kept for an error.
 const KEPT_LINES: usize = 3;
+/// How long an ended etcd's last lines may take to arrive; a descendant of it may hold its output open for ever.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// One attempt to connect and read.
 const PROBE: Duration = Duration::from_secs(2);
 /// Between two attempts.
@@ -59,6 +61,8 @@ pub struct Running {
     client_port: u16,
     attempts: u32,
     last_lines: Arc<Mutex<VecDeque<String>>>,
+    /// Says, by being disconnected, that its standard error has been read to the end.
+    drained: mpsc::Receiver<()>,
 }
 
 impl Running {
@@ -100,8 +104,8 @@ impl Running {
         let (child, output) = spawn(&spec, etcd.lock)?;
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         drain(output.stdout, None)?;
-        drain(output.stderr, Some(last_lines.clone()))?;
-        Ok(Running { child, client_port, attempts: 1, last_lines })
+        let drained = drain(output.stderr, Some(last_lines.clone()))?;
+        Ok(Running { child, client_port, attempts: 1, last_lines, drained })
     }
 
     /// Waits until it answers a linearizable read; gives a client whose calls end after `patience`.
@@ -114,6 +118,8 @@ impl Running {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().context("wait for etcd")? {
+                // Why it ended stands in lines that may still be on their way.
+                let _ = self.drained.recv_timeout(LAST_WORDS);
                 if self.last_lines().contains("address already in use") && self.attempts < PORT_ATTEMPTS {
                     let mut again = Running::start(etcd, tls)?;
                     again.attempts = self.attempts + 1;
@@ -157,8 +163,10 @@ impl Running {
     }
 }
 
-/// Reads a child's output to its end, so that it is never blocked by it, and keeps its last lines.
-fn drain(output: OwnedFd, keep: Option<Arc<Mutex<VecDeque<String>>>>) -> anyhow::Result<()> {
+/// Reads a child's output to its end, so that it is never blocked by it, and keeps its last lines. What is
+/// given is disconnected at the end.
+fn drain(output: OwnedFd, keep: Option<Arc<Mutex<VecDeque<String>>>>) -> anyhow::Result<mpsc::Receiver<()>> {
+    let (end, ended) = mpsc::channel();
     let mut file = File::from(output);
     let run = move || {
         let (mut splitter, mut buffer) = (LineSplitter::default(), [0; 4096]);
@@ -177,9 +185,10 @@ fn drain(output: OwnedFd, keep: Option<Arc<Mutex<VecDeque<String>>>>) -> anyhow:
             splitter.push(bytes, &mut note);
         }
         splitter.finish(&mut note);
+        drop(end);
     };
     std::thread::Builder::new().name("etcd-output".into()).spawn(run).context("read etcd's output")?;
-    Ok(())
+    Ok(ended)
 }
 
 /// Three ports on loopback that are free now.
