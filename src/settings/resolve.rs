@@ -60,10 +60,13 @@ impl Resolver<'_> {
         let (name, namespace, pod) = self.identity()?;
         let wrapped = self.loader.wrapped.clone();
         let (folders, source) = self.folders();
+        let folders =
+            folders.into_iter().map(|folder| absolute(folder, "--binaries")).collect::<Result<Vec<_>, _>>()?;
         let commands = Commands::read(&*self.loader.env)?;
         let distro = self.distro(&pod, &folders, &commands)?;
         let data_dir = self.take("dataDir", given!(self, data_dir, "data-dir"), "", || PathBuf::from("/data"));
-        let pki_dir = self.pki_dir(distro, &pod, &data_dir, &commands);
+        let data_dir = absolute(data_dir, "--data-dir")?;
+        let pki_dir = absolute(self.pki_dir(distro, &pod, &data_dir, &commands), "--pki-dir")?;
         let etcd = self.etcd(&name, distro, &pod, wrapped.is_some())?;
         let programs = self.programs(distro, folders, source, commands)?;
         let listen = self.listen(&pod)?;
@@ -335,4 +338,11 @@ fn seconds(duration: Duration) -> String {
     } else {
         format!("{}ms", duration.as_millis())
     }
+}
+
+/// A path that means the same in whatever directory a child runs.
+fn absolute(path: PathBuf, flag: &str) -> anyhow::Result<PathBuf> {
+    std::path::absolute(&path).map_err(|e| {
+        refuse(Exit::Usage, format!("{flag}={} is not a path: {e}", path.display()), "give the path of a folder")
+    })
 }

@@ -346,3 +346,30 @@ fn a_wrapped_command_starts_after_the_migration_and_ends_with_the_pod() {
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     assert!(children.iter().all(|pid| kill(*pid, None).is_err()), "a child outlived the pod");
 }
+
+#[test]
+fn a_store_of_the_distros_own_is_not_passed_over() {
+    for (distro, own) in [("k3s", "server/db/etcd"), ("k0s", "k0s/etcd")] {
+        let mut pod = TestPod::new();
+        std::fs::create_dir_all(pod.data().join(own).join("member/wal")).expect("mkdir");
+        let (code, log) = pod.run_to_end(distro, &[]);
+        assert_eq!(code, Some(4), "{distro}: {log}");
+        assert!(log.contains(own), "{distro}: {log}");
+        assert!(!pod.data().join("etcd").exists(), "{distro}: a store was begun beside the distro's own");
+    }
+}
+
+#[test]
+fn a_relative_data_dir_is_relative_to_where_syncer_was_started() {
+    let mut pod = TestPod::with_small_store();
+    let given = pod.command("none", &[]);
+    let mut command = std::process::Command::new(given.get_program());
+    for arg in given.get_args() {
+        command.arg(if arg.to_string_lossy().starts_with("--data-dir=") { "--data-dir=data".as_ref() } else { arg });
+    }
+    command.current_dir(pod.data().parent().expect("the volume is in a folder"));
+    pod.spawn(command);
+    pod.wait_serving();
+    assert_eq!(pod.dump(), expected());
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+}

@@ -139,7 +139,8 @@ fn each_distro_has_its_pki_directory() {
         ("", "--client-ca-cert /x/ca.crt", &[POD, ("VCLUSTER_DISTRO", "k3s")], "/data/pki"),
     ];
     for (text, line, env, want) in cases {
-        assert_eq!(load(text, line, env).unwrap().settings.pki_dir, Path::new(want), "{text:?} {line:?} {env:?}");
+        let want = std::path::absolute(want).unwrap();
+        assert_eq!(load(text, line, env).unwrap().settings.pki_dir, want, "{text:?} {line:?} {env:?}");
     }
 }
 
