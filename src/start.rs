@@ -56,9 +56,6 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     if let BootDecision::Refuse(refusal) = &decision {
         return Err(refusal.error());
     }
-    if !matches!(decision, BootDecision::Start { .. }) {
-        prepare::refuse_hidden_store(&settings)?;
-    }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
     let servers = distro::specs(&settings, &backend, &prepared).map_err(prepare::usage)?;

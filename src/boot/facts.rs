@@ -40,6 +40,8 @@ pub struct Facts {
     pub journal: JournalFact,
     /// SQLite stores found on this pod's volume, and what was left of earlier ones.
     pub stores: StoresFact,
+    /// The data dir of an etcd that k3s or k0s ran by itself on this volume. Its objects are in no store of ours.
+    pub distro_store: Option<PathBuf>,
     /// The marker outside the volume, when a host API is configured.
     pub marker: Known<Marker>,
     /// Whether a host API is configured at all.

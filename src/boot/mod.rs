@@ -116,6 +116,9 @@ fn uncommitted(facts: &Facts) -> Option<PathBuf> {
 }
 
 fn sqlite(facts: &Facts) -> BootDecision {
+    if let Some(dir) = &facts.distro_store {
+        return BootDecision::Refuse(Refusal::DistroStore(dir.clone()));
+    }
     if facts.desired > 1 {
         return BootDecision::Refuse(Refusal::SqliteReplicas(facts.desired));
     }
@@ -140,6 +143,9 @@ fn store_refused(facts: &Facts) -> Option<Refusal> {
 
 /// Why no cluster may be formed (or imported into) here [4.1, 4.2, 4.3].
 fn forming_refused(facts: &Facts) -> Option<Refusal> {
+    if let Some(dir) = &facts.distro_store {
+        return Some(Refusal::DistroStore(dir.clone()));
+    }
     if facts.ordinal != facts.seed {
         return Some(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
     }

@@ -10,7 +10,7 @@ use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
 use crate::ids::Ordinal;
 use crate::migrate::journal;
-use crate::settings::Settings;
+use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
 ///
@@ -28,6 +28,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         migrate_from: settings.etcd.migrate_from.is_some(),
         data_dir: inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?.fact(),
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
+        distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
         marker: Known::Unknown("no host API is configured".to_owned()),
         host_configured: false,
@@ -62,6 +63,16 @@ pub fn stores(candidates: &[PathBuf]) -> io::Result<StoresFact> {
         }
     }
     Ok(found)
+}
+
+/// The data dir of an etcd that k3s or k0s ran by itself on this volume, if there is one.
+fn distro_store(settings: &Settings) -> io::Result<Option<PathBuf>> {
+    let dir = match settings.distro {
+        Distro::K3s => settings.data_dir.join("server/db/etcd"),
+        Distro::K0s => settings.data_dir.join("k0s/etcd"),
+        Distro::K8s | Distro::Eks | Distro::None => return Ok(None),
+    };
+    Ok(size(&dir.join("member/wal"))?.map(|_| dir))
 }
 
 /// The size of a file, `None` if there is none. Anything else, a missing permission say, is an error: unknown is not

@@ -23,6 +23,8 @@ pub enum Refusal {
     MigrateFromNotYet,
     /// Several SQLite stores, and nothing says which is the right one.
     SeveralStores(Vec<PathBuf>),
+    /// The distro has kept its objects in an etcd of its own on this volume.
+    DistroStore(PathBuf),
     /// A `-wal` with content lies there without its `state.db`.
     OrphanWal(PathBuf),
     /// A store was migrated earlier, but there is no data dir now.
@@ -57,6 +59,7 @@ impl Refusal {
             | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
             | Refusal::OrphanWal(_)
+            | Refusal::DistroStore(_)
             | Refusal::SourceVanished(_)
             | Refusal::MigrateFromNotYet => Exit::RefusedSource,
             Refusal::FormedElsewhere(_)
@@ -80,6 +83,9 @@ impl Refusal {
             Refusal::SeveralStores(files) => format!("several SQLite stores lie on this volume: {}", paths(files)),
             Refusal::OrphanWal(wal) => {
                 format!("{} has content, but its database file is gone: part of a store is missing", wal.display())
+            }
+            Refusal::DistroStore(dir) => {
+                format!("{} holds the objects of an etcd that the distro ran by itself", dir.display())
             }
             Refusal::MigratedButNoDataDir(file) => {
                 format!("{} was migrated earlier, but the etcd data dir it was migrated to is gone", file.display())
@@ -125,6 +131,9 @@ impl Refusal {
             }
             Refusal::OrphanWal(_) => "put the state.db that belongs to it back beside it, or, if it is left over from \
                  another store, move it away"
+                .into(),
+            Refusal::DistroStore(_) => "move it away if those objects are not wanted; otherwise restore a snapshot of \
+                 it into the embedded etcd"
                 .into(),
             Refusal::MigratedButNoDataDir(_) => "restore the data dir; or, to migrate the old store again and lose \
                  what was written since, rename it back to state.db (with its -wal) and remove the journal"

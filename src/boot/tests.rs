@@ -12,6 +12,7 @@ fn facts() -> Facts {
         data_dir: DataDirFact::Empty,
         journal: JournalFact::Absent,
         stores: StoresFact::default(),
+        distro_store: None,
         marker: Known::Unknown("no host API is configured".into()),
         host_configured: false,
         peers: Vec::new(),
@@ -87,6 +88,14 @@ fn each_refusal_has_its_facts() {
         (
             Facts { enabled: false, data_dir: DataDirFact::Damaged("x".into()), ..facts() },
             Refusal::EtcdDirWhileDisabled,
+        ),
+        (
+            Facts { distro_store: Some("/data/k0s/etcd".into()), ..facts() },
+            Refusal::DistroStore("/data/k0s/etcd".into()),
+        ),
+        (
+            Facts { enabled: false, distro_store: Some("/data/k0s/etcd".into()), ..facts() },
+            Refusal::DistroStore("/data/k0s/etcd".into()),
         ),
         (Facts { enabled: false, migrate_back: true, data_dir: valid(), ..facts() }, Refusal::MigrateBackNotYet),
         (Facts { enabled: false, desired: 3, ..facts() }, Refusal::SqliteReplicas(3)),
@@ -170,7 +179,7 @@ fn no_combination_of_facts_breaks_a_rule() {
         Known::Present(Marker { cluster: ClusterId(2), formed: true }),
     ];
     let mut seen = 0;
-    for bits in 0..1u32 << 9 {
+    for bits in 0..1u32 << 10 {
         let bit = |n: u32| bits & (1 << n) != 0;
         for data_dir in &data_dirs {
             for journal in &journals {
@@ -191,6 +200,7 @@ fn no_combination_of_facts_breaks_a_rule() {
                                 strays: if bit(6) { vec!["/data/state.db-wal".into()] } else { vec![] },
                                 orphan_wals: if bit(7) { vec!["/data/state.db-wal".into()] } else { vec![] },
                             },
+                            distro_store: bit(9).then(|| "/data/k0s/etcd".into()),
                             marker: marker.clone(),
                             host_configured: bit(8),
                             peers: peer
@@ -205,13 +215,16 @@ fn no_combination_of_facts_breaks_a_rule() {
             }
         }
     }
-    assert_eq!(seen, 512 * 3 * 4 * 4 * 5);
+    assert_eq!(seen, 1024 * 3 * 4 * 4 * 5);
 }
 
 fn check(f: &Facts) {
     let decision = decide(f);
     let committed_data = matches!(f.data_dir, DataDirFact::Valid { .. }) && uncommitted(f).is_none();
     let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
+    if forms || decision == BootDecision::RunOnSqlite {
+        assert_eq!(f.distro_store, None, "a store is begun beside the distro's own: {f:?}");
+    }
     if forms {
         assert!(f.enabled, "forms while disabled: {f:?}");
         assert_eq!(f.ordinal, f.seed, "another pod than the seed forms: {f:?}");

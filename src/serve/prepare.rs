@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rand::Rng;
@@ -117,28 +117,4 @@ fn empty_k0s_run_dir(settings: &Settings) -> Result<()> {
         removed.with_context(say)?;
     }
     Ok(())
-}
-
-/// The data dir of an etcd that k3s or k0s ran by itself on this volume, if there is one. Its objects would not be in
-/// a store that we form or import, so a boot that would form one must refuse while this is there. A cluster that is
-/// formed already is not concerned.
-pub fn hidden_store(settings: &Settings) -> Option<PathBuf> {
-    let dir = match settings.distro {
-        Distro::K3s => settings.data_dir.join("server/db/etcd"),
-        Distro::K0s => settings.data_dir.join("k0s/etcd"),
-        Distro::K8s | Distro::Eks | Distro::None => return None,
-    };
-    dir.join("member/wal").is_dir().then_some(dir)
-}
-
-/// Refuses to begin a store beside one that the distro itself has kept so far ([`hidden_store`]).
-pub fn refuse_hidden_store(settings: &Settings) -> Result<()> {
-    match hidden_store(settings) {
-        None => Ok(()),
-        Some(dir) => Err(refuse(
-            Exit::RefusedSource,
-            format!("{} holds the objects of an etcd that the distro ran by itself", dir.display()),
-            "move it away if those objects are not wanted; otherwise restore a snapshot of it into the embedded etcd",
-        )),
-    }
 }

@@ -396,15 +396,3 @@ fn only_a_folder_of_k0s_own_is_emptied() {
     settings.programs.vcluster = Some(DistroCommand { command, args: Vec::new() });
     assert_eq!(k0s::run_dir(&settings).unwrap(), None);
 }
-
-#[test]
-fn a_store_of_the_distros_own_is_not_passed_over() {
-    let dir = tempfile::tempdir().unwrap();
-    for (distro, own) in [(Distro::K0s, "k0s/etcd"), (Distro::K3s, "server/db/etcd")] {
-        let settings = laptop(distro, dir.path());
-        prepare::refuse_hidden_store(&settings).unwrap();
-        fs::create_dir_all(dir.path().join(own).join("member/wal")).unwrap();
-        assert_eq!(exit_of(&prepare::refuse_hidden_store(&settings).unwrap_err()), Exit::RefusedSource);
-        prepare::refuse_hidden_store(&laptop(Distro::K8s, dir.path())).unwrap();
-    }
-}
