@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::exit::{Exit, refuse};
+use crate::settings::env;
 
 /// How long `etcd --version` may take. It does nothing but print; a cold, busy disk is what takes time.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -135,18 +136,19 @@ impl EtcdVersion {
 
 fn version_output(program: &Path) -> Result<String, VersionError> {
     let run = |source| VersionError::Run { program: program.to_owned(), source };
-    let mut child = Command::new(program)
-        .arg("--version")
-        // Its own settings in the environment could make it do something else.
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => VersionError::NotFound { program: program.to_owned() },
-            _ => run(source),
-        })?;
+    let mut command = Command::new(program);
+    // Its own settings in the environment could make it do something else. The rest stays: a bare name is looked for in
+    // the child's PATH.
+    for name in env::names().iter().filter(|name| name.as_encoded_bytes().starts_with(b"ETCD_")) {
+        command.env_remove(name);
+    }
+    let mut child =
+        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(
+            |source| match source.kind() {
+                std::io::ErrorKind::NotFound => VersionError::NotFound { program: program.to_owned() },
+                _ => run(source),
+            },
+        )?;
     // What it prints fits into the pipe's buffer, so that waiting for the end first cannot block it.
     let ended = wait_until(&mut child, Instant::now() + DEADLINE).map_err(run)?;
     if !ended {

@@ -373,3 +373,15 @@ fn a_relative_data_dir_is_relative_to_where_syncer_was_started() {
     assert_eq!(pod.dump(), expected());
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }
+
+#[test]
+fn etcd_is_found_in_path() {
+    let mut pod = TestPod::new();
+    let given = pod.command("none", &[]);
+    let mut command = std::process::Command::new(given.get_program());
+    command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+    command.env("PATH", crate::support::part("etcd").parent().expect("a program is in a folder"));
+    pod.spawn(command);
+    pod.wait_serving();
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+}
