@@ -28,6 +28,7 @@ use crate::serve::front::{self, Front};
 use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::settings::Settings;
+use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
@@ -73,19 +74,23 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
         tokio::spawn(Front::new(&settings, distro::apiserver_address(&servers)).serve(listener, watched))
     });
 
+    let etcd_spec = |settings: &Settings, bootstrap| {
+        let Some(version) = version else { return Ok(None) };
+        launch::spec(&Launch { settings, pki: &pki, bootstrap, program: etcd.clone(), version }).map(Some)
+    };
     let datastore = match version {
-        Some(version) => {
+        Some(_) => {
             let Some(bootstrap) = begin(&settings, &disk, &decision).await? else {
                 tracing::info!("told to stop during the migration; the next start begins it anew");
                 return Ok(());
             };
-            Some(launch::spec(&Launch { settings: &settings, pki: &pki, bootstrap, program: etcd, version })?)
+            etcd_spec(&settings, bootstrap)?
         }
         None => None,
     };
     let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
-    // Held to the end: it is what keeps the values file watched.
-    let _settings = crate::settings::watch::follow(loader, settings.clone());
+    let changed = crate::settings::watch::follow(loader, settings.clone());
+    let serving = health.subscribe();
     let (control, commands) = supervise::control();
     let plan = Plan {
         specs,
@@ -101,12 +106,44 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     };
     tokio::select! {
         ended = supervise::run(plan, health) => ended?,
-        () = crate::pki::follow(settings, disk, &pki, |roles| reads_at_start(&control, roles)) => {}
+        () = follow_settings(changed, serving, &control, |new| etcd_spec(new, Bootstrap::Restart)) => {}
+        () = crate::pki::follow(settings.clone(), disk, &pki, |roles| reads_at_start(&control, roles)) => {}
     }
     if let Some(front) = front {
         front.abort();
     }
     Ok(())
+}
+
+/// Runs etcd by the new settings whenever they ask for another command line. Never ends, and holds the receiver, which
+/// is what keeps the values file watched.
+async fn follow_settings(
+    mut changed: watch::Receiver<Settings>,
+    mut serving: watch::Receiver<Health>,
+    control: &supervise::Control,
+    etcd_spec: impl Fn(&Settings) -> anyhow::Result<Option<ChildSpec>>,
+) {
+    let mut runs_by = changed.borrow().clone();
+    // The command line of a restart would not form the cluster that a first start is about to form.
+    while serving.wait_for(|health| health.datastore_ready).await.is_ok() {
+        let new = changed.borrow_and_update().clone();
+        if change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart) {
+            match etcd_spec(&new) {
+                Ok(Some(spec)) => {
+                    if !control.replace(spec) {
+                        tracing::warn!("the supervisor does not keep up: etcd keeps its settings until its restart");
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!("{error:#}; etcd runs on by the old settings"),
+            }
+        }
+        runs_by = new;
+        if changed.changed().await.is_err() {
+            break;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Restarts those that go on with the certificates they were started with.

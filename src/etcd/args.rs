@@ -125,7 +125,8 @@ pub enum ArgsError {
     },
     /// etcd would refuse this timing.
     #[error(
-        "etcd needs an election timeout of 5 heartbeats to 50 s; got {election_ms} ms with a heartbeat of {heartbeat_ms} ms"
+        "etcd needs an election timeout of 5 heartbeats to 50 s; got {election_ms} ms with a heartbeat of \
+         {heartbeat_ms} ms"
     )]
     Timing {
         /// Heartbeat.

@@ -50,7 +50,9 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
     let backend = settings.etcd_dir().join("member/snap/db");
     let alone = match launch.bootstrap {
         Bootstrap::New { ref members, .. } => members.len() == 1,
-        Bootstrap::Restart => members(&backend) == Some(1),
+        // A member that was killed right after forming has its list in the WAL only; one of several that is taken for
+        // alone is at worst restless until the values say how many there are to be.
+        Bootstrap::Restart => members(&backend).is_none_or(|count| count <= 1),
         Bootstrap::Existing { .. } => false,
     };
     let largest = journal::max_request_bytes(&settings.data_dir)?;

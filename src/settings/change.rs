@@ -110,7 +110,8 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("etcd.heartbeatInterval", heartbeat, &new.etcd.timing.heartbeat, EtcdRestart);
     differ!("etcd.electionTimeout", election, &new.etcd.timing.election, EtcdRestart);
     differ!("etcd.timingSet", timing_set, &new.etcd.timing_set, EtcdRestart);
-    differ!("etcd.extraArgs", extra_args, &new.etcd.extra_args, EtcdRestart);
+    // Free text that only etcd can judge: a mistake in it must not stop an etcd that serves.
+    differ!("etcd.extraArgs", extra_args, &new.etcd.extra_args, PodRestart);
     differ!("programs.folders", folders, &new.programs.folders, PodRestart);
     differ!("programs.vcluster", vcluster, &new.programs.vcluster, PodRestart, command);
     differ!("programs.apiserver", apiserver, &new.programs.apiserver, PodRestart, command);
@@ -178,6 +179,7 @@ pub fn apply(old: &Settings, new: &Settings) -> Settings {
             enabled: old.etcd.enabled,
             migrate_from: old.etcd.migrate_from.clone(),
             migrate_back: old.etcd.migrate_back,
+            extra_args: old.etcd.extra_args.clone(),
             ..new.etcd.clone()
         },
         shutdown_grace: new.shutdown_grace,
@@ -205,7 +207,7 @@ mod tests {
             ("log.level", Effect::Live, |s| s.log_level = "debug".into()),
             ("shutdownGrace", Effect::Live, |s| s.shutdown_grace = Duration::from_secs(30)),
             ("etcd.snapshotCount", Effect::EtcdRestart, |s| s.etcd.snapshot_count = 5),
-            ("etcd.extraArgs", Effect::EtcdRestart, |s| s.etcd.extra_args = vec!["--pre-vote=true".into()]),
+            ("etcd.extraArgs", Effect::PodRestart, |s| s.etcd.extra_args = vec!["--pre-vote=true".into()]),
             ("etcd.quotaBackendBytes", Effect::EtcdRestart, |s| s.etcd.quota_backend_bytes = Some(1 << 30)),
             ("etcd.heartbeatInterval", Effect::EtcdRestart, |s| s.etcd.timing.heartbeat = Duration::from_millis(7)),
             ("etcd.electionTimeout", Effect::EtcdRestart, |s| s.etcd.timing.election = Duration::from_secs(7)),

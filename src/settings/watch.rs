@@ -185,7 +185,8 @@ async fn tell(mut watch: Watch, sender: watch::Sender<Settings>) {
                 for change in &changed.changes {
                     let acts = match change.effect {
                         Effect::Live => "now",
-                        Effect::EtcdRestart | Effect::PodRestart => "when the pod is started again",
+                        Effect::EtcdRestart => "now, by a restart of etcd",
+                        Effect::PodRestart => "when the pod is started again",
                     };
                     let (setting, old, new) = (change.setting, &change.old, &change.new);
                     tracing::info!(setting, old, new, acts, "a setting has changed in the values file");

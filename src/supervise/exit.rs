@@ -1,9 +1,9 @@
 //! Why a child ended: status and last words in, cause, remedy and verdict out. No I/O.
 //!
 //! etcd's exit codes say little: a removed member ends with 0 or 1 as it happens, a damaged store with 1 or 2. Its
-//! words are looked at first: those of etcd 3.5.35, 3.6.16 and 3.7.3. Every cause that a machine can be brought to is brought
-//! about on the real programs in `tests/it/supervise/exits.rs`. A second etcd on a data dir is no cause: it does not
-//! end, it waits for bbolt's lock without a word, which is why the data dir has a lock of ours.
+//! words are looked at first: those of etcd 3.5.35, 3.6.16 and 3.7.3. Every cause that a machine can be brought to is
+//! brought about on the real programs in `tests/it/supervise/exits.rs`. A second etcd on a data dir is no cause: it
+//! does not end, it waits for bbolt's lock without a word, which is why the data dir has a lock of ours.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;

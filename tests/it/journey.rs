@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use crate::support::kube::{Kube, status_of};
-use crate::support::pod::{TestPod, children_of};
+use crate::support::pod::{TestPod, child_running, children_of};
 use crate::support::populate::{Plan, populate};
 use crate::support::{part, poll};
 
@@ -92,6 +92,7 @@ fn a_real_cluster_is_moved_object_for_object() {
         watches_go_on_or_are_too_old(&client, &early, &last).await;
         life_goes_on(&client).await;
     });
+    a_killed_api_server_returns(&mut pod);
     compaction_goes_on(&pod);
     runtime.block_on(life_goes_on(&client));
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
@@ -154,6 +155,19 @@ async fn life_goes_on(client: &Kube) {
     client.delete(&format!("{maps}/life")).await.expect("delete");
     let gone = client.get(&format!("{maps}/life")).await.expect_err("it is gone");
     assert_eq!(status_of(&gone), Some(404), "{gone}");
+}
+
+/// It is started again by itself, while the datastore serves on.
+fn a_killed_api_server_returns(pod: &mut TestPod) {
+    let (killed, _) = child_running(pod.pid(), "kube-apiserver").expect("the API server is a child");
+    let (etcd, _) = child_running(pod.pid(), "etcd").expect("etcd is a child");
+    kill(killed, Signal::SIGKILL).expect("kill the API server");
+    poll("another API server runs", Duration::from_secs(30), || {
+        child_running(pod.pid(), "kube-apiserver").filter(|(now, _)| *now != killed)
+    });
+    pod.wait_ready();
+    let (now, _) = child_running(pod.pid(), "etcd").expect("etcd is a child");
+    assert_eq!(now, etcd, "etcd was restarted with the API server");
 }
 
 fn compaction_goes_on(pod: &TestPod) {

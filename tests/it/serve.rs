@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use hyper::body::Bytes;
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use syncer::disk::RealDisk;
 use syncer::etcd::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
@@ -29,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::kube::Kube;
-use crate::support::pod::TestPod;
+use crate::support::pod::{TestPod, child_running};
 use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
 use crate::support::{free_port, part, poll};
@@ -459,6 +460,15 @@ fn k3s_and_k0s_are_started_as_their_charts_say() {
             assert!(file.contains("externalCluster") && file.contains("serviceCIDR: 10.96.0.0/12"), "{file}");
         }
 
+        // Killed, it is started again in the same way.
+        fs::remove_file(&record).unwrap();
+        let (stand_in, _) = child_running(pod.pid(), "sleep").expect("the stand-in has become a sleep");
+        kill(stand_in, Signal::SIGKILL).unwrap();
+        let again = poll(&format!("{name} is started again"), Duration::from_secs(30), || {
+            pod.assert_running();
+            fs::read_to_string(&record).ok()
+        });
+        assert_eq!(again, text, "{name} is started otherwise the second time");
         assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::support::pod::TestPod;
+use crate::support::pod::{TestPod, child_running};
 use crate::support::{poll, syncer};
 
 /// `syncer config` in an environment of its own.
@@ -114,6 +114,8 @@ fn a_running_pod_notices_a_changed_values_file() {
     let mut pod = TestPod::new();
     pod.start("none", &["--log-format=json"]);
     pod.wait_serving();
+    pod.etcd(async |mut etcd| etcd.put("/a", "1", None).await.expect("put"));
+    let written = pod.dump().keys;
     let logged = |pod: &TestPod, what: &str, deadline: u64| {
         poll(&format!("the log says {what:?}"), Duration::from_secs(deadline), || {
             pod.log().contains(what).then_some(())
@@ -132,6 +134,12 @@ fn a_running_pod_notices_a_changed_values_file() {
         (line["old"].clone(), line["new"].clone(), line["acts"].clone())
     };
     assert_eq!(change("etcd.replicas"), ("1".into(), "3".into(), "now".into()));
-    assert_eq!(change("etcd.snapshotCount"), ("10000".into(), "5000".into(), "when the pod is started again".into()));
+    assert_eq!(change("etcd.snapshotCount"), ("10000".into(), "5000".into(), "now, by a restart of etcd".into()));
+    poll("etcd runs by the new settings", Duration::from_secs(20), || {
+        let (_, arguments) = child_running(pod.pid(), "etcd")?;
+        arguments.contains(&"--snapshot-count=5000".to_owned()).then_some(())
+    });
+    pod.wait_serving();
+    assert_eq!(pod.dump().keys, written, "etcd's restart lost what was written");
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }

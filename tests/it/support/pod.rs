@@ -242,6 +242,18 @@ impl Drop for TestPod {
     }
 }
 
+/// The child of `parent` that runs `program`, and its arguments.
+pub fn child_running(parent: Pid, program: &str) -> Option<(Pid, Vec<String>)> {
+    children_of(parent).into_iter().find_map(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let arguments: Vec<_> =
+            line.split(|byte| *byte == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
+        let is_it = |argument: &String| argument.rsplit('/').next() == Some(program);
+        // A script is run by its interpreter.
+        arguments.iter().take(2).any(is_it).then_some((pid, arguments))
+    })
+}
+
 /// The direct children of a process.
 pub fn children_of(parent: Pid) -> Vec<Pid> {
     let mut found = Vec::new();
