@@ -102,6 +102,7 @@ fn loopback_only_listens_nowhere_else_and_advertises_the_same() {
     assert_eq!(value(&args, "listen-peer-urls").as_deref(), Some("https://127.0.0.1:2380"));
     assert_eq!(value(&args, "advertise-client-urls").as_deref(), Some("https://my-0.my-headless.ns:2379"));
     assert!(!args.iter().any(|a| a.contains("0.0.0.0")), "{args:?}");
+    assert!(!args.iter().any(|a| a.contains("CorruptCheck")), "there is no peer to compare with: {args:?}");
 }
 
 #[test]

@@ -155,12 +155,18 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     let started = Instant::now();
     plan.identity.check().context("check the member's identity")?;
     meter.begin(Stage::Survey, 0);
-    let mut store = KineStore::open(&plan.source, WAIT_FOR_HOLDER)?;
+    // etcd takes as long to tell its version as the survey of a small store.
+    let (store, version) = std::thread::scope(|scope| {
+        let version = scope.spawn(|| EtcdVersion::of(&plan.etcd));
+        let store = KineStore::open(&plan.source, WAIT_FOR_HOLDER);
+        (store, version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let mut store = store?;
     if plan.commit == Commit::RenameSource && !store.is_exclusive() {
         return Err(SourceError::Lock(std::io::ErrorKind::PermissionDenied.into()).into());
     }
     // Now rather than when all is written.
-    let version = EtcdVersion::of(&plan.etcd).map_err(VersionError::refused)?;
+    let version = version.map_err(VersionError::refused)?;
     let before = state_of(store.files())?;
     clear_target(disk, plan)?;
     check_space(plan, &store)?;

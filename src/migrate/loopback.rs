@@ -41,7 +41,7 @@ pub struct LoopbackEtcd<'a> {
 }
 
 /// It is alone, so nobody's heartbeat can be late, and the shortest times make it the leader soonest.
-const TIMING: EtcdTiming = EtcdTiming { heartbeat: Duration::from_millis(20), election: Duration::from_millis(100) };
+const TIMING: EtcdTiming = EtcdTiming { heartbeat: Duration::from_millis(2), election: Duration::from_millis(10) };
 /// From SIGTERM to SIGKILL. Nothing is lost by the latter: it has only been read from.
 const STOP: Duration = Duration::from_secs(10);
 /// Another process may take a port between our look and etcd's.

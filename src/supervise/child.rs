@@ -105,6 +105,8 @@ fn command(spec: &ChildSpec, inherited: &[OsString]) -> Command {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == -1 {
                 return Err(io::Error::last_os_error());
             }
+            // Ours alone, and kept across exec; a child's memory is its own affair.
+            libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
             // We may have died before the line above; the signal for that would never come.
             if u32::try_from(libc::getppid()) != Ok(parent) {
                 libc::raise(libc::SIGKILL);
