@@ -10,14 +10,15 @@
 //! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
 //! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, flip, verify against a
 //!    running etcd on loopback, commit by renaming `state.db` to `state.db.migrated`.
-//! 7. [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
+//! 7. [`discovery`]: in a pod, its own name must resolve to it before etcd starts.
+//!    [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
 //! 8. [`serve`]: once etcd serves linearizable reads: the API server and its companions, and port 8443 passed through.
 //! 9. [`supervise`]: restarts with backoff until a signal, then stops in reverse: API server, then etcd.
 //!
 //! # Code map
 //!
 //! Pure (no clock, socket, or file; they take values and return values): [`ids`], [`boot`] without `observe`,
-//! the arguments of etcd, the supervisor's transitions.
+//! the arguments of etcd, the supervisor's transitions, what a DNS answer says and when to ask.
 //! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
 //! process: [`crash_point`].
 //!
@@ -33,6 +34,7 @@ pub mod cli;
 pub mod copy;
 pub mod crash_point;
 pub mod datadir;
+pub mod discovery;
 pub mod disk;
 pub mod etcd;
 pub mod exit;

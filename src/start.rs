@@ -15,6 +15,7 @@ use crate::datadir::MemberIdentity;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::lock::{DatadirLock, LockError};
 use crate::datadir::quarantine;
+use crate::discovery::own;
 use crate::disk::{Disk, RealDisk};
 use crate::etcd::args::Bootstrap;
 use crate::etcd::launch::{self, Launch};
@@ -78,6 +79,10 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
         let Some(version) = version else { return Ok(None) };
         launch::spec(&Launch { settings, pki: &pki, bootstrap, program: etcd.clone(), version }).map(Some)
     };
+    if version.is_some() && !own::before_etcd(&settings).await? {
+        tracing::info!("told to stop while waiting for this pod's own name");
+        return Ok(());
+    }
     let datastore = match version {
         Some(_) => {
             let Some(bootstrap) = begin(&settings, &disk, &decision).await? else {

@@ -13,7 +13,9 @@ use super::{k0s, prepare};
 use crate::disk::RealDisk;
 use crate::exit::{Exit, exit_of};
 use crate::ids::Ordinal;
-use crate::settings::{Distro, DistroCommand, EtcdSettings, EtcdTiming, Listen, PodIdentity, Programs, Settings};
+use crate::settings::{
+    Distro, DistroCommand, DnsSettings, EtcdSettings, EtcdTiming, Listen, PodIdentity, Programs, Settings,
+};
 use crate::supervise::spec::{ChildSpec, Role};
 
 /// The settings of a pod of the release my-vcluster.
@@ -49,6 +51,7 @@ pub(super) fn pod(distro: Distro) -> Settings {
             front_port: 8443,
             apiserver_port: 6443,
         },
+        dns: DnsSettings { server: None, resolv_conf: PathBuf::from("/etc/resolv.conf") },
         pki_dir: PathBuf::from(pki),
         tls_sans: Vec::new(),
         service_cidr: "10.96.0.0/12".to_owned(),

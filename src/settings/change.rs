@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::provenance::{REDACTED, redacted};
-use super::{DistroCommand, EtcdSettings, EtcdTiming, Listen, PodIdentity, Programs, Settings};
+use super::{DistroCommand, DnsSettings, EtcdSettings, EtcdTiming, Listen, PodIdentity, Programs, Settings};
 
 /// How a changed setting takes effect, the mildest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +53,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         etcd,
         programs,
         listen,
+        dns,
         pki_dir,
         tls_sans,
         service_cidr,
@@ -89,6 +90,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         scheduler_extra_args,
         k0s_config,
     } = programs;
+    let DnsSettings { server, resolv_conf } = dns;
     let Listen { address, client_port, peer_port, metrics_port, front_port, apiserver_port } = listen;
 
     use Effect::{EtcdRestart, Live, PodRestart};
@@ -147,6 +149,8 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("listen.metricsPort", metrics_port, &new.listen.metrics_port, PodRestart);
     differ!("listen.port", front_port, &new.listen.front_port, PodRestart);
     differ!("listen.apiserverPort", apiserver_port, &new.listen.apiserver_port, PodRestart);
+    differ!("dns.server", server, &new.dns.server, PodRestart);
+    differ!("dns.resolvConf", resolv_conf, &new.dns.resolv_conf, PodRestart);
     differ!("tlsSans", tls_sans, &new.tls_sans, PodRestart);
     differ!("serviceCidr", service_cidr, &new.service_cidr, PodRestart);
     differ!("clusterDomain", cluster_domain, &new.cluster_domain, PodRestart);

@@ -1,7 +1,7 @@
 //! The flags of `syncer start` as typed. Each can also be given as a variable, see [`variable_of`].
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -122,6 +122,14 @@ pub struct Flags {
     #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Network")]
     pub apiserver_port: Option<u16>,
 
+    /// The DNS server that knows the pods, instead of those in resolv.conf; its search list still counts.
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = dns_server, help_heading = "Network")]
+    pub dns_server: Option<SocketAddr>,
+
+    /// The resolver's configuration. Default: /etc/resolv.conf.
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub resolv_conf: Option<PathBuf>,
+
     /// Time from SIGTERM until everything has stopped. Default: 8s, which fits the charts' 10 s.
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Running")]
     pub shutdown_grace: Option<Duration>,
@@ -178,6 +186,23 @@ fn port(text: &str) -> Result<u16, String> {
         Ok(port) => Ok(port),
     }
 }
+
+/// `10.96.0.10`, `10.96.0.10:5353`, `fd00::a` or `[fd00::a]:5353`.
+fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let server = match bare.parse::<IpAddr>() {
+        Ok(ip) => SocketAddr::new(ip, DNS_PORT),
+        Err(_) => text.parse().map_err(|_| "write an address, or an address and a port: 10.96.0.10:53".to_owned())?,
+    };
+    match (server.port(), server.ip().is_unspecified()) {
+        (0, _) => Err("a port is a number from 1 to 65535".to_owned()),
+        (_, true) => Err("no server has this address".to_owned()),
+        _ => Ok(server),
+    }
+}
+
+/// The port of DNS servers.
+const DNS_PORT: u16 = 53;
 
 /// Shortest and longest time to stop in.
 const GRACE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
@@ -281,6 +306,22 @@ mod tests {
             assert_eq!(crate::exit::exit_of(&error), Exit::Usage);
             let text = error.to_string();
             assert!(text.contains(name) && text.contains(value) && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn dns_servers() {
+        for (text, want) in [
+            ("10.96.0.10", "10.96.0.10:53"),
+            ("10.96.0.10:5353", "10.96.0.10:5353"),
+            ("fd00::a", "[fd00::a]:53"),
+            ("[fd00::a]", "[fd00::a]:53"),
+            ("[fd00::a]:5353", "[fd00::a]:5353"),
+        ] {
+            assert_eq!(dns_server(text), Ok(want.parse().unwrap()));
+        }
+        for bad in ["", "dns.example.com", "10.96.0.10:", "10.96.0.10:0", "10.96.0.10:99999", "0.0.0.0", "::"] {
+            assert!(dns_server(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -15,7 +15,7 @@ pub mod watch;
 pub mod yaml;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Settings {
     pub programs: Programs,
     /// Ports and addresses to listen on.
     pub listen: Listen,
+    /// How the other pods' names are resolved.
+    pub dns: DnsSettings,
     /// Where the children read certificates: `/pki`, `<data>/pki` or `<data>/k0s/pki`.
     pub pki_dir: PathBuf,
     /// Additional names and addresses for serving certificates (`--tls-san`).
@@ -191,6 +193,15 @@ pub struct Listen {
     pub front_port: u16,
     /// The API server's own port on loopback, 6443.
     pub apiserver_port: u16,
+}
+
+/// Where names are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// The server to ask; `None`: those of [`DnsSettings::resolv_conf`].
+    pub server: Option<SocketAddr>,
+    /// `/etc/resolv.conf`: servers, search list and options.
+    pub resolv_conf: PathBuf,
 }
 
 impl Settings {

@@ -13,7 +13,7 @@ use super::flags::Flags;
 use super::load::{Loaded, Loader};
 use super::provenance::{Provenance, REDACTED, Source, redacted};
 use super::values::{Era, Spot, Values, ValuesError};
-use super::{Distro, Listen, PodIdentity, Settings, check, find_program};
+use super::{Distro, DnsSettings, Listen, PodIdentity, Settings, check, find_program};
 use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 
@@ -70,6 +70,7 @@ impl Resolver<'_> {
         let etcd = self.etcd(&name, distro, &pod, wrapped.is_some())?;
         let programs = self.programs(distro, folders, source, commands)?;
         let listen = self.listen(&pod)?;
+        let dns = self.dns()?;
         let sans = given!(self, tls_san, "tls-san").or(self.spot(self.values.tls_sans.clone()));
         let tls_sans = self.take("tlsSans", sans, "", Vec::new);
         for san in &tls_sans {
@@ -110,6 +111,7 @@ impl Resolver<'_> {
             etcd,
             programs,
             listen,
+            dns,
             pki_dir,
             tls_sans,
             service_cidr,
@@ -312,6 +314,16 @@ impl Resolver<'_> {
         };
         check::distinct_ports(&listen)?;
         Ok(listen)
+    }
+
+    fn dns(&mut self) -> anyhow::Result<DnsSettings> {
+        let given = given!(self, dns_server, "dns-server");
+        let source = source_of_or(&given, "those of resolvConf");
+        let server = given.map(|(server, _)| server);
+        self.notes.note("dns.server", server, source);
+        let given = given!(self, resolv_conf, "resolv-conf");
+        let resolv_conf = self.take("dns.resolvConf", given, "", || PathBuf::from("/etc/resolv.conf"));
+        Ok(DnsSettings { server, resolv_conf: absolute(resolv_conf, "--resolv-conf")? })
     }
 }
 

@@ -3,6 +3,7 @@
 mod cli;
 mod container;
 mod datadir;
+mod discovery;
 mod journey;
 mod migrate;
 mod pki;
