@@ -22,10 +22,27 @@ pub const CRASH_POINTS: &[&str] = &[
     "start-apiserver-spawned",
 ];
 
-/// Kills the process here if the environment asks for it. `name` must be in [`CRASH_POINTS`].
+/// Every crash point of a reset, in the order in which it passes them.
+pub const RESET_CRASH_POINTS: &[&str] = &[
+    "reset-journal-begun",
+    "reset-half-copied",
+    "reset-copied",
+    "reset-tail-cut",
+    "reset-appended",
+    "reset-etcd-serving",
+    "reset-verified",
+    "reset-half-bumped",
+    "reset-bumped",
+    "reset-done",
+];
+
+/// Kills the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
-    assert!(CRASH_POINTS.contains(&name), "crash point {name} is not in the list");
+    assert!(
+        CRASH_POINTS.iter().chain(RESET_CRASH_POINTS).any(|known| *known == name),
+        "crash point {name} is not in the list"
+    );
     // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.
     if std::env::var_os("SYNCER_CRASH_AT").is_some_and(|v| v == name) {
         let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);

@@ -15,6 +15,8 @@ pub trait DiskFile: Send {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the content and the length durable.
     fn sync(&mut self) -> io::Result<()>;
+    /// Cuts the file off at `length`.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
     /// Starts writing back what was written without waiting for it; a hint that keeps the last sync short.
     fn start_writeback(&mut self, _offset: u64, _len: u64) {}
     /// Reserves space up to `length` and makes the file that long, with zeros; a hint that may do nothing.
@@ -83,6 +85,10 @@ impl DiskFile for RealFile {
     fn sync(&mut self) -> io::Result<()> {
         self.file.flush()?;
         self.file.sync_all().map_err(|e| at(&self.path, e))
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.file.set_len(length).map_err(|e| at(&self.path, e))
     }
 
     fn start_writeback(&mut self, offset: u64, len: u64) {

@@ -65,8 +65,9 @@ pub enum InspectedDatadir {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsableDatadir {
     path: PathBuf,
-    wal: WalSummary,
+    wal: Box<WalSummary>,
     start: (Term, RaftIndex),
+    backend: PathBuf,
     consistent_index: RaftIndex,
 }
 
@@ -112,6 +113,16 @@ impl UsableDatadir {
     /// The index up to which the backend holds everything.
     pub fn consistent_index(&self) -> RaftIndex {
         self.consistent_index
+    }
+
+    /// The raft snapshot that etcd goes on from, or index 0 for the log's beginning.
+    pub fn start(&self) -> (Term, RaftIndex) {
+        self.start
+    }
+
+    /// The backend's file: `member/snap/db`, or a received one that etcd puts in its place at its next start.
+    pub fn backend(&self) -> &Path {
+        &self.backend
     }
 
     /// All that the WAL says.
@@ -221,7 +232,8 @@ impl RawDatadir {
         if !self.snap.iter().any(|name| name == "db") {
             return damage("the backend (member/snap/db) is missing while its WAL is there");
         }
-        let mut backend = Backend::open(&self.db("db"))?;
+        let mut backend_path = self.db("db");
+        let mut backend = Backend::open(&backend_path)?;
         if wal.hard_state.is_none() && backend.is_new {
             // Killed after it created its WAL and before the first entry. etcd finds the WAL at its next start, expects
             // a raft configuration in it, has none, and waits for a leader for ever (tried on 3.5, 3.6 and 3.7).
@@ -234,14 +246,22 @@ impl RawDatadir {
                 let has = backend.consistent_index.0;
                 return damage(format!("the backend ends at index {has}, but its WAL begins at {}", start.1.0));
             }
-            backend = Backend::open(&self.db(&received))?;
+            backend_path = self.db(&received);
+            backend = Backend::open(&backend_path)?;
         }
         backend.check_version(newest)?;
         let consistent_index = backend.consistent_index;
-        let usable = UsableDatadir { path: self.path, wal, start, consistent_index };
+        let usable =
+            UsableDatadir { path: self.path, wal: Box::new(wal), start, backend: backend_path, consistent_index };
         if consistent_index > usable.last_index() {
             let (has, ends) = (consistent_index.0, usable.last_index().0);
             return damage(format!("the backend is at index {has}, but its WAL ends at {ends}: entries are lost"));
+        }
+        if usable.commit() > usable.last_index() {
+            let (says, ends) = (usable.commit().0, usable.last_index().0);
+            return damage(format!(
+                "the WAL says that index {says} is committed, and ends at {ends}: entries are lost"
+            ));
         }
         Ok(Some(usable))
     }

@@ -10,6 +10,7 @@ macro_rules! for_each_line {
 }
 
 mod damage;
+mod log_tail;
 mod read;
 mod refused;
 mod restored;

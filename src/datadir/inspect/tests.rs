@@ -296,3 +296,10 @@ fn an_unreadable_directory_is_not_a_verdict() {
     std::os::unix::fs::symlink(&link, &link).unwrap();
     assert!(inspect(&link, V3_6).is_err());
 }
+
+#[test]
+fn a_log_that_promises_more_than_it_holds_is_damaged() {
+    let dir = Dir::new();
+    dir.append(&[(TYPE_STATE, HardState { term: 1, vote: 7, commit: 2 }.encode())]);
+    dir.assert_damaged("says that index 2 is committed, and ends at 1");
+}

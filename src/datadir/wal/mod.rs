@@ -1,5 +1,8 @@
-//! etcd's write-ahead log: framing, records, a writer of a new log and a reader of any. Byte maps: `FORMAT.md`.
+//! etcd's write-ahead log: framing, records, a writer of a new log, a reader of any, and what is appended to
+//! one. Byte maps: `FORMAT.md`.
 
+pub mod append;
+pub mod conf_change;
 pub mod reader;
 pub mod record;
 pub mod writer;
@@ -7,6 +10,8 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use append::{AppendError, append_state};
+pub use conf_change::{ConfChange, LoggedChange};
 pub use reader::{EntryRun, WalError, WalSummary, WalTail, read_wal, segments};
 pub use record::{ConfState, Entry, EntryKind, HardState, Metadata, RecordEncoder, SnapshotRecord};
 pub use writer::write_wal;

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::conf_change::{ConfChange, LoggedChange};
 use super::record::{
-    Entry, FRAME, HardState, Metadata, Record, SnapshotRecord, TYPE_CRC, TYPE_ENTRY, TYPE_METADATA, TYPE_SNAPSHOT,
-    TYPE_STATE, decode_frame,
+    Entry, EntryKind, FRAME, HardState, Metadata, Record, SnapshotRecord, TYPE_CRC, TYPE_ENTRY, TYPE_METADATA,
+    TYPE_SNAPSHOT, TYPE_STATE, decode_frame,
 };
 use crate::datadir::snapshot::hex16;
 use crate::disk::at;
@@ -26,6 +27,8 @@ const MAX_RECORD: u64 = 256 << 20;
 const MAX_SEGMENTS: usize = 100_000;
 /// How many of the newest snapshot records are kept.
 const MAX_SNAPSHOTS: usize = 10_000;
+/// More changes of the membership than this are not etcd's: it drops those before a snapshot with their segments.
+const MAX_CHANGES: usize = 100_000;
 /// Read ahead.
 const BUFFER: usize = 256 << 10;
 
@@ -91,6 +94,8 @@ pub struct WalSummary {
     pub entries: Option<EntryRun>,
     /// Snapshot records in the order of the log; the first is usually index 0.
     pub snapshots: Vec<SnapshotRecord>,
+    /// Changes of the membership in the order of the log, without those that were overwritten.
+    pub changes: Vec<LoggedChange>,
     /// The segments read.
     pub segments: Vec<Segment>,
     /// The end.
@@ -167,8 +172,8 @@ pub fn read_wal(dir: &Path) -> Result<WalSummary, WalError> {
     }
     let tail = tail.ok_or(WalError::NoSegment)?;
     let metadata = log.metadata.ok_or(WalError::NoMetadata)?;
-    let Log { hard_state, entries, snapshots, .. } = log;
-    Ok(WalSummary { metadata, hard_state, entries, snapshots, segments, tail })
+    let Log { hard_state, entries, snapshots, changes, .. } = log;
+    Ok(WalSummary { metadata, hard_state, entries, snapshots, changes, segments, tail })
 }
 
 /// What was read so far.
@@ -179,6 +184,7 @@ struct Log {
     hard_state: Option<HardState>,
     entries: Option<EntryRun>,
     snapshots: Vec<SnapshotRecord>,
+    changes: Vec<LoggedChange>,
 }
 
 impl Log {
@@ -200,6 +206,7 @@ impl Log {
                     _ => entry.index,
                 };
                 self.entries = Some(EntryRun { first, last: entry.index, term: entry.term });
+                self.apply_change(&entry)?;
             }
             TYPE_STATE => {
                 self.hard_state = Some(HardState::decode(record.data).map_err(|_| "the HardState is not valid")?);
@@ -213,6 +220,24 @@ impl Log {
             }
             _ => return Err("a record of an unknown type"),
         }
+        Ok(())
+    }
+
+    /// Keeps a change of the membership, and forgets those that the entry overwrites.
+    fn apply_change(&mut self, entry: &Entry<'_>) -> Result<(), &'static str> {
+        while self.changes.last().is_some_and(|change| change.index >= entry.index) {
+            self.changes.pop();
+        }
+        let change = match entry.kind {
+            EntryKind::Normal => return Ok(()),
+            EntryKind::ConfChange => ConfChange::decode(entry.data),
+            EntryKind::ConfChangeV2 => ConfChange::decode_v2(entry.data),
+        };
+        let change = change.map_err(|_| "the membership change is not valid")?;
+        if self.changes.len() == MAX_CHANGES {
+            return Err("there are more membership changes than etcd makes");
+        }
+        self.changes.push(LoggedChange { term: entry.term, index: entry.index, change });
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::record::{TYPE_CRC, TYPE_ENTRY, TYPE_METADATA, TYPE_SNAPSHOT, TYPE_STATE};
 use super::*;
+use crate::disk::RealDisk;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Term};
 
 const OWNER: Metadata = Metadata { member: MemberId(0xA), cluster: ClusterId(0xC) };
@@ -212,4 +213,86 @@ proptest! {
     fn any_bytes_end_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
         let _ = read(&[(0, 0, &bytes)]);
     }
+}
+
+/// Appends to the log of these segments; the last segment's bytes before and after, and where the record went.
+fn appended(segments: &[(u64, u64, &[u8])]) -> (Vec<u8>, Vec<u8>, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let named: Vec<_> = segments.iter().map(|(seq, index, bytes)| (name(*seq, *index), *bytes)).collect();
+    write(dir.path(), &named);
+    let tail = read_wal(dir.path()).unwrap().tail;
+    let before = std::fs::read(&tail.path).unwrap();
+    let state = HardState { term: 3, vote: 0xB, commit: 9 };
+    append_state(&RealDisk, &tail, &state).unwrap();
+    let after = std::fs::read(&tail.path).unwrap();
+    let wal = read_wal(dir.path()).unwrap();
+    assert_eq!(wal.hard_state, Some(state));
+    assert_eq!(wal.tail.path, tail.path);
+    assert!(!wal.tail.torn && wal.tail.offset > tail.offset);
+    // Again, as after a kill: a second record of the same content.
+    append_state(&RealDisk, &wal.tail, &state).unwrap();
+    assert_eq!(read_wal(dir.path()).unwrap().hard_state, Some(state));
+    (before, after, tail.offset as usize)
+}
+
+#[test]
+fn a_state_is_appended_after_the_last_record_and_nothing_before_it_changes() {
+    let (first, second) = two_segments();
+    let whole = |tail: &[u8]| [&second[..], tail].concat();
+    // Preallocated, with room; full to the last byte; room for less than a record.
+    for tail in [&[0; 5000][..], &[], &[0; 16]] {
+        let (before, after, at) = appended(&[(0, 0, &first), (1, 6, &whole(tail))]);
+        assert_eq!((at, &before[..at]), (second.len(), &after[..at]));
+        assert!(after.len() >= before.len() && after[at..].iter().any(|byte| *byte != 0));
+    }
+    // The rest of a torn record, with and without zeros behind it, and of an older write behind a frame of zero.
+    let mut torn_sector = second[..(second.len() - 750).next_multiple_of(512)].to_vec();
+    torn_sector.resize(64_000, 0);
+    let mut behind = whole(&[0; 600]);
+    behind.extend_from_slice(&[0xEE; 300]);
+    for last in [&second[..second.len() - 5], &torn_sector, &behind, &whole(&[9, 0, 0])] {
+        let (before, after, at) = appended(&[(0, 0, &first), (1, 6, last)]);
+        assert_eq!(&before[..at], &after[..at]);
+        assert!(at <= second.len() && after.len() <= at + 48, "what followed is gone: {at} {}", after.len());
+    }
+}
+
+#[test]
+fn nothing_is_appended_where_no_record_may_begin() {
+    let (first, _) = two_segments();
+    let dir = tempfile::tempdir().unwrap();
+    // A last segment in which nothing stands; etcd renames one into place only when it has its head.
+    write(dir.path(), &[(name(0, 0), &first), (name(1, 6), &[0; 64])]);
+    let tail = read_wal(dir.path()).unwrap().tail;
+    let error = append_state(&RealDisk, &tail, &HardState::default()).unwrap_err();
+    assert_eq!(error.to_string(), "nothing can be appended to the WAL: its last segment has no head");
+    let odd = WalTail { offset: 12, ..tail };
+    assert!(matches!(append_state(&RealDisk, &odd, &HardState::default()), Err(AppendError::NoPlace(_))));
+    // A tail that is not that of the log as it is.
+    let before = std::fs::read(dir.path().join(name(0, 0))).unwrap();
+    let stale = WalTail { path: dir.path().join(name(0, 0)), offset: 48, crc: 0, torn: false };
+    assert!(matches!(append_state(&RealDisk, &stale, &HardState::default()), Err(AppendError::Changed)));
+    assert_eq!(std::fs::read(dir.path().join(name(0, 0))).unwrap(), before);
+}
+
+#[test]
+fn overwritten_membership_changes_are_forgotten() {
+    use super::record::add_voter;
+    let change = |log: &mut RecordEncoder, term, index, data: &[u8]| {
+        let (term, index) = (Term(term), RaftIndex(index));
+        log.push(TYPE_ENTRY, &Entry { kind: EntryKind::ConfChange, term, index, data }.encode());
+    };
+    let mut log = RecordEncoder::resume(0);
+    head(&mut log);
+    for index in 1..=4 {
+        change(&mut log, 1, index, &add_voter(MemberId(index), b"{}"));
+    }
+    entry(&mut log, 2, 3, 8);
+    change(&mut log, 2, 4, &add_voter(MemberId(9), b"{}"));
+    let wal = read(&[(0, 0, &log.clone().into_bytes())]).unwrap();
+    let places: Vec<_> = wal.changes.iter().map(|change| (change.term.0, change.index.0)).collect();
+    assert_eq!(places, [(1, 1), (1, 2), (2, 4)]);
+    change(&mut log, 2, 5, b"\x08");
+    let error = read(&[(0, 0, &log.into_bytes())]).unwrap_err();
+    assert!(error.to_string().contains("membership change is not valid"), "{error}");
 }

@@ -128,6 +128,11 @@ impl DiskFile for FailingFile {
         self.1.pass()?;
         self.0.sync()
     }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.1.pass()?;
+        self.0.truncate(length)
+    }
 }
 
 impl Disk for FailingDisk {

@@ -37,6 +37,9 @@ impl DiskFile for KilledFile<'_> {
     fn sync(&mut self) -> io::Result<()> {
         self.disk.step().and_then(|()| self.file.sync())
     }
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.disk.step().and_then(|()| self.file.truncate(length))
+    }
 }
 
 /// What [`KilledFile`] borrows from lives as long as the program.
