@@ -8,6 +8,9 @@ use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 /// The records of one headless service.
 #[derive(Clone, Debug)]
 pub struct Zone {
@@ -62,6 +65,24 @@ impl Zone {
         text
     }
 
+    /// The reverse zone of the network that begins with these octets, as a zone file: each pod's address leads to its
+    /// name.
+    pub fn reverse_file(&self, first: [u8; 2], serial: u32) -> String {
+        let (zone, Zone { domain, ttl, negative_ttl, .. }) = (reverse_name(first), self);
+        let mut text = format!(
+            "{zone}. {negative_ttl} IN SOA ns.dns.{domain}. hostmaster.{domain}. {serial} 7200 1800 86400 {negative_ttl}\n\
+             {zone}. {ttl} IN NS ns.dns.{domain}.\n"
+        );
+        for (pod, ip) in &self.pods {
+            if let IpAddr::V4(ip) = ip {
+                let [_, _, high, low] = ip.octets();
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "{low}.{high}.{zone}. {ttl} IN PTR {pod}.{}.", self.service());
+            }
+        }
+        text
+    }
+
     /// What the kubelet writes into the pods' `resolv.conf`.
     pub fn resolv_conf(&self, server: IpAddr) -> String {
         let Zone { namespace, domain, .. } = self;
@@ -69,8 +90,13 @@ impl Zone {
     }
 }
 
+/// The name of the reverse zone of the network that begins with these octets.
+pub fn reverse_name([a, b]: [u8; 2]) -> String {
+    format!("{b}.{a}.in-addr.arpa")
+}
+
 /// What the server does with questions for the cluster's domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Mood {
     /// It answers them.
     Well,
@@ -82,28 +108,29 @@ pub enum Mood {
     Silent,
 }
 
-/// A Corefile. `zone` is the zone's file.
-pub fn corefile(listen: SocketAddr, domain: &str, zone: &Path, mood: Mood) -> String {
-    let (ip, port, zone) = (listen.ip(), listen.port(), zone.display());
-    let served = match mood {
-        Mood::Well => format!("file {zone} {domain} {{\n    reload 100ms\n  }}"),
-        Mood::ServFail => format!("template ANY ANY {domain} {{\n    rcode SERVFAIL\n  }}"),
-        Mood::Silent => "erratic {\n    drop 1\n  }".to_owned(),
-        Mood::Refuses => String::new(),
-    };
-    // Everything else does not exist, as the root's servers would say.
-    let root = ". 86400 IN SOA a.root-servers.net. nstld.verisign-grs.com. 1 1800 900 604800 86400";
-    let cluster = match mood {
-        Mood::Refuses => String::new(),
-        _ => format!("{domain}:{port} {{\n  bind {ip}\n  log\n  errors\n  {served}\n}}\n"),
-    };
-    let rest = match mood {
-        Mood::Refuses => {
-            format!("refused.example:{port} {{\n  bind {ip}\n  log\n  whoami\n}}\n").replace("whoami", "erratic")
+/// A Corefile. `zones` are names and files: the cluster's domain first.
+pub fn corefile(listen: SocketAddr, zones: &[(String, &Path)], mood: Mood) -> String {
+    let (ip, port) = (listen.ip(), listen.port());
+    let block = |zone: &str, plugins: &str| format!("{zone}:{port} {{\n  bind {ip}\n  log\n  errors\n{plugins}}}\n");
+    let mut text = String::new();
+    for (zone, file) in zones {
+        text += &match mood {
+            Mood::Well => block(zone, &format!("  file {} {zone} {{\n    reload 100ms\n  }}\n", file.display())),
+            Mood::ServFail => block(zone, &format!("  template ANY ANY {zone} {{\n    rcode SERVFAIL\n  }}\n")),
+            Mood::Silent => block(zone, "  erratic {\n    drop 1\n  }\n"),
+            Mood::Refuses => String::new(),
+        };
+    }
+    text + &match mood {
+        // Something must be served, or there is no server.
+        Mood::Refuses => block("refused.example", "  erratic\n"),
+        // Everything else does not exist, as the root's servers would say.
+        _ => {
+            let root = ". 86400 IN SOA a.root-servers.net. nstld.verisign-grs.com. 1 1800 900 604800 86400";
+            block(".", &format!("  template ANY ANY . {{\n    rcode NXDOMAIN\n    authority \"{root}\"\n  }}\n"))
         }
-        _ => format!(
-            ".:{port} {{\n  bind {ip}\n  log\n  template ANY ANY . {{\n    rcode NXDOMAIN\n    authority \"{root}\"\n  }}\n}}\n"
-        ),
-    };
-    cluster + &rest
+    }
 }
+
+/// What CoreDNS prints when it has taken a changed Corefile (asked to by SIGUSR1).
+pub const RELOADED: &str = "Reloading complete";

@@ -15,8 +15,8 @@ use syncer::ids::Ordinal;
 use syncer::settings::flags::Flags;
 use syncer::settings::load::{Loader, Surroundings};
 
+use crate::statefulset_box::coredns::{Mood, Zone};
 use crate::support::coredns::CoreDns;
-use crate::support::coredns_config::{Mood, Zone};
 use crate::support::etcd::run;
 use crate::support::free_port;
 

@@ -10,5 +10,8 @@ mod pki;
 mod serve;
 mod settings;
 mod start;
+mod statefulset;
+#[path = "../box/mod.rs"]
+mod statefulset_box;
 mod supervise;
 mod support;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::coredns_config::{Mood, Zone, corefile};
 use super::{free_port, part, poll};
+use crate::statefulset_box::coredns::{Mood, RELOADED, Zone, corefile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -66,7 +66,7 @@ impl CoreDns {
     }
 
     fn configure(&self, mood: Mood) {
-        let text = corefile(self.listen, &self.zone.domain, &self.path("zone"), mood);
+        let text = corefile(self.listen, &[(self.zone.domain.clone(), &self.path("zone"))], mood);
         std::fs::write(self.path("Corefile"), text).expect("write the Corefile");
     }
 
@@ -79,7 +79,7 @@ impl CoreDns {
     /// Changes what it does, and waits until it does that.
     pub fn set_mood(&mut self, mood: Mood) {
         self.configure(mood);
-        let reloads = || self.log().matches("Reloading complete").count();
+        let reloads = || self.log().matches(RELOADED).count();
         let before = reloads();
         let child = self.child.as_ref().expect("it runs");
         kill(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), Signal::SIGUSR1).expect("ask it to reload");

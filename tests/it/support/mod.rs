@@ -6,8 +6,6 @@
 #![allow(dead_code, reason = "each test module uses some of it")]
 
 pub mod coredns;
-#[path = "../../box/coredns.rs"]
-pub mod coredns_config;
 pub mod etcd;
 pub mod https;
 pub mod kine_db;

@@ -1,0 +1,43 @@
+//! A port of loopback, outside of the box, that leads to a port of a pod: of the one that has the name when somebody
+//! connects.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::network::Place;
+
+/// The pods' addresses now.
+pub type Addresses = Arc<Mutex<BTreeMap<u32, IpAddr>>>;
+
+/// Begins to forward; the address to connect to. It lasts as long as the box.
+pub fn forward(place: Place, addresses: Addresses, ordinal: u32, port: u16) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let outside = listener.local_addr()?;
+    std::thread::Builder::new().name("forward".into()).spawn(move || {
+        for client in listener.incoming().flatten() {
+            let address = addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&ordinal).copied();
+            let Some(address) = address else { continue };
+            let place = place.clone();
+            // Dropping the client tells it that nobody answers.
+            let _ = std::thread::Builder::new().spawn(move || {
+                let _ = place.enter().and_then(|()| relay(client, SocketAddr::new(address, port)));
+            });
+        }
+    })?;
+    Ok(outside)
+}
+
+fn relay(client: TcpStream, to: SocketAddr) -> io::Result<()> {
+    let server = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    std::thread::Builder::new().spawn(move || {
+        let _ = io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Write);
+    })?;
+    let (mut from_server, mut to_client) = (server, client);
+    let _ = io::copy(&mut from_server, &mut to_client);
+    to_client.shutdown(Shutdown::Both)
+}

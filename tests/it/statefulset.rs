@@ -1,0 +1,356 @@
+//! The StatefulSet in a box, with a stand-in in its pods and with syncer.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Child;
+use std::time::Duration;
+
+use crate::statefulset_box::client::{self, Client};
+use crate::statefulset_box::coredns::Mood;
+use crate::statefulset_box::probe;
+use crate::statefulset_box::protocol::{Config, NetworkMode, PodPhase, Policy, Program, Status};
+use crate::statefulset_box::stand_in::{PORT, Peers, State};
+use crate::support::{part, poll, syncer};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn statefulset() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_statefulset"))
+}
+
+/// A box in a folder of its own, which ends with the test.
+struct TestBox {
+    client: Client,
+    daemon: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl std::ops::Deref for TestBox {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for TestBox {
+    fn drop(&mut self) {
+        // The pods die with it.
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+impl TestBox {
+    fn up(change: impl FnOnce(&mut Config)) -> TestBox {
+        let dir = tempfile::tempdir().expect("a folder");
+        // Users of a namespace see it too.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
+        let mut config = Config::new(dir.path(), Program::StandIn, part("coredns"));
+        config.probe_ms = 50;
+        config.backoff_ms = (50, 400);
+        change(&mut config);
+        let (client, daemon) = client::up(&statefulset(), &config).expect("a box");
+        TestBox { client, daemon, _dir: dir }
+    }
+
+    /// One whose pods are all ready.
+    fn ready(replicas: u32, policy: Policy) -> TestBox {
+        let set = TestBox::up(|config| (config.replicas, config.policy) = (replicas, policy));
+        set.settled();
+        set
+    }
+
+    fn settled(&self) -> Status {
+        self.settle(PATIENCE).expect("all pods are ready")
+    }
+
+    fn until(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        self.wait(what, PATIENCE, wanted).expect(what)
+    }
+
+    /// Asks a stand-in.
+    fn get(&self, ordinal: u32, path: &str) -> Option<String> {
+        let config = syncer::supervise::probe::unverified().expect("TLS");
+        let address = self.forward(ordinal, PORT).expect("a forward");
+        probe::get(address, path, &config.into()).filter(|(status, _)| *status == 200).map(|(_, body)| body)
+    }
+
+    fn state(&self, ordinal: u32) -> State {
+        let body = poll("the pod says how it is", PATIENCE, || self.get(ordinal, "/state"));
+        serde_json::from_str(&body).expect("a state")
+    }
+
+    fn peers(&self, ordinal: u32, count: u32) -> Peers {
+        let body = poll("the pod says whom it reaches", PATIENCE, || self.get(ordinal, &format!("/peers?{count}")));
+        serde_json::from_str(&body).expect("peers")
+    }
+
+    /// Waits until pod `from` reaches pod `to`, or no longer does.
+    fn reaches(&self, from: u32, to: u32, wanted: bool) {
+        let what = format!("pod {from} reaches pod {to}: {wanted}");
+        poll(&what, PATIENCE, || (self.peers(from, to + 1)[&to].reached == wanted).then_some(()));
+    }
+
+    fn dns_of(&self, from: u32, of: u32, wanted: &str) {
+        let what = format!("DNS says to pod {from} that pod {of} is {wanted}");
+        poll(&what, PATIENCE, || (self.peers(from, of + 1)[&of].dns == wanted).then_some(()));
+    }
+
+    /// Makes a file in a pod's volume, by which its stand-in is steered.
+    fn steer(&self, ordinal: u32, file: &str) {
+        std::fs::write(self.volume(&format!("vc-{ordinal}")).join(file), "").expect("write into the volume");
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.status().expect("a status").pods.values().filter_map(|pod| pod.pid).collect()
+    }
+}
+
+fn alive(pid: i32) -> bool {
+    // A zombie is no longer alive.
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
+}
+
+/// Whether pods have namespaces here; without them some of what is tested does not exist.
+fn namespaces(set: &TestBox) -> bool {
+    let namespaces = set.status().expect("a status").network == NetworkMode::Namespaces;
+    if !namespaces {
+        println!("pods have no namespaces here: this is not tested");
+    }
+    namespaces
+}
+
+#[test]
+fn ordered_pods_come_one_by_one_and_reach_each_other_by_name() {
+    let set = TestBox::up(|config| config.replicas = 3);
+    let status = set.settled();
+    let order: Vec<_> = status.pods.values().map(|pod| pod.incarnation).collect();
+    assert_eq!(order, [1, 2, 3]);
+    for ordinal in 0..3 {
+        let state = set.state(ordinal);
+        assert_eq!(state.name, format!("vc-{ordinal}"));
+        assert_eq!(Some(state.address), status.pods[&ordinal].address.map(|ip| ip.to_string()));
+        assert_eq!(state.starts, 1);
+        if status.network == NetworkMode::Namespaces {
+            assert_eq!((state.host, state.pid), (state.name, 1));
+        }
+        for peer in 0..3 {
+            set.reaches(ordinal, peer, true);
+        }
+        set.dns_of(ordinal, 3, "absent");
+    }
+}
+
+#[test]
+fn an_ordered_pod_that_is_not_ready_is_waited_for() {
+    let set = TestBox::up(|config| config.replicas = 0);
+    std::fs::create_dir_all(set.volume("vc-0")).expect("a volume");
+    set.steer(0, "not-ready");
+    set.scale(2).expect("scale");
+    set.until("pod 0 runs", |s| s.pods.get(&0).is_some_and(|pod| pod.address.is_some()));
+    // It has a record all the same (publishNotReadyAddresses), and nobody follows it.
+    set.dns_of(0, 0, "present");
+    assert_eq!(set.status().expect("a status").pods.len(), 1);
+    std::fs::remove_file(set.volume("vc-0").join("not-ready")).expect("ready");
+    set.settled();
+}
+
+#[test]
+fn parallel_pods_do_not_wait_for_each_other() {
+    let set = TestBox::up(|config| (config.replicas, config.policy) = (0, Policy::Parallel));
+    std::fs::create_dir_all(set.volume("vc-0")).expect("a volume");
+    set.steer(0, "not-ready");
+    set.scale(3).expect("scale");
+    set.until("the others are ready", |s| s.ready() == [1, 2]);
+    assert_eq!(set.status().expect("a status").pods.len(), 3);
+}
+
+#[test]
+fn a_killed_pod_is_replaced_under_its_name_with_another_address_on_its_volume() {
+    let set = TestBox::ready(2, Policy::OrderedReady);
+    let before = set.settled().pods[&1].clone();
+    set.kill9(1).expect("kill");
+    set.until("it is replaced", |s| s.settled && s.pods[&1].incarnation > before.incarnation);
+    let after = set.state(1);
+    assert_eq!((after.name.as_str(), after.starts), ("vc-1", 2));
+    assert_ne!(Some(after.address), before.address.map(|ip| ip.to_string()));
+    set.reaches(0, 1, true);
+}
+
+#[test]
+fn a_deleted_pod_has_its_grace_and_no_more() {
+    let set = TestBox::up(|config| (config.replicas, config.grace_ms) = (1, 60_000));
+    set.settled();
+    set.delete(0).expect("delete");
+    set.until("it is replaced", |s| s.settled && s.pods[&0].incarnation == 2);
+    assert!(set.log("vc-0").contains("SIGTERM"), "{}", set.log("vc-0"));
+    let set = TestBox::up(|config| (config.replicas, config.grace_ms) = (1, 500));
+    set.settled();
+    set.steer(0, "ignore-term");
+    set.delete(0).expect("delete");
+    set.until("it is killed and replaced", |s| s.settled && s.pods[&0].incarnation == 2);
+}
+
+#[test]
+fn a_pod_that_fails_again_and_again_is_replaced_all_the_same() {
+    let set = TestBox::ready(2, Policy::Parallel);
+    set.steer(1, "crash");
+    set.kill9(1).expect("kill");
+    let failed = |s: &Status| s.pods[&1].failures >= 4 && s.pods[&1].phase == PodPhase::Backoff;
+    let status = set.until("it fails a few times", failed);
+    assert_eq!((status.ready(), status.pods[&1].address), (vec![0], None));
+    std::fs::remove_file(set.volume("vc-1").join("crash")).expect("let it live");
+    set.settled();
+}
+
+#[test]
+fn syncer_runs_in_a_pod_and_its_volume_outlives_its_address() {
+    let etcd = part("etcd");
+    let set = TestBox::up(|config| {
+        config.program = Program::Syncer {
+            file: syncer(),
+            binaries: etcd.parent().expect("a folder").to_owned(),
+            args: vec!["--distro=none".to_owned()],
+        };
+    });
+    set.settled();
+    let pki = set.dir().join("pki");
+    let etcdctl = |args: &[&str]| {
+        let endpoint = format!("https://localhost:{}", set.forward(0, 2379).expect("a forward").port());
+        let certificate = |flag: &str, file: &str| format!("--{flag}={}", pki.join(file).display());
+        let output = std::process::Command::new(part("etcdctl"))
+            .args([format!("--endpoints={endpoint}"), certificate("cacert", "etcd/ca.crt")])
+            .arg(certificate("cert", "etcd/healthcheck-client.crt"))
+            .arg(certificate("key", "etcd/healthcheck-client.key"))
+            .args(args)
+            .output()
+            .expect("etcdctl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}\n{}", String::from_utf8_lossy(&output.stderr), set.log("vc-0"));
+        text
+    };
+    etcdctl(&["put", "/a", "1"]);
+    let members = etcdctl(&["member", "list"]);
+    assert!(members.contains("vc-0, https://vc-0.vc-headless.team-a:2380"), "{members}");
+    for (incarnation, end) in [(2, Client::kill9 as fn(&Client, u32) -> _), (3, Client::delete)] {
+        end(&set, 0).expect("end the pod");
+        set.until("it is replaced", |s| s.settled && s.pods[&0].incarnation == incarnation);
+        assert_eq!(etcdctl(&["get", "/a", "--print-value-only"]), "1\n");
+        assert_eq!(etcdctl(&["member", "list"]), members);
+    }
+    let before = set.log("vc-0").matches("boot decision").count();
+    assert_eq!(before, 3, "{}", set.log("vc-0"));
+}
+
+#[test]
+fn a_lost_volume_is_empty_and_a_scaled_down_pods_volume_is_kept() {
+    let set = TestBox::ready(2, Policy::Parallel);
+    set.lose_volume(1).expect("lose it");
+    set.until("it is replaced", |s| s.settled && s.pods[&1].incarnation == 3);
+    assert_eq!(set.state(1).starts, 1);
+    assert!(set.volume("vc-1.lost-0").join("starts").exists(), "it is set aside");
+    set.scale(1).expect("scale");
+    set.until("it is gone", |s| s.settled && s.pods.len() == 1);
+    set.dns_of(0, 1, "absent");
+    set.scale(2).expect("scale");
+    set.until("it is back", |s| s.settled && s.pods.len() == 2);
+    assert_eq!(set.state(1).starts, 2);
+}
+
+#[test]
+fn a_rolling_update_replaces_all_pods_one_at_a_time() {
+    for policy in [Policy::OrderedReady, Policy::Parallel] {
+        let set = TestBox::ready(3, policy);
+        set.roll().expect("roll");
+        let status = set.until("all are of the new revision", |s| {
+            assert!(s.pods.values().filter(|pod| pod.phase == PodPhase::Terminating).count() <= 1, "{s:?}");
+            s.settled && s.revision == 2
+        });
+        let incarnations: Vec<_> = status.pods.values().map(|pod| pod.incarnation).collect();
+        assert_eq!(incarnations, [6, 5, 4], "from the highest");
+        assert_eq!(set.state(0).revision, "2");
+    }
+}
+
+#[test]
+fn parted_pods_do_not_reach_each_other_whatever_their_addresses() {
+    let set = TestBox::ready(3, Policy::Parallel);
+    if !namespaces(&set) {
+        assert!(set.partition(0, 2).is_err());
+        return;
+    }
+    set.partition(2, 0).expect("part them");
+    set.reaches(0, 2, false);
+    set.reaches(2, 0, false);
+    set.reaches(0, 1, true);
+    set.reaches(2, 1, true);
+    set.kill9(2).expect("kill");
+    set.until("it is replaced", |s| s.settled && s.pods[&2].incarnation == 4);
+    set.dns_of(0, 2, "present");
+    set.reaches(2, 1, true);
+    set.reaches(2, 0, false);
+    set.heal().expect("heal");
+    set.reaches(0, 2, true);
+    set.reaches(2, 0, true);
+}
+
+#[test]
+fn dns_can_fail_in_every_way() {
+    let set = TestBox::ready(1, Policy::Parallel);
+    for mood in [Mood::ServFail, Mood::Refuses, Mood::Silent] {
+        set.dns(mood).expect("a mood");
+        set.dns_of(0, 1, "unknown");
+        set.dns(Mood::Well).expect("a mood");
+        set.dns_of(0, 1, "absent");
+    }
+}
+
+#[test]
+fn nothing_outlives_a_killed_box_and_the_next_one_goes_on_with_its_volumes() {
+    let mut set = TestBox::ready(2, Policy::Parallel);
+    let pids = set.pids();
+    assert!(pids.len() == 2 && pids.iter().all(|pid| alive(*pid)), "{pids:?}");
+    set.daemon.kill().expect("kill the box");
+    set.daemon.wait().expect("wait for it");
+    poll("its pods are gone", PATIENCE, || pids.iter().all(|pid| !alive(*pid)).then_some(()));
+    assert!(set.dir().join("box.sock").exists(), "it had no time to clean up");
+
+    let mut config = Config::new(set.dir(), Program::StandIn, part("coredns"));
+    (config.replicas, config.policy) = (2, Policy::Parallel);
+    let (client, daemon) = client::up(&statefulset(), &config).expect("another box in the same folder");
+    (set.client, set.daemon) = (client, daemon);
+    set.settled();
+    assert_eq!(set.state(1).starts, 2);
+    let twice = client::up(&statefulset(), &config).expect_err("one runs already");
+    assert!(twice.to_string().contains("already"), "{twice:#}");
+
+    let pids = set.pids();
+    set.down().expect("down");
+    assert!(set.daemon.wait().expect("it ends").success());
+    assert!(pids.iter().all(|pid| !alive(*pid)));
+    assert!(set.status().is_err() && !set.dir().join("box.sock").exists());
+}
+
+#[test]
+fn several_boxes_do_not_meet() {
+    let (one, other) = (TestBox::ready(1, Policy::Parallel), TestBox::ready(2, Policy::Parallel));
+    one.reaches(0, 1, false);
+    other.reaches(0, 1, true);
+    assert_ne!(one.forward(0, PORT).expect("a forward"), other.forward(0, PORT).expect("a forward"));
+}
+
+#[test]
+fn pods_can_live_on_loopback() {
+    let set = TestBox::up(|config| {
+        (config.replicas, config.network) = (2, NetworkMode::Loopback);
+    });
+    let status = set.settled();
+    assert!(status.pods.values().all(|pod| pod.address.is_some_and(|ip| ip.is_loopback())), "{status:?}");
+    set.reaches(0, 1, true);
+    set.kill9(1).expect("kill");
+    set.until("it is replaced", |s| s.settled && s.pods[&1].incarnation == 3);
+    set.reaches(0, 1, true);
+    let error = set.partition(0, 1).expect_err("they share one network");
+    assert!(error.to_string().contains("loopback"), "{error:#}");
+}
