@@ -114,6 +114,12 @@ impl Discovery {
         })
     }
 
+    /// As [`Discovery::pod`], but an absence is asked for again before its time is over: a record is waited for.
+    pub async fn pod_to_appear(&self, ordinal: Ordinal) -> Answer<BTreeSet<IpAddr>> {
+        self.memory(|memory, _| memory.doubt(&Question::Pod(ordinal)));
+        self.pod(ordinal).await
+    }
+
     /// The addresses of several pods, asked for at the same time.
     pub async fn pods(
         &self,

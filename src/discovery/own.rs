@@ -110,7 +110,7 @@ pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
 
 async fn look(discovery: &Discovery, ordinal: Ordinal, own: &BTreeSet<IpAddr>) -> Option<String> {
     let full = discovery.names().pod(ordinal).map(|n| n.to_ascii()).unwrap_or_default();
-    if let Some(why) = wrong(&full, own, &discovery.pod(ordinal).await) {
+    if let Some(why) = wrong(&full, own, &discovery.pod_to_appear(ordinal).await) {
         return Some(why);
     }
     let short = discovery.names().short(ordinal).map(|n| n.to_ascii()).unwrap_or_default();

@@ -167,6 +167,15 @@ impl<K: Ord + Clone, T: Clone> Memory<K, T> {
         self.entries.insert(question.clone(), Entry { answer, at: now, failures, not_before });
     }
 
+    /// Lets an absence be asked for again although it still holds: for who waits for a record to appear.
+    pub fn doubt(&mut self, question: &K) {
+        if let Some(entry) = self.entries.get_mut(question)
+            && matches!(entry.answer, Answer::Absent { .. })
+        {
+            entry.answer = Answer::Absent { ttl: Duration::ZERO };
+        }
+    }
+
     /// Charges datagrams that were sent without asking [`Memory::next`].
     pub fn charge(&mut self, sent: u32, now: Instant) {
         self.refill(now);
@@ -268,6 +277,21 @@ mod tests {
         memory.learn(&1, Answer::Present { value: 1, ttl: ms(0) }, 1, now, 0.5);
         let (at, _) = later(memory.next(&1, now));
         assert_eq!(at - now, ms(250));
+    }
+
+    #[test]
+    fn who_waits_for_a_record_asks_before_its_absence_is_over_but_no_faster_than_others() {
+        let (mut memory, now) = memory();
+        for question in [1, 2] {
+            assert_eq!(memory.next(&question, now), Next::Ask);
+        }
+        memory.learn(&1, Answer::Absent { ttl: ms(30_000) }, 1, now, 0.5);
+        memory.learn(&2, Answer::Present { value: 1, ttl: ms(30_000) }, 1, now, 0.5);
+        memory.doubt(&1);
+        memory.doubt(&2);
+        assert!(matches!(memory.next(&1, now), Next::Later { .. }));
+        assert_eq!(memory.next(&1, now + ms(250)), Next::Ask);
+        assert!(matches!(memory.next(&2, now + ms(250)), Next::Known(_)), "what is there is not doubted");
     }
 
     #[test]

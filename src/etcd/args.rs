@@ -269,7 +269,8 @@ fn addresses(launch: &EtcdLaunch, flags: &mut Flags) {
     let listen = if launch.loopback_only { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { launch.listen };
     let url = |ip: IpAddr, port: u16| format!("{scheme}://{}", SocketAddr::new(ip, port));
     let mut clients = url(listen, launch.client_port);
-    if !listen.is_unspecified() && !listen.is_loopback() {
+    // Our own probes and the API server come by 127.0.0.1.
+    if !listen.is_unspecified() && listen != IpAddr::V4(Ipv4Addr::LOCALHOST) {
         clients = format!("{clients},{}", url(IpAddr::V4(Ipv4Addr::LOCALHOST), launch.client_port));
     }
     flags.set("name", &*launch.name);

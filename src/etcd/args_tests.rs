@@ -111,6 +111,9 @@ fn a_single_address_is_joined_by_loopback_for_clients() {
     let args = args(&EtcdLaunch { listen, ..launch() }, 6);
     assert_eq!(value(&args, "listen-client-urls").as_deref(), Some("https://10.0.0.7:2379,https://127.0.0.1:2379"));
     assert_eq!(value(&args, "listen-peer-urls").as_deref(), Some("https://10.0.0.7:2380"));
+    let other_loopback = self::args(&EtcdLaunch { listen: "127.0.0.2".parse().unwrap(), ..launch() }, 6);
+    let clients = value(&other_loopback, "listen-client-urls");
+    assert_eq!(clients.as_deref(), Some("https://127.0.0.2:2379,https://127.0.0.1:2379"));
 }
 
 #[test]

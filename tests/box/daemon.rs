@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -116,10 +116,21 @@ impl Daemon {
             messages,
             config,
         };
+        daemon.fits(daemon.config.replicas)?;
         write(&daemon.resolv_conf(), &daemon.zone.resolv_conf(daemon.network.dns().ip()))?;
         daemon.write_values(daemon.config.replicas)?;
         daemon.make_pki()?;
         Ok(daemon)
+    }
+
+    /// etcd listens on 127.0.0.1:2379 whatever other address it has, so there is room for one on loopback.
+    fn fits(&self, replicas: u32) -> anyhow::Result<()> {
+        let syncer = matches!(self.config.program, Program::Syncer { .. });
+        ensure!(
+            self.network.namespaces() || !syncer || replicas <= 1,
+            "pods of syncer need namespaces of their own; on loopback there can be one"
+        );
+        Ok(())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -260,6 +271,7 @@ impl Daemon {
             Request::Status => return Ok(Reply::Status(Box::new(self.status()))),
             Request::Forward(ordinal, port) => return Ok(Reply::Address(self.forwarded(ordinal, port)?)),
             Request::Scale { replicas, values } => {
+                self.fits(replicas)?;
                 if values {
                     self.write_values(replicas)?;
                 }
@@ -457,12 +469,10 @@ impl Daemon {
                     format!("--binaries={}", binaries.display()),
                 ];
                 if !self.network.namespaces() {
-                    let [_, _, high, low] = address.octets();
-                    // Loopback ports are everybody's there.
-                    let port = 40_000 + 2 * (u16::from(high) * 250 + u16::from(low)) % 20_000;
+                    // 127.0.0.1 is everybody's there.
                     all.push(format!("--listen-address={address}"));
-                    all.push(format!("--metrics-port={port}"));
-                    all.push(format!("--apiserver-port={}", port + 1));
+                    all.push(format!("--metrics-port={}", free_port()?));
+                    all.push(format!("--apiserver-port={}", free_port()?));
                 }
                 all.extend(args.iter().cloned());
                 (file.clone(), all)
@@ -520,6 +530,17 @@ fn attend(client: UnixStream, messages: &mpsc::Sender<Message>) -> anyhow::Resul
     let reply = replies.recv()?;
     writeln!(&client, "{}", serde_json::to_string(&reply)?)?;
     Ok(())
+}
+
+/// A port of 127.0.0.1 that nobody listens on now, below those that outgoing connections get.
+fn free_port() -> anyhow::Result<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = (0..5000).map(|_| 21_000 + (std::process::id() * 50 + NEXT.fetch_add(1, Ordering::Relaxed)) % 9000);
+    let port = ports.find_map(|port| {
+        let port = u16::try_from(port).ok()?;
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)
+    });
+    port.context("no port of loopback is free")
 }
 
 /// Replaces a file as a whole.
