@@ -8,8 +8,8 @@
 //! 3. [`boot::observe`]: the facts: data dir, journal, `state.db`, desired replicas, what the peers say.
 //! 4. [`boot::decide`]: facts to one decision: start, form, import, finish a commit, run on SQLite, or refuse.
 //! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
-//! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, flip, verify against a
-//!    running etcd on loopback, commit by renaming `state.db` to `state.db.migrated`.
+//! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, verify them by a
+//!    running etcd on loopback, put them in place, commit by renaming `state.db` to `state.db.migrated`.
 //! 7. [`discovery`]: in a pod, its own name must resolve to it before etcd starts.
 //!    [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
 //! 8. [`serve`]: once etcd serves linearizable reads: the API server and its companions, and port 8443 passed through.

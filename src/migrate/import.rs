@@ -6,15 +6,17 @@
 //! 2. journal: importing this source (`before-journal`, `after-journal`);
 //! 3. staging directory `etcd.staging`, written and synced (`staging-half-written`, `backend-written`, `staging-synced`);
 //! 4. journal: what was written, above all its cluster ID;
-//! 5. flip: `etcd.staging` is renamed to `etcd` (`after-flip`);
-//! 6. etcd on loopback confirms it (`etcd-started`, `verified`);
+//! 5. etcd, on loopback, confirms the staging directory (`etcd-started`, `verified`);
+//! 6. flip: `etcd.staging` is renamed to `etcd` (`after-flip`);
 //! 7. **commit**: `state.db` is renamed to `state.db.migrated` (`before-commit`, `after-commit`);
 //! 8. `-wal` and `-shm` follow (`wal-moved`, `strays-moved`); journal: done (`journal-done`).
 //!
+//! The check of the source's pages runs beside 3 to 5 and must have ended well before 6.
+//!
 //! Before 7 the source is the truth: the next attempt starts over, and removes a data dir only if its cluster ID is the
-//! one in the journal, so that no other can ever be lost. From 7 on the data dir is, and [`super::commit::finish_commit`]
-//! does what is left. Where the source is to keep its name (`syncer migrate`), step 6 comes before step 5, which then is
-//! the commit: the target is either not there or verified.
+//! one in the journal, so that no other can ever be lost. From 7 on the data dir is, and
+//! [`super::commit::finish_commit`] does what is left. Where the source is to keep its name (`syncer migrate`), 6 is the
+//! commit: the target is either not there or verified.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
 use super::journal::{self, Journal, Phase, SourceFile, Written};
 use super::kine::{KineStore, SourceError, StoreFiles, name_source};
 use super::loopback::LoopbackEtcd;
-use super::pipeline::{Copied, copy};
+use super::pipeline::{Copied, copy_then};
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::{DatadirSink, WrittenStore};
 use super::source::Source;
@@ -187,41 +189,21 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     journal::store(disk, &plan.journal, &journal)?;
     crash_point!("migrate-after-journal");
 
-    let (copied, written) = match stage(disk, plan, &mut store, &before, meter) {
-        Ok(done) => done,
+    let files = store.files().clone();
+    let (copied, written) = match built(disk, plan, version, &mut store, &mut journal, meter)
+        .and_then(|built| unchanged(&files, &before).map(|()| built))
+    {
+        Ok(built) => built,
         Err(e) => {
             take_back(disk, plan);
             return Err(e);
         }
     };
-    journal.written = Some(Written {
-        cluster: written.datadir.cluster_id,
-        revision: store.revision(),
-        keys: copied.keys,
-        hash: written.datadir.hash_kv,
-        max_request_bytes: written.largest,
-    });
-    journal::store(disk, &plan.journal, &journal)?;
-
-    match plan.commit {
-        Commit::RenameSource => {
-            flip(disk, plan)?;
-            confirm(disk, plan, version, &plan.etcd_dir, &written, &mut store, meter)?;
-            unchanged(store.files(), &before)?;
-            meter.begin(Stage::Commit, 0);
-            commit(disk, &plan.source)?;
-            move_strays(disk, &plan.source).context("tidy up after the migration")?;
-        }
-        Commit::KeepSource => {
-            if let Err(e) = confirm(disk, plan, version, &plan.staging(), &written, &mut store, meter)
-                .and_then(|()| unchanged(store.files(), &before))
-            {
-                take_back(disk, plan);
-                return Err(e);
-            }
-            meter.begin(Stage::Commit, 0);
-            flip(disk, plan)?;
-        }
+    meter.begin(Stage::Commit, 0);
+    flip(disk, plan)?;
+    if plan.commit == Commit::RenameSource {
+        commit(disk, &plan.source)?;
+        move_strays(disk, &plan.source).context("tidy up after the migration")?;
     }
     done(disk, &plan.journal, journal, seconds(SystemTime::now()))?;
     Ok(ImportOutcome {
@@ -239,22 +221,32 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     })
 }
 
-/// Writes the staging directory.
-fn stage(
+/// Builds the data dir aside: written, durable, and confirmed by an etcd, while the check of the source may still run.
+fn built(
     disk: &dyn Disk,
     plan: &ImportPlan,
+    version: EtcdVersion,
     store: &mut KineStore,
-    before: &[FileState; 2],
+    journal: &mut Journal,
     meter: &Meter,
 ) -> anyhow::Result<(Copied, WrittenStore)> {
+    let revision = store.revision();
     meter.begin(Stage::Copy, store.extent().keys_at_most);
     let writer = DatadirWriter::create(disk, &plan.staging()).context("begin the staging directory")?;
-    let mut sink = DatadirSink::new(writer);
-    let copied = copy(store, &mut sink, meter)?;
-    let written = sink.finish(store.revision(), &plan.identity)?;
-    unchanged(store.files(), before)?;
-    crash_point!("migrate-staging-synced");
-    Ok((copied, written))
+    copy_then(store, DatadirSink::new(writer), meter, |copied, sink, source| {
+        let written = sink.finish(revision, &plan.identity)?;
+        crash_point!("migrate-staging-synced");
+        journal.written = Some(Written {
+            cluster: written.datadir.cluster_id,
+            revision,
+            keys: copied.keys,
+            hash: written.datadir.hash_kv,
+            max_request_bytes: written.largest,
+        });
+        journal::store(disk, &plan.journal, journal)?;
+        confirm(disk, plan, version, &written, source, meter)?;
+        Ok((copied, written))
+    })
 }
 
 /// Puts the staging directory in the data dir's place.
@@ -264,29 +256,29 @@ fn flip(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Has an etcd say that the staging directory holds what was read.
 fn confirm(
     disk: &dyn Disk,
     plan: &ImportPlan,
     version: EtcdVersion,
-    data_dir: &Path,
     written: &WrittenStore,
-    store: &mut KineStore,
+    source: &mut dyn Source,
     meter: &Meter,
 ) -> anyhow::Result<()> {
-    let scratch = plan.scratch();
+    let (staging, scratch) = (plan.staging(), plan.scratch());
     let etcd = LoopbackEtcd {
         program: &plan.etcd,
         version,
-        data_dir,
+        data_dir: &staging,
         scratch: &scratch,
         backend_bytes: written.datadir.backend_bytes,
         member: &plan.identity,
         lock: plan.lock.as_deref(),
     };
-    let expected = Expected { revision: store.revision(), written };
+    let expected = Expected { revision: source.extent().revision, written };
     let full = match plan.verify {
         Verify::Hash => None,
-        Verify::Full => Some(store as &mut dyn Source),
+        Verify::Full => Some(source),
     };
     verify(disk, &etcd, &expected, full, meter)
 }

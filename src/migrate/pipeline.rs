@@ -30,7 +30,20 @@ pub struct Copied {
 /// Copies every live key of `source` to `sink`, with the source's check beside it. If anything fails, what the sink
 /// has is of no use.
 pub fn copy(source: &mut dyn Source, sink: &mut dyn Sink, meter: &Meter) -> anyhow::Result<Copied> {
-    let check = source.side_check()?;
+    copy_then(source, sink, meter, |copied, _, _| Ok(copied))
+}
+
+/// Copies, and goes on with `then` while the check may still run: on a large source it takes longer than the copy.
+/// Nothing is final before this returns.
+pub fn copy_then<S: Sink, T>(
+    source: &mut dyn Source,
+    mut sink: S,
+    meter: &Meter,
+    then: impl FnOnce(Copied, S, &mut dyn Source) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let name = source.name();
+    let what = || format!("copy {name}");
+    let check = source.side_check().with_context(what)?;
     let cancel = check.as_ref().map(|c| c.canceller());
     let stop = AtomicBool::new(false);
     let (full, arriving) = sync_channel(IN_FLIGHT);
@@ -45,31 +58,44 @@ pub fn copy(source: &mut dyn Source, sink: &mut dyn Sink, meter: &Meter) -> anyh
                 result
             })
         });
-        let reader = scope.spawn(|| {
-            let mut out = BatchSender::new(full, empty, &stop);
-            let warnings = source.read(&mut out)?;
-            out.flush()?;
-            anyhow::Ok(warnings)
+        let stop = &stop;
+        let reader = scope.spawn(move || {
+            let mut out = BatchSender::new(full, empty, stop);
+            let read = source.read(&mut out).and_then(|warnings| out.flush().map(|()| warnings).map_err(Into::into));
+            (source, read)
         });
-        let written = write(sink, arriving, back, meter);
-        let read = reader.join().unwrap_or_else(|_| Err(anyhow!("the reading thread panicked")));
-        let failed = written.is_err() || read.as_ref().is_err_and(|e| !e.is::<Stopped>());
-        if failed && let Some(cancel) = cancel {
+        let written = write(&mut sink, arriving, back, meter);
+        let (source, read) = match reader.join() {
+            Ok((source, read)) => (Some(source), read),
+            Err(_) => (None, Err(anyhow!("the reading thread panicked"))),
+        };
+        // A failed sink is why the reader stopped, and a failed reader why the check was cancelled.
+        let copied = match (written, read) {
+            (Err(e), _) => Err(e).with_context(what),
+            (_, Err(e)) => Err(e).with_context(what),
+            (Ok((keys, bytes)), Ok(warnings)) => Ok(Copied { keys, bytes, warnings }),
+        };
+        let done = match (copied, source) {
+            (Ok(copied), Some(source)) => then(copied, sink, source),
+            (Err(e), _) => Err(e),
+            (Ok(_), None) => Err(anyhow!("the reading thread panicked")),
+        };
+        // What it has found by now counts for more than what failed without it; cut short, it has found nothing.
+        let found = check.as_ref().is_none_or(thread::ScopedJoinHandle::is_finished);
+        let stopped = done.as_ref().is_err_and(|e| e.is::<Stopped>());
+        if done.is_err()
+            && !stopped
+            && let Some(cancel) = cancel
+        {
             cancel();
         }
         let checked = check.map_or(Ok(()), |c| c.join().unwrap_or_else(|_| Err(anyhow!("the check panicked"))));
-        // A failed sink is why the reader stopped, and a failed reader why the check was cancelled.
-        let (keys, bytes) = written?;
-        match read {
-            Ok(warnings) => checked.map(|()| Copied { keys, bytes, warnings }),
-            Err(e) if e.is::<Stopped>() => {
-                checked?;
-                Err(e)
-            }
-            Err(e) => Err(e),
+        match (done, checked) {
+            (Ok(done), checked) => checked.map(|()| done).with_context(what),
+            (Err(_), Err(e)) if found || stopped => Err(e).with_context(what),
+            (Err(e), _) => Err(e),
         }
     })
-    .with_context(|| format!("copy {}", source.name()))
 }
 
 fn write(

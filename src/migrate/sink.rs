@@ -12,6 +12,12 @@ pub trait Sink {
     fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()>;
 }
 
+impl<S: Sink + ?Sized> Sink for &mut S {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        (**self).put(key)
+    }
+}
+
 /// A new data dir of etcd.
 pub struct DatadirSink<'d> {
     writer: DatadirWriter<'d>,
