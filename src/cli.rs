@@ -106,6 +106,32 @@ pub enum Command {
             --peer-url https://vc-0.vc-headless.ns:2380 --client-url https://vc-0.vc-headless.ns:2379 -o json"
     )]
     Migrate(crate::migrate::command::Args),
+    /// Go on with one member of a cluster whose majority is lost for good, or give its data up.
+    #[command(
+        long_about = "Shows what is left on the volume of a member whose cluster has no majority any more, and, when \
+            told the cluster's ID, makes it the only member. The cluster's and the member's ID and all data stay; the \
+            others' volumes must never be started again.\n\n\
+            Try everything else first: a majority that comes back, with its volumes, loses nothing. Of two voters, the \
+            one that is left has every acknowledged write, and nothing is lost. Of more, the others may have \
+            acknowledged writes without it: then it is reset only with --accept-loss, and the store's revision is \
+            raised so that no client sees a revision twice. Take the volume whose log ends highest: compare the term \
+            first, then the index.\n\n\
+            A copy of the data dir is kept beside it (etcd.aside-TIME). Killed at any instant, the command can be \
+            given again. Nobody may use the volume meanwhile: scale the StatefulSet to 0 and run this in a pod that \
+            mounts it.",
+        after_long_help = "Examples:\n  \
+            syncer recover --data-dir /data\n      \
+            what is there, what may be lost, what to do next; changes nothing\n  \
+            syncer recover --data-dir /data --cluster-id 6d7d1a9c5e0f3b21\n      \
+            go on with this member alone; refused (5) if acknowledged writes may be missing\n  \
+            syncer recover --data-dir /data --cluster-id 6d7d1a9c5e0f3b21 --accept-loss\n      \
+            the same although they may be missing\n  \
+            syncer recover --data-dir /data --new-cluster --yes\n      \
+            the data is damaged beyond use and there is no backup: set it aside, begin with an empty cluster\n\n\
+            Exit codes: 0 shown, or done   2 bad usage   3 not a data dir that this could go on from\n  \
+            5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
+    )]
+    Recover(Box<crate::reset::command::Args>),
     /// Print the version.
     Version,
 }
@@ -263,6 +289,7 @@ mod tests {
             ("syncer --help", &["start", "config", "cp", "Exit codes", "state.db"][..]),
             ("syncer start --help", &["--data-dir", "Datastore:", "Network:", "SYNCER_DATA_DIR", "Examples:", "2379"]),
             ("syncer config --help", &["--example", "json"]),
+            ("syncer recover --help", &["--cluster-id", "--accept-loss", "--new-cluster", "Examples:", "Exit codes"]),
             ("syncer --version", &["syncer 0."]),
             ("syncer version", &["syncer 0."]),
         ] {
@@ -270,7 +297,7 @@ mod tests {
             for word in words_of_it {
                 assert!(text.contains(word), "{line} does not say {word}: {text}");
             }
-            for word in ["recover", "snapshot save", "--client-ca-cert", "--leader-elect"] {
+            for word in ["snapshot save", "--client-ca-cert", "--leader-elect"] {
                 assert!(!text.contains(word), "{line} says {word}");
             }
         }

@@ -41,6 +41,8 @@ pub mod exit;
 pub mod ids;
 pub mod migrate;
 pub mod pki;
+pub mod record_file;
+pub mod reset;
 pub mod serve;
 pub mod settings;
 pub mod start;

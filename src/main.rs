@@ -42,6 +42,10 @@ fn run() -> anyhow::Result<()> {
                 telemetry::init(None, "info");
                 print(&syncer::migrate::command::run(&RealDisk, &args)?)
             }
+            Command::Recover(args) => {
+                telemetry::init(None, "info");
+                print(&syncer::reset::command::run(&RealDisk, &args)?)
+            }
             Command::Version => Ok(()),
         },
     }

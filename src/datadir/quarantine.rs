@@ -20,16 +20,22 @@ pub fn set_aside(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Resul
     if !exists(etcd_dir)? {
         return Ok(None);
     }
+    let target = free_name(etcd_dir, now)?;
+    // The data dir's lock is held, so nobody takes the name between the look and the rename.
+    disk.rename_durable(etcd_dir, &target)?;
+    Ok(Some(target))
+}
+
+/// A name that [`set_aside`] could give `etcd_dir` now, and that nothing has.
+pub fn free_name(etcd_dir: &Path, now: SystemTime) -> io::Result<PathBuf> {
     let now = OffsetDateTime::from(now);
     let (date, (hour, minute, second)) = (now.date(), now.to_hms());
     let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
     let when = format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z");
     for n in 1..=MAX_PER_SECOND {
         let target = beside(etcd_dir, &format!("{when}-{n}"));
-        // The data dir's lock is held, so nobody takes the name between this look and the rename.
         if !exists(&target)? {
-            disk.rename_durable(etcd_dir, &target)?;
-            return Ok(Some(target));
+            return Ok(target);
         }
     }
     Err(at(etcd_dir, io::Error::other("it was set aside a thousand times within this second")))

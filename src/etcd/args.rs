@@ -73,6 +73,9 @@ pub enum Bootstrap {
     /// The data dir has a WAL: it knows its cluster. Should the WAL be gone after all, etcd ends with an error and does
     /// not form a new, empty cluster.
     Restart,
+    /// The same, once, for a member that is to be the only one: all others are removed, and what the WAL does not say is
+    /// committed is discarded. Only [`crate::reset`] does this, on loopback.
+    ForceNewCluster,
     /// Form a cluster of these members.
     New {
         /// The members, this one among them.
@@ -241,6 +244,9 @@ fn check(launch: &EtcdLaunch) -> Result<(), ArgsError> {
     if launch.tls.is_none() && !launch.loopback_only && !launch.listen.is_loopback() {
         return unsafe_(format!("etcd without TLS must stay on loopback, not on {}", launch.listen));
     }
+    if launch.bootstrap == Bootstrap::ForceNewCluster && !launch.loopback_only {
+        return unsafe_("etcd with --force-new-cluster must stay on loopback".to_owned());
+    }
     // `,` and `=` separate the entries of --initial-cluster.
     let members = launch.bootstrap.members();
     let names = members.iter().map(|m| &m.name).chain([&launch.name]);
@@ -249,7 +255,7 @@ fn check(launch: &EtcdLaunch) -> Result<(), ArgsError> {
         return unsafe_(format!("{bad:?} cannot be an etcd member's name or URL"));
     }
     let me = members.iter().any(|m| m.name == launch.name && m.peer_url == launch.peer_url);
-    if launch.bootstrap != Bootstrap::Restart && !me {
+    if !matches!(launch.bootstrap, Bootstrap::Restart | Bootstrap::ForceNewCluster) && !me {
         return unsafe_(format!("the initial cluster lacks this member, {}={}", launch.name, launch.peer_url));
     }
     Ok(())
@@ -258,7 +264,7 @@ fn check(launch: &EtcdLaunch) -> Result<(), ArgsError> {
 impl Bootstrap {
     fn members(&self) -> &[InitialMember] {
         match self {
-            Bootstrap::Restart => &[],
+            Bootstrap::Restart | Bootstrap::ForceNewCluster => &[],
             Bootstrap::New { members, .. } | Bootstrap::Existing { members } => members,
         }
     }
@@ -286,13 +292,16 @@ fn bootstrap(launch: &EtcdLaunch, flags: &mut Flags) {
     let alone = [InitialMember { name: launch.name.clone(), peer_url: launch.peer_url.clone() }];
     let (members, state) = match &launch.bootstrap {
         // "existing" with nobody else to ask is an error for an etcd that has lost its WAL; "new" would form a cluster.
-        Bootstrap::Restart => (&alone[..], "existing"),
+        Bootstrap::Restart | Bootstrap::ForceNewCluster => (&alone[..], "existing"),
         Bootstrap::New { members, .. } => (&members[..], "new"),
         Bootstrap::Existing { members } => (&members[..], "existing"),
     };
     let list: Vec<_> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url)).collect();
     flags.set("initial-cluster", list.join(","));
     flags.set("initial-cluster-state", state);
+    if launch.bootstrap == Bootstrap::ForceNewCluster {
+        flags.set("force-new-cluster", "true");
+    }
     if let Bootstrap::New { token, .. } = &launch.bootstrap {
         flags.set("initial-cluster-token", &**token);
     }

@@ -122,7 +122,20 @@ fn a_restart_can_never_form_a_cluster() {
         let args = args(&EtcdLaunch { bootstrap: Bootstrap::Restart, ..launch() }, minor);
         assert_eq!(value(&args, "initial-cluster-state").as_deref(), Some("existing"));
         assert_eq!(value(&args, "initial-cluster-token"), None);
+        assert_eq!(value(&args, "force-new-cluster"), None);
     }
+}
+
+#[test]
+fn the_others_are_thrown_out_on_loopback_alone() {
+    let force = EtcdLaunch { bootstrap: Bootstrap::ForceNewCluster, loopback_only: true, ..launch() };
+    for minor in [5, 6, 7] {
+        let args = args(&force, minor);
+        assert_eq!(value(&args, "force-new-cluster").as_deref(), Some("true"));
+        assert_eq!(value(&args, "initial-cluster-state").as_deref(), Some("existing"));
+        assert_eq!(value(&args, "listen-peer-urls").as_deref(), Some("https://127.0.0.1:2380"));
+    }
+    assert!(etcd_args(&EtcdLaunch { loopback_only: false, ..force }, version(6)).is_err());
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         // A member that was killed right after forming has its list in the WAL only; one of several that is taken for
         // alone is at worst restless until the values say how many there are to be.
         Bootstrap::Restart => members(&backend).is_none_or(|count| count <= 1),
-        Bootstrap::Existing { .. } => false,
+        Bootstrap::Existing { .. } | Bootstrap::ForceNewCluster => false,
     };
     let largest = journal::max_request_bytes(&settings.data_dir)?;
     let etcd = EtcdLaunch {

@@ -29,10 +29,20 @@ pub fn commit(disk: &dyn Disk, db: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Renames the migrated store of `db`, if there is one, to the next free number, with its `-wal` and `-shm`; its new
+/// name.
+pub fn keep_migrated(disk: &dyn Disk, db: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let present = migrated(db);
+    if !exists(&present.db)? && !exists(&present.wal)? && !exists(&present.shm)? {
+        return Ok(None);
+    }
+    number(disk, &present).map(Some)
+}
+
 /// At most so many earlier stores are kept apart by number.
 const MAX_NUMBER: u32 = 10_000;
 
-fn number(disk: &dyn Disk, present: &StoreFiles) -> anyhow::Result<()> {
+fn number(disk: &dyn Disk, present: &StoreFiles) -> anyhow::Result<PathBuf> {
     for n in 1..MAX_NUMBER {
         let kept = StoreFiles::of(&with_suffix(&present.db, &format!(".{n}")));
         if exists(&kept.db)? {
@@ -45,7 +55,7 @@ fn number(disk: &dyn Disk, present: &StoreFiles) -> anyhow::Result<()> {
                 disk.rename_durable(from, to)?;
             }
         }
-        return Ok(());
+        return Ok(kept.db);
     }
     anyhow::bail!("there are more than {MAX_NUMBER} of them beside {}", present.db.display())
 }

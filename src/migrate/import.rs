@@ -29,7 +29,7 @@ use super::commit::{commit, done, move_strays, with_suffix};
 use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
 use super::journal::{self, Journal, Phase, SourceFile, Written};
 use super::kine::{KineStore, SourceError, StoreFiles, name_source};
-use super::loopback::LoopbackEtcd;
+use super::loopback::{LoopbackEtcd, NO_SNAPSHOT};
 use super::pipeline::{Copied, copy_then};
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::{DatadirSink, WrittenStore};
@@ -44,6 +44,7 @@ use crate::disk::{Disk, at, parent_of};
 use crate::etcd::{EtcdVersion, VersionError};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
+use crate::record_file::RecordError;
 
 /// How long another process may take to let go of the source: an API server that is just being killed.
 const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -274,6 +275,8 @@ fn confirm(
         backend_bytes: written.datadir.backend_bytes,
         member: &plan.identity,
         lock: plan.lock.as_deref(),
+        force_new_cluster: false,
+        snapshot_count: NO_SNAPSHOT,
     };
     let expected = Expected { revision: source.extent().revision, written };
     let full = match plan.verify {
@@ -286,7 +289,7 @@ fn confirm(
 /// Makes room for the data dir: removes what an uncommitted attempt of this very import left, and nothing else.
 fn clear_target(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
     let journal = journal::load(&plan.journal).map_err(|e| match e {
-        journal::JournalError::Io(e) => anyhow::Error::from(e).context("read the migration journal"),
+        RecordError::Io(e) => anyhow::Error::from(e).context("read the migration journal"),
         damaged => refuse(
             Exit::RefusedDataDir,
             damaged.to_string(),

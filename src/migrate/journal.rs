@@ -1,34 +1,26 @@
 //! The record, beside the data dir, of a migration that was begun: what lets a boot tell a data dir of an uncommitted
 //! import, which is rebuilt, from any other, which is never touched.
 //!
-//! ```text
-//! offset  size  content
-//!      0     8  magic "SYNCMIG1"; the last byte is the format's version
-//!      8     4  length of the payload, u32 little endian, at most 64 KiB
-//!     12     4  CRC-32C of the payload, u32 little endian
-//!     16     n  payload: JSON of [`Journal`]
-//! ```
+//! Its form is that of [`crate::record_file`], with the magic `SYNCMIG1` and at most 64 KiB of payload.
 //!
 //! It is replaced as a whole, by a durable rename. Legal transitions: none -> importing -> importing (begun anew, or
 //! what was written is now known) -> done. Nothing leaves done.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::boot::JournalFact;
-use crate::disk::{Disk, at, parent_of};
+use crate::disk::{Disk, parent_of};
 use crate::ids::{ClusterId, Revision};
+use crate::record_file::{self, RecordError};
 
 /// Its name in the directory that also holds `etcd/`.
 pub const FILE_NAME: &str = "migration.journal";
 
 const MAGIC: &[u8; 8] = b"SYNCMIG1";
-const HEADER: usize = 16;
 const MAX_PAYLOAD: usize = 64 << 10;
 
 /// Where a migration stands.
@@ -87,72 +79,16 @@ pub struct Written {
     pub max_request_bytes: u64,
 }
 
-/// Why a journal cannot be read or written.
-#[derive(Debug, Error)]
-pub enum JournalError {
-    /// Not one of ours, of another version, or damaged.
-    #[error("{} is not a whole journal: {reason}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The disk failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
 impl Journal {
     /// Whether `next` may replace `self`: the same source, and nothing after the end.
     pub fn may_become(&self, next: &Journal) -> bool {
         self.phase == Phase::Importing && self.source.path == next.source.path
     }
-
-    /// The bytes of the file.
-    fn encode(&self) -> anyhow::Result<Vec<u8>> {
-        let payload = serde_json::to_vec(self).context("encode the journal")?;
-        anyhow::ensure!(payload.len() <= MAX_PAYLOAD, "the journal would be larger than {MAX_PAYLOAD} bytes");
-        let mut bytes = Vec::with_capacity(HEADER + payload.len());
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&payload).to_le_bytes());
-        bytes.extend_from_slice(&payload);
-        Ok(bytes)
-    }
-
-    fn decode(bytes: &[u8]) -> Result<Journal, String> {
-        let (header, payload) = bytes.split_first_chunk::<HEADER>().ok_or("it is too short")?;
-        let (magic, rest) = header.split_first_chunk::<8>().ok_or("it is too short")?;
-        if magic != MAGIC {
-            return Err(if magic.starts_with(&MAGIC[..7]) {
-                "it was written by another version of syncer".to_owned()
-            } else {
-                "it does not begin as one".to_owned()
-            });
-        }
-        let (length, crc) = (u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]), &rest[4..8]);
-        if length as usize != payload.len() {
-            return Err(format!("it has {} bytes where it promises {length}", payload.len()));
-        }
-        if crc32c::crc32c(payload).to_le_bytes() != crc {
-            return Err("its checksum differs".to_owned());
-        }
-        serde_json::from_slice(payload).map_err(|e| e.to_string())
-    }
 }
 
 /// Reads the journal at `path`, if there is one.
-pub fn load(path: &Path) -> Result<Option<Journal>, JournalError> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(at(path, e).into()),
-    };
-    let mut bytes = Vec::new();
-    let limit = (HEADER + MAX_PAYLOAD + 1) as u64;
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| at(path, e))?;
-    Journal::decode(&bytes).map(Some).map_err(|reason| JournalError::Damaged { path: path.to_owned(), reason })
+pub fn load(path: &Path) -> Result<Option<Journal>, RecordError> {
+    record_file::load(MAGIC, MAX_PAYLOAD, path)
 }
 
 /// Replaces the journal at `path`, durably. A transition that is not legal is an error.
@@ -168,7 +104,7 @@ pub fn store(disk: &dyn Disk, path: &Path, journal: &Journal) -> anyhow::Result<
             journal.source.path.display()
         );
     }
-    disk.write_durable(path, &journal.encode()?, 0o600).context("write the journal")
+    disk.write_durable(path, &record_file::encode(MAGIC, MAX_PAYLOAD, journal)?, 0o600).context("write the journal")
 }
 
 /// What the boot decision looks at: the journal in `data_dir`.
@@ -183,13 +119,13 @@ pub fn fact(data_dir: &Path) -> io::Result<JournalFact> {
                 Phase::Done => JournalFact::Done { source },
             }
         }
-        Err(e @ JournalError::Damaged { .. }) => JournalFact::Damaged(e.to_string()),
-        Err(JournalError::Io(e)) => return Err(e),
+        Err(e @ RecordError::Damaged { .. }) => JournalFact::Damaged(e.to_string()),
+        Err(RecordError::Io(e)) => return Err(e),
     })
 }
 
 /// The largest request that the values imported into `data_dir` need, in bytes; `None` if nothing was imported.
-pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, JournalError> {
+pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, RecordError> {
     Ok(load(&data_dir.join(FILE_NAME))?.and_then(|journal| journal.written).map(|written| written.max_request_bytes))
 }
 
@@ -266,13 +202,13 @@ mod tests {
 
     #[test]
     fn every_single_damaged_byte_is_seen() {
-        let bytes = journal(Phase::Importing, "state.db").encode().unwrap();
-        assert!(Journal::decode(&bytes).is_ok());
+        let bytes = record_file::encode(MAGIC, MAX_PAYLOAD, &journal(Phase::Importing, "state.db")).unwrap();
+        assert!(record_file::decode::<Journal>(MAGIC, &bytes).is_ok());
         for i in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[i] ^= 0x20;
-            assert!(Journal::decode(&damaged).is_err(), "byte {i}");
-            assert!(Journal::decode(&bytes[..i]).is_err(), "cut at {i}");
+            assert!(record_file::decode::<Journal>(MAGIC, &damaged).is_err(), "byte {i}");
+            assert!(record_file::decode::<Journal>(MAGIC, &bytes[..i]).is_err(), "cut at {i}");
         }
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE_NAME), &bytes[..20]).unwrap();

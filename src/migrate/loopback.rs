@@ -38,7 +38,14 @@ pub struct LoopbackEtcd<'a> {
     pub member: &'a MemberIdentity,
     /// A lock for it to inherit.
     pub lock: Option<&'a DatadirLock>,
+    /// Whether it is to throw out all other members.
+    pub force_new_cluster: bool,
+    /// `--snapshot-count`.
+    pub snapshot_count: u64,
 }
+
+/// `--snapshot-count` of an etcd that is only asked: it takes none.
+pub const NO_SNAPSHOT: u64 = 10_000;
 
 /// It is alone, so nobody's heartbeat can be late, and the shortest times make it the leader soonest.
 const TIMING: EtcdTiming = EtcdTiming { heartbeat: Duration::from_millis(2), election: Duration::from_millis(10) };
@@ -80,11 +87,11 @@ impl Running {
             metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, metrics_port)),
             peer_url: first(&etcd.member.peer_urls),
             client_url: first(&etcd.member.client_urls),
-            bootstrap: Bootstrap::Restart,
+            bootstrap: if etcd.force_new_cluster { Bootstrap::ForceNewCluster } else { Bootstrap::Restart },
             tls: Some(tls.clone()),
             skip_peer_san: false,
             timing: TIMING,
-            snapshot_count: 10_000,
+            snapshot_count: etcd.snapshot_count,
             quota: None,
             store_size: etcd.backend_bytes,
             max_request_bytes: None,

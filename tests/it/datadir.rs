@@ -11,7 +11,7 @@ macro_rules! for_each_line {
 
 mod damage;
 mod log_tail;
-mod read;
+pub mod read;
 mod refused;
 mod restored;
 mod store;

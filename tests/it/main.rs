@@ -7,6 +7,7 @@ mod discovery;
 mod journey;
 mod migrate;
 mod pki;
+mod reset;
 mod serve;
 mod settings;
 mod start;

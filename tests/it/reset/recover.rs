@@ -1,0 +1,283 @@
+//! `syncer recover` on real data dirs: what it shows, does, and refuses; killed at every boundary it converges.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use syncer::crash_point::RESET_CRASH_POINTS;
+use syncer::datadir::quarantine::asides;
+use syncer::reset::{Permission, pending};
+
+use super::lossless::joins_and_agrees;
+use super::pods::{cluster, home_of, keys_of, log_of, reset_member, start_alone};
+use crate::datadir::read::add_learner;
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, program, run};
+use crate::support::{poll, syncer};
+
+for_each_line! {
+    a_pair_s_survivor_is_shown_and_reset => check_pair,
+    one_of_three_is_reset_only_when_loss_is_accepted => check_three,
+    killed_at_every_boundary_it_converges => check_killed,
+    what_cannot_go_on_alone_is_refused => check_refused,
+}
+
+fn recover(spec: &EtcdSpec, args: &[&str]) -> Command {
+    let mut command = Command::new(syncer());
+    command.env_clear().arg("recover").arg("--data-dir").arg(home_of(spec));
+    command.arg("--etcd").arg(program("etcd", spec.line)).args(args);
+    command
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[track_caller]
+fn done(mut command: Command) -> String {
+    let out = command.output().expect("run syncer");
+    assert!(out.status.success(), "{command:?}: {}\n{}", out.status, text(&out.stderr));
+    text(&out.stdout)
+}
+
+/// The error of a command that must end with this code and print nothing.
+#[track_caller]
+fn refused(mut command: Command, code: i32) -> String {
+    let out: Output = command.output().expect("run syncer");
+    let error = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{command:?}: {error}");
+    assert!(out.stdout.is_empty() && !error.contains("panicked"), "{error}");
+    let last = error.lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("syncer: error: ") && last.contains("; "), "no remedy: {error}");
+    last
+}
+
+/// Names, lengths and checksums of all files but the lock.
+fn fingerprint(dir: &Path) -> BTreeMap<String, (u64, u32)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).expect("list a directory") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if path.is_dir() {
+            found.extend(fingerprint(&path).into_iter().map(|(inner, sum)| (format!("{name}/{inner}"), sum)));
+        } else if name != ".syncer.lock" {
+            let bytes = fs::read(&path).expect("read a file");
+            found.insert(name, (bytes.len() as u64, crc32c::crc32c(&bytes)));
+        }
+    }
+    found
+}
+
+fn write_some(etcd: &Etcd, count: u32) {
+    run(async {
+        let mut client = etcd.client().await;
+        for n in 0..count {
+            client.put(format!("/some/{n:04}"), vec![7; 200], None).await.expect("put");
+        }
+    });
+}
+
+/// A survivor of so many voters, killed together with them. Each write needed its word, so it never heard of the last
+/// one's commit before that was stored.
+fn survivor(line: &'static str, home: &Path, count: usize) -> EtcdSpec {
+    let mut members = cluster(line, home, count, &[]);
+    members.iter_mut().skip(2).for_each(Etcd::kill);
+    write_some(&members[0], 30);
+    members.iter_mut().for_each(Etcd::kill);
+    members[1].spec.clone()
+}
+
+fn check_pair(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor(line, home.path(), 2);
+    let (_, before) = log_of(&spec);
+    let as_found = fingerprint(&home_of(&spec));
+    let id = before.cluster.to_string();
+    let shown = done(recover(&spec, &[]));
+    for want in [&*id, &before.member.to_string(), "a voter", "loss         none", "nothing has been changed"] {
+        assert!(shown.contains(want), "{want}: {shown}");
+    }
+    let error = refused(recover(&spec, &["--cluster-id", "1234"]), 3);
+    assert!(error.contains(&format!("is of cluster {id}, not 1234")), "{error}");
+    refused(recover(&spec, &["--accept-loss"]), 2);
+    assert_eq!(fingerprint(&home_of(&spec)), as_found, "looking and refusing change nothing");
+
+    let json: Value = serde_json::from_str(&done(recover(&spec, &["--cluster-id", &id, "-o", "json"]))).expect("JSON");
+    assert_eq!((&json["lossless"], &json["done"]["lossless"]), (&Value::Bool(true), &Value::Bool(true)));
+    let copy = Path::new(json["done"]["copy"].as_str().expect("a path")).to_owned();
+    assert_eq!(asides(&spec.data_dir).expect("list the copies"), std::slice::from_ref(&copy));
+    // The copy is what was found, but for preallocated segments.
+    let kept = fingerprint(&copy);
+    assert!(kept.iter().all(|(name, sum)| as_found.get(&format!("etcd/{name}")) == Some(sum)), "{kept:?}");
+    let wanted = as_found.keys().filter(|name| name.starts_with("etcd/") && !name.ends_with(".tmp"));
+    assert_eq!(wanted.count(), kept.len(), "{kept:?} {as_found:?}");
+
+    // Given again, there is nothing to do.
+    let shown = done(recover(&spec, &["--cluster-id", &id]));
+    assert!(shown.contains("nothing is to be recovered") && shown.contains("nothing has been changed"), "{shown}");
+    let alone = start_alone(&spec, &before);
+    assert_eq!(keys_of(&alone).len(), 31);
+    for args in [&[][..], &["--cluster-id", &id]] {
+        assert!(refused(recover(&spec, args), 8).contains("another process has"), "in use");
+    }
+}
+
+fn check_three(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor(line, home.path(), 3);
+    let (_, before) = log_of(&spec);
+    assert_eq!((before.voters_max(), before.always_voter(), before.other_voters().len()), (3, true, 2));
+    let as_found = fingerprint(&home_of(&spec));
+    let id = before.cluster.to_string();
+    let shown = done(recover(&spec, &[]));
+    assert!(shown.contains("possible: 3 voters may have acknowledged writes") && shown.contains("--accept-loss"));
+    let error = refused(recover(&spec, &["--cluster-id", &id]), 5);
+    assert!(error.contains("3 voters may have acknowledged writes") && error.contains("--accept-loss"), "{error}");
+    // As `start` would ask for it.
+    let error = reset_member(&spec, Permission::TwoVoters).expect_err("not provably lossless");
+    assert_eq!(syncer::exit::exit_of(&error).code(), 5, "{error:#}");
+    assert_eq!(fingerprint(&home_of(&spec)), as_found, "refusing changes nothing");
+
+    let shown = done(recover(&spec, &["--cluster-id", &id, "--accept-loss"]));
+    assert!(shown.contains("this is the only member now"), "{shown}");
+    let alone = start_alone(&spec, &before);
+    run(async {
+        let mut client = alone.client().await;
+        let answer = client.put("/new", "1", None).await.expect("put");
+        let now = answer.header().expect("a header").revision();
+        assert!(now > 1_000_000_000 + before.revision.0, "the revision {now} was not raised");
+        // Whoever goes on from a revision seen before is told to list anew.
+        let old = etcd_client::GetOptions::new().with_revision(before.revision.0 + 5);
+        let error = client.get("/new", Some(old)).await.expect_err("an old revision");
+        assert!(error.to_string().contains("compacted"), "{error}");
+        let watch = etcd_client::WatchOptions::new().with_start_revision(before.revision.0 + 5);
+        let mut stream = client.watch("/new", Some(watch)).await.expect("watch");
+        let mut first = stream.message().await.expect("an answer").expect("an answer");
+        if !first.canceled() {
+            first = stream.message().await.expect("an answer").expect("an answer");
+        }
+        assert!(first.canceled() && first.compact_revision() > 1_000_000_000, "{first:?}");
+    });
+    joins_and_agrees(&alone);
+}
+
+fn check_killed(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor(line, home.path(), 3);
+    let (_, before) = log_of(&spec);
+    let id = before.cluster.to_string();
+    let args = ["--cluster-id", id.as_str(), "--accept-loss"];
+    for point in RESET_CRASH_POINTS {
+        let copy = super::pods::copy_of(&spec, point);
+        let mut killed = recover(&copy, &args);
+        killed.env("SYNCER_CRASH_AT", point);
+        let out = killed.output().expect("run syncer");
+        let signal = std::os::unix::process::ExitStatusExt::signal(&out.status);
+        assert_eq!(signal, Some(9), "{point} is never reached: {}", text(&out.stderr));
+        let begun = pending(&home_of(&copy)).expect("read the journal").is_some();
+        let early = matches!(*point, "reset-journal-begun" | "reset-half-copied" | "reset-done");
+        assert_eq!(begun, !early, "{point}: whether etcd must not be started in another way");
+
+        // The word that allowed it stands in the journal.
+        let again = if begun { &args[..2] } else { &args };
+        let shown = done(recover(&copy, again));
+        let finished =
+            if *point == "reset-done" { "nothing is to be recovered" } else { "this is the only member now" };
+        assert!(shown.contains(finished), "{point}: {shown}");
+        assert!(pending(&home_of(&copy)).expect("read the journal").is_none(), "{point}");
+        let (_, after) = log_of(&copy);
+        assert!(after.is_alone() && after.revision.0 > 1_000_000_000, "{point}: {after:?}");
+        assert!(after.revision.0 < 2_000_000_000, "{point}: raised twice");
+        let names: Vec<_> =
+            fs::read_dir(home_of(&copy)).expect("list").map(|e| e.expect("an entry").file_name()).collect();
+        let strays = names.iter().filter(|name| {
+            let name = name.to_string_lossy();
+            name.ends_with(".tmp") || name == "reset.tls"
+        });
+        assert_eq!(strays.count(), 0, "{point}: {names:?}");
+        assert!(!asides(&copy.data_dir).expect("list the copies").is_empty(), "{point}");
+        let mut alone = start_alone(&copy, &before);
+        assert_eq!(keys_of(&alone).len(), 31, "{point}");
+        alone.stop();
+    }
+}
+
+fn check_refused(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    // A learner, and in use.
+    let pod = home.path().join("pod-0");
+    fs::create_dir(&pod).expect("make a pod's directory");
+    let first = EtcdSpec::new(line, "pod-0", &pod.join("etcd"));
+    let mut etcd = first.start();
+    let pod = home.path().join("pod-1");
+    fs::create_dir(&pod).expect("make a pod's directory");
+    let joiner = EtcdSpec { existing: true, ..EtcdSpec::new(line, "pod-1", &pod.join("etcd")) };
+    let initial_cluster = Some(format!("pod-0={},pod-1={}", first.peer_url(), joiner.peer_url()));
+    let joiner = EtcdSpec { initial_cluster, ..joiner };
+    let learner_id = add_learner(&etcd, &joiner.peer_url());
+    let mut learner = joiner.spawn();
+    write_some(&etcd, 10);
+    poll("the learner has it", PATIENCE, || {
+        run(async {
+            let options = etcd_client::GetOptions::new().with_serializable();
+            let answer = learner.client().await.get("/some/0009", Some(options)).await.ok()?;
+            (answer.count() == 1).then_some(())
+        })
+    });
+    learner.stop();
+    let id = log_of(&joiner).1.cluster.to_string();
+    for args in [&["--cluster-id", &*id][..], &["--cluster-id", &id, "--accept-loss"]] {
+        let error = refused(recover(&joiner, args), 5);
+        assert!(error.contains("is a learner"), "{error}");
+    }
+    assert!(done(recover(&joiner, &[])).contains("a learner"));
+    let error = refused(recover(&first, &["--cluster-id", &id]), 8);
+    assert!(error.contains("open"), "{error}");
+
+    // Removed, and having applied it: made a voter first, or it would not hear of it.
+    let mut learner = joiner.spawn();
+    poll("the learner is promoted", PATIENCE, || {
+        run(async { etcd.client().await.member_promote(learner_id).await.ok().map(|_| ()) })
+    });
+    learner.wait_until_serving();
+    poll("the member is removed", PATIENCE, || {
+        run(async { etcd.client().await.member_remove(learner_id).await.ok().map(|_| ()) })
+    });
+    learner.wait_until_ended();
+    let error = refused(recover(&joiner, &["--cluster-id", &id, "--accept-loss"]), 5);
+    assert!(error.contains("was removed"), "{error}");
+
+    // Damaged: the log, the backend.
+    etcd.stop();
+    let copy = super::pods::copy_of(&first, "damaged-wal");
+    let segment = fs::read_dir(copy.data_dir.join("member/wal")).expect("list").map(|e| e.expect("an entry").path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "wal")).min().expect("a segment");
+    fs::File::options().write(true).open(&segment).expect("open").write_all_at(&[0xFF; 4], 300).expect("damage");
+    let error = refused(recover(&copy, &["--cluster-id", &id]), 3);
+    assert!(error.contains("damaged"), "{error}");
+    let copy = super::pods::copy_of(&first, "damaged-db");
+    fs::File::options()
+        .write(true)
+        .open(copy.data_dir.join("member/snap/db"))
+        .expect("open")
+        .set_len(20_000)
+        .expect("cut");
+    let error = refused(recover(&copy, &["--cluster-id", &id]), 3);
+    assert!(error.contains("damaged"), "{error}");
+
+    // What is damaged beyond use is given up only when told so, and nothing is deleted.
+    fs::write(home_of(&copy).join("state.db.migrated"), "an old store").expect("write");
+    let error = refused(recover(&copy, &["--new-cluster"]), 3);
+    assert!(error.contains("--yes"), "{error}");
+    let shown = done(recover(&copy, &["--new-cluster", "--yes"]));
+    assert!(shown.contains("forms a new, empty cluster"), "{shown}");
+    assert!(!copy.data_dir.exists() && home_of(&copy).join("state.db.migrated.1").exists());
+    assert_eq!(asides(&copy.data_dir).expect("list").len(), 1);
+    // Sound data is named.
+    let error = refused(recover(&first, &["--new-cluster", "--yes"]), 3);
+    assert!(error.contains(&format!("sound data of cluster {id}")), "{error}");
+    done(recover(&first, &["--new-cluster", "--cluster-id", &id]));
+    assert!(!first.data_dir.exists());
+}
