@@ -17,6 +17,9 @@ pub enum SourceError {
     /// A directory, a symbolic link, a device.
     #[error("it is not a regular file")]
     NotAFile,
+    /// A directory, a link, a pipe in the place of the `-wal`, `-shm` or `-journal`.
+    #[error("{} is not a regular file", .0.display())]
+    CompanionNotAFile(PathBuf),
     /// Zero bytes.
     #[error("the file is empty")]
     Empty,
@@ -47,7 +50,25 @@ pub enum SourceError {
         /// The file that should be there.
         wal: PathBuf,
         /// Frames that the `-shm` tells of.
-        frames: u32,
+        frames: u64,
+    },
+    /// The `-shm` tells of more frames than the `-wal` has.
+    #[error("{} ends too early: the -shm file beside it tells of {frames} more pages", wal.display())]
+    WalShort {
+        /// The file that is too short.
+        wal: PathBuf,
+        /// Frames that the `-shm` tells of and that are not there.
+        frames: u64,
+    },
+    /// The store had given out more revisions than the `-wal` knows of.
+    #[error("{} is not its own: without it the last row is {database}, with it {with_wal}", wal.display())]
+    ForeignWal {
+        /// The file.
+        wal: PathBuf,
+        /// The last number that the database alone has given to a row.
+        database: i64,
+        /// The same as seen through the `-wal`.
+        with_wal: i64,
     },
     /// The `-wal` is not whole.
     #[error("{} is damaged or belongs to another database: {broken}", wal.display())]
@@ -104,6 +125,21 @@ impl From<rusqlite::Error> for SourceError {
             Some(ErrorCode::DatabaseCorrupt) => SourceError::Corrupt(error.to_string()),
             Some(ErrorCode::NotADatabase) => SourceError::NotSqlite,
             Some(ErrorCode::TooBig) => SourceError::Corrupt("a value is larger than anything kine accepts".to_owned()),
+            // SQLITE_IOERR_SHORT_READ: no disk's fault, the file is not as long as it says.
+            Some(_)
+                if error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ) =>
+            {
+                SourceError::Corrupt("the file is cut short".to_owned())
+            }
+            None if matches!(
+                error,
+                rusqlite::Error::InvalidColumnType(..)
+                    | rusqlite::Error::FromSqlConversionFailure(..)
+                    | rusqlite::Error::IntegralValueOutOfRange(..)
+            ) =>
+            {
+                SourceError::Corrupt(error.to_string())
+            }
             _ => SourceError::Sqlite(error),
         }
     }
@@ -122,8 +158,17 @@ impl SourceError {
                 "start the virtual cluster once on SQLite (embedded etcd off), so that kine completes it"
             }
             SourceError::PreKine => "start the virtual cluster once on SQLite (embedded etcd off): kine converts it",
-            SourceError::NoRows | SourceError::WalMissing { .. } => {
-                "put the -wal file that belongs to it beside it, under the same base name"
+            SourceError::CompanionNotAFile(_) => {
+                "move it away, and put the file that belongs to the store in its place"
+            }
+            SourceError::NoRows => "put the -wal file that belongs to it beside it, under the same base name",
+            SourceError::WalMissing { .. } | SourceError::WalShort { .. } => {
+                "put the whole -wal file that belongs to it beside it, under the same base name; if that is lost for \
+                 good, move the -shm file away to go on without those pages"
+            }
+            SourceError::ForeignWal { .. } => {
+                "put the -wal file that belongs to it beside it; if it has none, as after restoring a backup, move the \
+                 -wal and -shm files away"
             }
             SourceError::BrokenWal { .. } => {
                 "put the -wal file that belongs to it back; if none is left, `sqlite3 state.db 'pragma \

@@ -66,28 +66,45 @@ pub struct WalContent {
     pub committed_frames: u64,
 }
 
+/// Refuses if something else than a regular file bears the name of one of the files beside the database: opening it
+/// could block for ever, and what a link points to is not moved with it.
+pub fn check_companions(files: &StoreFiles) -> Result<(), SourceError> {
+    for path in [&files.wal, &files.shm, &files.journal] {
+        match path.symlink_metadata() {
+            Ok(meta) if !meta.is_file() => return Err(SourceError::CompanionNotAFile(path.clone())),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(path, e).into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Judges the files of a store without changing any.
 pub fn inspect(files: &StoreFiles) -> Result<(DatabaseHeader, WalContent), SourceError> {
     let header = inspect_database(&files.db)?;
     inspect_journal(&files.journal)?;
-    let wal = match File::open(&files.wal) {
+    let (bytes, frames) = match File::open(&files.wal) {
         Ok(file) => {
             let bytes = file.metadata().map_err(|e| at(&files.wal, e))?.len();
             let mut reader = io::BufReader::with_capacity(1 << 18, file);
-            let committed_frames = read_wal(&mut reader, bytes, header.page_size)
+            let frames = read_wal(&mut reader, bytes, header.page_size)
                 .map_err(|e| at(&files.wal, e))?
                 .map_err(|broken| SourceError::BrokenWal { wal: files.wal.clone(), broken })?;
-            WalContent { bytes, committed_frames }
+            (bytes, frames)
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => WalContent::default(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (0, WalFrames::default()),
         Err(e) => return Err(at(&files.wal, e).into()),
     };
-    if wal.bytes == 0
-        && let Some(lost) = frames_promised_by_index(&read_start(&files.shm, 136)?)
+    if let Some(index) = WalIndex::decode(&read_start(&files.shm, WAL_INDEX)?)
+        && let Some(lost) = index.frames_missing_in(&frames)
     {
-        return Err(SourceError::WalMissing { wal: files.wal.clone(), frames: lost });
+        let wal = files.wal.clone();
+        return Err(match bytes {
+            0 => SourceError::WalMissing { wal, frames: lost },
+            _ => SourceError::WalShort { wal, frames: lost },
+        });
     }
-    Ok((header, wal))
+    Ok((header, WalContent { bytes, committed_frames: frames.committed }))
 }
 
 fn inspect_database(path: &Path) -> Result<DatabaseHeader, SourceError> {
@@ -138,18 +155,40 @@ fn read_start(path: &Path, len: usize) -> Result<Vec<u8>, SourceError> {
     Ok(start)
 }
 
-/// How many frames of the WAL were not yet in the database when the `-shm` was last written, if it says so: proof that
-/// a `-wal` that is missing now had content.
-fn frames_promised_by_index(shm: &[u8]) -> Option<u32> {
-    let index: &[u8; 136] = shm.first_chunk()?;
-    let word =
-        |offset: usize| u32::from_le_bytes([index[offset], index[offset + 1], index[offset + 2], index[offset + 3]]);
-    let initialised = index[12] == 1;
-    if !initialised || word(0) != WAL_VERSION || index[..48] != index[48..96] {
-        return None;
+/// The WAL-index's header, twice, and how far the WAL was checkpointed.
+const WAL_INDEX: usize = 136;
+
+/// What the `-shm` says of the WAL, as of the last transaction.
+struct WalIndex {
+    last_frame: u64,
+    checkpointed: u64,
+    salt: [u8; 8],
+}
+
+impl WalIndex {
+    fn decode(shm: &[u8]) -> Option<WalIndex> {
+        let index: &[u8; WAL_INDEX] = shm.first_chunk()?;
+        let word = |offset: usize| {
+            u32::from_le_bytes([index[offset], index[offset + 1], index[offset + 2], index[offset + 3]])
+        };
+        let initialised = index[12] == 1;
+        if !initialised || word(0) != WAL_VERSION || index[..48] != index[48..96] {
+            return None;
+        }
+        let salt = *index[32..].first_chunk()?;
+        Some(WalIndex { last_frame: word(16).into(), checkpointed: word(96).into(), salt })
     }
-    let (last_frame, checkpointed) = (word(16), word(96));
-    (last_frame > checkpointed).then(|| last_frame - checkpointed)
+
+    /// How many frames were there and are not in `wal` now. The index of another generation proves nothing: it is
+    /// never synced, so that after a power failure it may be older than the WAL.
+    fn frames_missing_in(&self, wal: &WalFrames) -> Option<u64> {
+        if wal.salt.is_some_and(|salt| salt != self.salt) || self.last_frame <= wal.committed {
+            return None;
+        }
+        // Nothing is lost if all of them are in the database and none of the WAL's is read over it.
+        let needless = wal.committed == 0 && self.checkpointed >= self.last_frame;
+        (!needless).then(|| self.last_frame - wal.committed.max(self.checkpointed).min(self.last_frame - 1))
+    }
 }
 
 /// Why a `-wal` with content cannot be what it should be.
@@ -174,13 +213,22 @@ pub enum BrokenWal {
     PageSize,
 }
 
-/// Reads a WAL to its end and gives the number of committed frames. A torn frame behind the last commit is what a
+/// What was read of a WAL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WalFrames {
+    /// Frames up to the last committed transaction.
+    committed: u64,
+    /// What tells its generation from others; `None` if it has no header.
+    salt: Option<[u8; 8]>,
+}
+
+/// Reads a WAL to its end and gives its committed frames. A torn frame behind the last commit is what a
 /// killed writer leaves, and no error; so are frames of an earlier generation behind the valid ones.
-fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result<u64, BrokenWal>> {
+fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result<WalFrames, BrokenWal>> {
     let mut header = [0; WAL_HEADER];
     if bytes < WAL_HEADER as u64 {
         // The header is written first: no frame was ever in it.
-        return Ok(Ok(0));
+        return Ok(Ok(WalFrames::default()));
     }
     wal.read_exact(&mut header)?;
     let word = |b: &[u8], i: usize| u32::from_be_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
@@ -194,14 +242,15 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
     if word(&header, 8) != page_size {
         return Ok(Err(BrokenWal::PageSize));
     }
-    let salt = &header[16..24];
+    let mut salt = [0; 8];
+    salt.copy_from_slice(&header[16..24]);
     let frame_size = FRAME_HEADER + page_size as usize;
     let frames = (bytes - WAL_HEADER as u64) / frame_size as u64;
     let mut frame = vec![0; frame_size];
     let (mut committed, mut first_broken, mut commits_behind) = (0, None, 0);
     for number in 1..=frames {
         wal.read_exact(&mut frame)?;
-        let same_generation = frame[8..16] == *salt;
+        let same_generation = frame[8..16] == salt;
         let commit = word(&frame, 4) != 0;
         if first_broken.is_none() {
             let mut next = sum;
@@ -222,10 +271,11 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
     }
     Ok(match first_broken {
         // A killed writer's last frame may be half written, over frames of an earlier generation; its commit was
-        // never acknowledged. Commits of this generation behind it were.
-        Some((frame, true)) if commits_behind > 0 => Err(BrokenWal::Torn { frame, commits: commits_behind }),
+        // never acknowledged. Commits of this generation behind it were, whatever its own salts have become: a WAL is
+        // written from its start to its end, so nothing of an earlier generation stands before them.
+        Some((frame, _)) if commits_behind > 0 => Err(BrokenWal::Torn { frame, commits: commits_behind }),
         Some((1, false)) => Err(BrokenWal::Salt),
-        _ => Ok(committed),
+        _ => Ok(WalFrames { committed, salt: Some(salt) }),
     })
 }
 
@@ -276,7 +326,7 @@ mod tests {
     }
 
     fn judge(wal: &[u8]) -> Result<u64, BrokenWal> {
-        read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap()
+        read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().map(|frames| frames.committed)
     }
 
     const FRAME: usize = FRAME_HEADER + 4096;
@@ -317,7 +367,11 @@ mod tests {
         assert_eq!(broken(&|w| w[0] ^= 1), BrokenWal::Header);
         assert_eq!(broken(&|w| w[20] ^= 1), BrokenWal::Header);
         assert_eq!(broken(&|w| w[..WAL_HEADER].fill(0)), BrokenWal::Header);
-        assert_eq!(broken(&|w| w[WAL_HEADER + 8] ^= 1), BrokenWal::Salt);
+        assert_eq!(broken(&|w| (WAL_HEADER + 8..w.len()).step_by(FRAME).for_each(|at| w[at] ^= 1)), BrokenWal::Salt);
+        for (frame, at) in [(1, WAL_HEADER), (2, WAL_HEADER + FRAME)] {
+            let torn = broken(&|w| w[at + 8] ^= 1);
+            assert!(matches!(torn, BrokenWal::Torn { frame: f, commits: 1.. } if f == frame), "{torn:?}");
+        }
         assert!(matches!(broken(&|w| w[WAL_HEADER + 100] ^= 1), BrokenWal::Torn { frame: 1, commits: 1.. }));
         assert_eq!(read_wal(&mut &whole[..], whole.len() as u64, 8192).unwrap(), Err(BrokenWal::PageSize));
     }
@@ -330,11 +384,34 @@ mod tests {
         connection.pragma_update(None, "journal_mode", "wal").unwrap();
         connection.execute_batch("create table t(x)").unwrap();
         let files = StoreFiles::of(&db);
-        let index = |path: &Path| frames_promised_by_index(&std::fs::read(path).unwrap());
-        assert!(index(&files.shm).unwrap() > 0);
+        let missing = || WalIndex::decode(&std::fs::read(&files.shm).unwrap()).unwrap();
+        assert!(missing().frames_missing_in(&WalFrames::default()).unwrap() > 0);
         assert!(inspect(&files).unwrap().1.committed_frames > 0);
         connection.query_row("pragma wal_checkpoint", [], |_| Ok(())).unwrap();
-        assert_eq!(index(&files.shm), None);
+        assert_eq!(missing().frames_missing_in(&WalFrames::default()), None);
+    }
+
+    #[test]
+    fn an_index_of_the_same_generation_tells_of_every_frame_that_was_cut_off() {
+        let index = |last_frame, checkpointed| WalIndex { last_frame, checkpointed, salt: [7; 8] };
+        let wal = |committed, salt: u8| WalFrames { committed, salt: Some([salt; 8]) };
+        for (index, wal, want) in [
+            (index(9, 0), wal(9, 7), None),
+            (index(9, 0), wal(12, 7), None),
+            (index(9, 0), wal(8, 7), Some(1)),
+            (index(9, 4), wal(2, 7), Some(5)),
+            (index(9, 0), wal(0, 7), Some(9)),
+            (index(9, 0), WalFrames::default(), Some(9)),
+            // All are in the database: none is needed, but some of them would set pages back.
+            (index(9, 9), wal(0, 7), None),
+            (index(9, 9), WalFrames::default(), None),
+            (index(9, 9), wal(4, 7), Some(1)),
+            // Another generation.
+            (index(9, 0), wal(4, 8), None),
+            (index(0, 0), wal(0, 7), None),
+        ] {
+            assert_eq!(index.frames_missing_in(&wal), want, "{wal:?}");
+        }
     }
 
     #[test]

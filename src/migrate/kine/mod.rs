@@ -50,9 +50,13 @@ impl KineStore {
             Err(e) => return Err(crate::disk::at(db, e).into()),
             Ok(_) => {}
         }
+        files::check_companions(&files)?;
         let lock = guard::acquire(&files, wait)?;
         let (header, wal) = files::inspect(&files)?;
         let connection = schema::open(&files.db, wal.committed_frames > 0)?;
+        if wal.committed_frames > 0 {
+            refuse_foreign_wal(&files, &connection)?;
+        }
         schema::check(&connection)?;
         let survey = survey::survey(&connection)?;
         let bytes = header.bytes + wal.bytes;
@@ -103,6 +107,18 @@ impl KineStore {
         }
         Ok(total)
     }
+}
+
+/// SQLite reads any `-wal` of the same page size over a database, that of another store or of an older copy too, and one
+/// that holds all of its store hides the whole database. Numbers of rows are never given out twice, so the database alone
+/// cannot have gone further than the two together.
+fn refuse_foreign_wal(files: &StoreFiles, with_wal: &Connection) -> Result<(), SourceError> {
+    let alone = schema::last_row(&schema::open(&files.db, false)?).unwrap_or(0);
+    let together = schema::last_row(with_wal).unwrap_or(0);
+    if alone <= together {
+        return Ok(());
+    }
+    Err(SourceError::ForeignWal { wal: files.wal.clone(), database: alone, with_wal: together })
 }
 
 impl Source for KineStore {

@@ -48,6 +48,12 @@ pub fn open(db: &Path, has_wal: bool) -> Result<Connection, SourceError> {
     Ok(connection)
 }
 
+/// The highest number that was ever given to a row of kine's. `None` if that cannot be told: the store has no such
+/// record, or, read without its `-wal`, is not readable by itself.
+pub fn last_row(connection: &Connection) -> Option<i64> {
+    connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'kine'", [], |row| row.get(0)).ok()
+}
+
 /// Checks that the store is kine's and has content.
 pub fn check(connection: &Connection) -> Result<(), SourceError> {
     let kind = |name: &str| -> rusqlite::Result<Option<String>> {

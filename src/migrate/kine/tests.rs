@@ -212,7 +212,7 @@ fn a_store_without_its_wal_is_refused() {
     assert!(read(&files).unwrap().0.0.iter().any(|k| k.0 == "/late"));
     std::fs::remove_file(&files.wal).unwrap();
     let text = refused(&files);
-    assert!(text.contains("DB-wal is missing") && text.contains("put the -wal file"), "{text}");
+    assert!(text.contains("DB-wal is missing") && text.contains("put the whole -wal file"), "{text}");
     std::fs::write(&files.wal, b"").unwrap();
     assert!(refused(&files).contains("DB-wal is missing"));
 }
@@ -221,7 +221,7 @@ fn a_store_without_its_wal_is_refused() {
 fn a_wal_that_does_not_fit_is_refused() {
     for (damage, want) in [
         (0, "its header is not valid"),
-        (32 + 8, "the salts differ"),
+        (32 + 8, "committed transactions stand behind it"),
         (32 + 30, "committed transactions stand behind it"),
     ] {
         let store = store(ROWS);
@@ -318,4 +318,78 @@ fn a_read_only_store_is_read_without_exclusion() {
     let exclusive = KineStore::open(&files.db, SOON).unwrap().is_exclusive();
     // Root writes to whatever it likes.
     assert_eq!(exclusive, nix::unistd::geteuid().is_root());
+}
+
+#[test]
+fn a_wal_that_was_cut_off_is_refused_as_long_as_the_index_tells_of_it() {
+    let store = store(ROWS);
+    let files = store.hot();
+    let whole = std::fs::read(&files.wal).unwrap();
+    for (length, text) in [
+        (0, "DB-wal is missing"),
+        (1, "DB-wal ends too early"),
+        (32, "DB-wal ends too early"),
+        (whole.len() / 2, "DB-wal ends too early"),
+        (whole.len() - 1, "DB-wal ends too early"),
+    ] {
+        std::fs::write(&files.wal, &whole[..length]).unwrap();
+        let refusal = refused(&files);
+        assert!(refusal.contains(text) && refusal.contains("move the -shm file away"), "{length}: {refusal}");
+    }
+    std::fs::write(&files.wal, &whole).unwrap();
+    assert_eq!(read(&files).unwrap().0.0, expected());
+}
+
+#[test]
+fn a_wal_of_another_store_or_of_an_older_copy_is_refused() {
+    let old = store(&format!("{ROWS}, (400, '/registry/late', 1, 0, 0, 0, 0, x'61')"));
+    let files = old.cold();
+    let other = store(ROWS);
+    let fresh = other.hot();
+    // It holds all of its own store, which SQLite would show in place of this one.
+    std::fs::copy(&fresh.wal, &files.wal).unwrap();
+    for shm in [false, true] {
+        if shm {
+            std::fs::copy(&fresh.shm, &files.shm).unwrap();
+        }
+        let refusal = refused(&files);
+        assert!(
+            refusal.contains("DB-wal is not its own: without it the last row is 400, with it 11; put the"),
+            "{refusal}"
+        );
+    }
+    // As the remedy says.
+    std::fs::remove_file(&files.wal).unwrap();
+    std::fs::remove_file(&files.shm).unwrap();
+    assert_eq!(read(&files).unwrap().0.0.len(), expected().len() + 1);
+}
+
+#[test]
+fn what_is_no_file_beside_the_database_is_refused_and_not_waited_for() {
+    let store = store(ROWS);
+    let files = store.cold();
+    for path in [&files.wal, &files.shm, &files.journal] {
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(&files).err().unwrap();
+        assert!(error.to_string().ends_with("is not a regular file"), "{error}");
+        std::fs::remove_file(path).unwrap();
+        std::os::unix::fs::symlink("/nowhere", path).unwrap();
+        let error = read(&files).err().unwrap();
+        assert!(error.to_string().ends_with("is not a regular file"), "{error}");
+        std::fs::remove_file(path).unwrap();
+    }
+    read(&files).unwrap();
+}
+
+#[test]
+fn a_file_that_is_cut_short_or_of_odd_types_is_damaged_and_no_fault_of_the_environment() {
+    let long = store(&format!("{ROWS}, (12, '/registry/big', 1, 0, 0, 0, 0, zeroblob(40000))"));
+    let files = long.cold();
+    let whole = std::fs::read(&files.db).unwrap();
+    std::fs::write(&files.db, &whole[..whole.len() - 100]).unwrap();
+    assert!(refused(&files).contains("it is damaged: the file is cut short"), "{}", refused(&files));
+
+    let odd = store(&format!("{ROWS}, (12, 'compact_rev_key', 1, 0, 0, 'seven', 0, x'')"));
+    let files = odd.cold();
+    assert!(refused(&files).contains("it is damaged: "), "{}", refused(&files));
 }
