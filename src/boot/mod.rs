@@ -76,6 +76,10 @@ pub fn decide(facts: &Facts) -> BootDecision {
     match &facts.data_dir {
         DataDirFact::Damaged(why) => return Refuse(Refusal::DamagedDataDir(why.clone())),
         DataDirFact::Valid { member, cluster } => {
+            // Nothing has confirmed what an import that did not commit has left here.
+            if let Some(source) = vanished(facts) {
+                return Refuse(Refusal::SourceVanished(source));
+            }
             let mut warnings: Vec<_> = facts.stores.state_dbs.iter().cloned().map(Warning::StateDbIgnored).collect();
             if facts.desired > 1 {
                 warnings.push(Warning::PeersUnknown);
@@ -115,9 +119,27 @@ fn uncommitted(facts: &Facts) -> Option<PathBuf> {
     }
 }
 
+/// The source of an import that was begun: the file is gone, and it does not bear its new name either.
+fn vanished(facts: &Facts) -> Option<PathBuf> {
+    let JournalFact::Importing { source } = &facts.journal else { return None };
+    let mut migrated = source.as_os_str().to_owned();
+    migrated.push(".migrated");
+    let there = facts.stores.state_dbs.contains(source) || facts.stores.migrated.iter().any(|file| *file == migrated);
+    (!there).then(|| source.clone())
+}
+
 fn sqlite(facts: &Facts) -> BootDecision {
     if let Some(dir) = &facts.distro_store {
         return BootDecision::Refuse(Refusal::DistroStore(dir.clone()));
+    }
+    // SQLite would begin with an empty store where the journal tells of one.
+    if let Some(source) = vanished(facts) {
+        return BootDecision::Refuse(Refusal::SourceVanished(source));
+    }
+    if let JournalFact::Done { source } = &facts.journal
+        && facts.stores.state_dbs.is_empty()
+    {
+        return BootDecision::Refuse(Refusal::MigratedButNoDataDir(source.clone()));
     }
     if facts.desired > 1 {
         return BootDecision::Refuse(Refusal::SqliteReplicas(facts.desired));

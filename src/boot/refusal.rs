@@ -121,8 +121,9 @@ impl Refusal {
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
                  migration.journal file away; if state.db is, move both the journal and the data dir away"
                 .into(),
-            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true; to start over on SQLite without that \
-                 data, move the data dir away"
+            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true; to go on with SQLite and without what \
+                 was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
+                 state.db (with its -wal)"
                 .into(),
             Refusal::MigrateBackNotYet => "unset embeddedEtcd.migrateBack and leave embeddedEtcd.enabled true".into(),
             Refusal::MigrateFromNotYet => "unset migrateFromEtcd, or stay on the deployed etcd".into(),
@@ -138,8 +139,8 @@ impl Refusal {
             Refusal::MigratedButNoDataDir(_) => "restore the data dir; or, to migrate the old store again and lose \
                  what was written since, rename it back to state.db (with its -wal) and remove the journal"
                 .into(),
-            Refusal::SourceVanished(_) => "put the file back (with its -wal), or remove the migration.journal file to \
-                 start without it"
+            Refusal::SourceVanished(_) => "put the file back (with its -wal); or, to start without it, move the \
+                 migration.journal file and etcd's data dir away"
                 .into(),
             Refusal::FormedElsewhere(_) => "restore the volume, or recover explicitly".into(),
             Refusal::MarkerUnknown(_) => "make the host cluster's API reachable; the pod may then be restarted".into(),

@@ -121,7 +121,13 @@ fn each_refusal_has_its_facts() {
             Refusal::MigratedButNoDataDir(migrated),
         ),
         (Facts { journal: JournalFact::Done { source: db() }, ..facts() }, Refusal::MigratedButNoDataDir(db())),
-        (Facts { journal: source, ..facts() }, Refusal::SourceVanished(db())),
+        (Facts { journal: source.clone(), ..facts() }, Refusal::SourceVanished(db())),
+        (Facts { journal: source.clone(), data_dir: valid(), ..facts() }, Refusal::SourceVanished(db())),
+        (Facts { enabled: false, journal: source, ..facts() }, Refusal::SourceVanished(db())),
+        (
+            Facts { enabled: false, journal: JournalFact::Done { source: db() }, ..facts() },
+            Refusal::MigratedButNoDataDir(db()),
+        ),
         (
             Facts { marker: Known::Present(Marker { cluster: ClusterId(7), formed: true }), ..facts() },
             Refusal::FormedElsewhere(ClusterId(7)),
@@ -224,6 +230,11 @@ fn check(f: &Facts) {
     let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
     if forms || decision == BootDecision::RunOnSqlite {
         assert_eq!(f.distro_store, None, "a store is begun beside the distro's own: {f:?}");
+        let told_of = matches!(&f.journal, JournalFact::Importing { .. } | JournalFact::Done { .. });
+        assert!(!told_of || !f.stores.state_dbs.is_empty(), "an empty store replaces one that was there: {f:?}");
+    }
+    if matches!(decision, BootDecision::Start { .. }) && matches!(f.journal, JournalFact::Importing { .. }) {
+        assert!(!f.stores.migrated.is_empty(), "an import that nothing confirmed is served: {f:?}");
     }
     if forms {
         assert!(f.enabled, "forms while disabled: {f:?}");
