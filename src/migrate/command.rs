@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::commit::{finish, with_suffix};
 use super::convert::DEFAULT_REQUEST_BYTES;
 use super::estimate::{Estimate, estimate};
-use super::import::{Commit, ImportOutcome, ImportPlan, import, seconds};
+use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import, seconds};
 use super::progress::Show;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
@@ -127,11 +127,17 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         lock: None,
     };
     plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
-    if args.rename_source
-        && let Some(journal) = finish(disk, &plan.journal, &plan.source, seconds(SystemTime::now()))?
-    {
+    let finished = match plan.commit {
+        Commit::RenameSource => finish(disk, &plan.journal, &plan.source, seconds(SystemTime::now()))?,
+        Commit::KeepSource => finish_kept(disk, &plan)?,
+    };
+    if let Some(journal) = finished {
         return Ok(match args.output {
-            Output::Text => format!("{} was imported before; nothing is left to do\n", plan.source.display()),
+            Output::Text => format!(
+                "{} was imported to {} before; nothing is left to do\n",
+                plan.source.display(),
+                plan.etcd_dir.display()
+            ),
             Output::Json => format!("{:#}\n", json!({ "importedBefore": true, "journal": journal })),
         });
     }

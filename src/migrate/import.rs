@@ -250,6 +250,21 @@ fn built(
     })
 }
 
+/// Closes the journal of an import that kept its source's name and was killed after the flip, which is its commit, and
+/// gives the journal; `None` if there is no such. The data dir may have been used since: it must not be built anew.
+pub(super) fn finish_kept(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<Option<Journal>> {
+    // One that cannot be read is reported by the import itself.
+    let Ok(Some(journal)) = journal::load(&plan.journal) else { return Ok(None) };
+    let same = journal.source.path == journal::relative(&plan.journal, &plan.source);
+    let Some(written) = journal.written.filter(|_| same && journal.phase == Phase::Importing) else { return Ok(None) };
+    match inspect(&plan.etcd_dir, NEWEST)? {
+        InspectedDatadir::Usable(found) if found.cluster() == written.cluster => {
+            done(disk, &plan.journal, journal, seconds(SystemTime::now())).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Puts the staging directory in the data dir's place.
 fn flip(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
     disk.rename_durable(&plan.staging(), &plan.etcd_dir).context("put the data dir in place")?;

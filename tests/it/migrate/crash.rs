@@ -123,6 +123,22 @@ fn killed_at_every_crash_point_it_converges() {
 }
 
 #[test]
+fn a_data_dir_in_place_whose_source_kept_its_name_is_never_built_anew() {
+    let fixture = fixture(50);
+    let status = fixture.command(false).env("SYNCER_CRASH_AT", "migrate-after-flip").status().expect("run syncer");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    // Somebody found it complete, and uses it.
+    let mark = fixture.etcd_dir().join("member/snap/used");
+    std::fs::write(&mark, "since").unwrap();
+    fixture.finish(false, "after the flip");
+    assert!(mark.exists(), "a data dir that was in use was removed");
+    let again = fixture.command(false).output().expect("run syncer");
+    assert_eq!(again.status.code(), Some(3), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(mark.exists(), "a data dir that was in use was removed");
+    fixture.check_end(false, "after the flip");
+}
+
+#[test]
 fn killed_at_random_instants_it_converges() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let kills = number("SYNCER_KILLS").unwrap_or(6);
