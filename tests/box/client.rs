@@ -34,6 +34,7 @@ impl Config {
             ttl: 1,
             negative_ttl: 1,
             network: NetworkMode::Auto,
+            host: None,
             die_with_parent: true,
         }
     }
@@ -157,6 +158,11 @@ impl Client {
     /// Ends the pods and the box; its folder stays.
     pub fn down(&self) -> anyhow::Result<()> {
         self.order(&Request::Down)
+    }
+
+    /// The kubeconfig of the host cluster's administrator, for use outside of the box.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("host/kubeconfig")
     }
 
     /// A pod's volume.

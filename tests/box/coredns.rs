@@ -108,14 +108,34 @@ pub enum Mood {
     Silent,
 }
 
-/// A Corefile. `zones` are names and files: the cluster's domain first.
-pub fn corefile(listen: SocketAddr, zones: &[(String, &Path)], mood: Mood) -> String {
+/// Where records come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Records<'a> {
+    /// From zone files.
+    Files(&'a [(String, &'a Path)]),
+    /// From a cluster's API, as a cluster's DNS has them: the zones, a kubeconfig, and seconds that records hold.
+    Kubernetes(&'a [String], &'a Path, u32),
+}
+
+/// A Corefile.
+pub fn corefile(listen: SocketAddr, records: Records<'_>, mood: Mood) -> String {
     let (ip, port) = (listen.ip(), listen.port());
     let block = |zone: &str, plugins: &str| format!("{zone}:{port} {{\n  bind {ip}\n  log\n  errors\n{plugins}}}\n");
+    let served: Vec<(&String, String)> = match records {
+        Records::Files(zones) => {
+            let file = |file: &Path, zone| format!("  file {} {zone} {{\n    reload 100ms\n  }}\n", file.display());
+            zones.iter().map(|(zone, path)| (zone, file(path, zone))).collect()
+        }
+        Records::Kubernetes(zones, kubeconfig, ttl) => {
+            let (all, kubeconfig) = (zones.join(" "), kubeconfig.display());
+            let plugin = format!("  kubernetes {all} {{\n    kubeconfig {kubeconfig}\n    ttl {ttl}\n  }}\n");
+            zones.iter().map(|zone| (zone, plugin.clone())).collect()
+        }
+    };
     let mut text = String::new();
-    for (zone, file) in zones {
+    for (zone, plugin) in served {
         text += &match mood {
-            Mood::Well => block(zone, &format!("  file {} {zone} {{\n    reload 100ms\n  }}\n", file.display())),
+            Mood::Well => block(zone, &plugin),
             Mood::ServFail => block(zone, &format!("  template ANY ANY {zone} {{\n    rcode SERVFAIL\n  }}\n")),
             Mood::Silent => block(zone, "  erratic {\n    drop 1\n  }\n"),
             Mood::Refuses => String::new(),

@@ -10,17 +10,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::controller::{Action, Event, StatefulSet};
-use super::coredns::{Mood, Zone, corefile, reverse_name};
+use super::controller::{Action, Event, Pod, StatefulSet};
+use super::coredns::{Mood, Records, Zone, corefile, reverse_name};
 use super::forward::{Addresses, forward};
-use super::network::{Network, become_root};
+use super::host::{self, Host, SetStatus};
+use super::kubelet::{Duty, Kubelet, Listed};
+use super::network::{GATEWAY, Network, become_root};
 use super::pod::{self, PodSpec};
 use super::probe;
 use super::protocol::{Config, NetworkMode, PodPhase, PodStatus, Program, Reply, Request, SOCKET, Status};
@@ -33,8 +35,29 @@ const DNS_PATIENCE: Duration = Duration::from_secs(30);
 enum Message {
     Asked(Request, mpsc::Sender<Reply>),
     Happened(Event),
+    /// What the host cluster's API lists, and how many of our changes it had seen before.
+    Listed(Vec<Listed>, SetStatus, u64),
     Stop,
 }
+
+/// Who decides which pods there are.
+enum Driver {
+    /// The box.
+    Own(StatefulSet),
+    /// The controllers of a host cluster.
+    Host(Box<HostDriver>),
+}
+
+struct HostDriver {
+    host: Host,
+    kubelet: Kubelet,
+    set: SetStatus,
+    /// Changes that we have asked the API for.
+    changes: Arc<AtomicU64>,
+}
+
+/// Between two looks at the host cluster's API.
+const LIST_EVERY: Duration = Duration::from_millis(200);
 
 /// A pod's process, and what goes with it.
 struct Live {
@@ -49,7 +72,7 @@ struct Live {
 struct Daemon {
     config: Config,
     exe: PathBuf,
-    set: StatefulSet,
+    driver: Driver,
     network: Network,
     live: BTreeMap<u32, Live>,
     addresses: Addresses,
@@ -81,6 +104,7 @@ pub fn serve(config: &str) -> anyhow::Result<()> {
     }
     let (messages, inbox) = mpsc::channel();
     let mut daemon = Daemon::new(config, messages.clone())?;
+    daemon.start_host()?;
     daemon.start_dns()?;
     daemon.listen(messages.clone())?;
     std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -102,7 +126,7 @@ impl Daemon {
             Zone { ttl: config.ttl, negative_ttl: config.negative_ttl, ..Zone::new(&config.name, &config.namespace) };
         let daemon = Daemon {
             exe: std::env::current_exe()?,
-            set,
+            driver: Driver::Own(set),
             network: Network::new(config.network)?,
             live: BTreeMap::new(),
             addresses: Addresses::default(),
@@ -178,6 +202,41 @@ impl Daemon {
         .into()
     }
 
+    /// Brings up the host cluster, if there is to be one, and hands the decisions to it.
+    fn start_host(&mut self) -> anyhow::Result<()> {
+        let Some(programs) = self.config.host.clone() else { return Ok(()) };
+        ensure!(self.network.namespaces(), "a host cluster needs namespaces");
+        let dir = self.path("host");
+        let host = Host::up(&self.network, &dir, &programs.parts, &programs.certs, &self.config)?;
+        let gateway = Addresses::default();
+        gateway.lock().unwrap_or_else(PoisonError::into_inner).insert(0, GATEWAY.into());
+        let outside = forward(self.network.place(), gateway, 0, host::PORT)?;
+        write(&dir.join("kubeconfig"), &host.api.kubeconfig(outside, &dir.join("pki/ca.crt")))?;
+        let changes = Arc::new(AtomicU64::new(0));
+        let (api, place, seen, messages) =
+            (host.api.clone(), self.network.place(), changes.clone(), self.messages.clone());
+        std::thread::Builder::new().name("list".into()).spawn(move || {
+            if let Err(e) = place.enter() {
+                eprintln!("the host cluster's API cannot be asked: {e}");
+            }
+            loop {
+                let before = seen.load(Ordering::SeqCst);
+                match api.pods().and_then(|pods| Ok((pods, api.set()?))) {
+                    Ok((pods, set)) => {
+                        if messages.send(Message::Listed(pods, set, before)).is_err() {
+                            return;
+                        }
+                    }
+                    Err(e) => eprintln!("list the pods: {e:#}"),
+                }
+                std::thread::sleep(LIST_EVERY);
+            }
+        })?;
+        let (kubelet, set) = (Kubelet::default(), SetStatus::default());
+        self.driver = Driver::Host(Box::new(HostDriver { host, kubelet, set, changes }));
+        Ok(())
+    }
+
     fn start_dns(&mut self) -> anyhow::Result<()> {
         self.write_zone()?;
         self.write_corefile()?;
@@ -201,11 +260,14 @@ impl Daemon {
 
     fn write_corefile(&self) -> anyhow::Result<()> {
         let (zone, reverse) = (self.path("dns/zone"), self.path("dns/reverse"));
-        let zones = [
-            (self.zone.domain.clone(), zone.as_path()),
-            (reverse_name(self.network.first_octets()), reverse.as_path()),
-        ];
-        write(&self.path("dns/Corefile"), &corefile(self.network.dns(), &zones, self.mood))
+        let names = [self.zone.domain.clone(), reverse_name(self.network.first_octets())];
+        let files = [(names[0].clone(), zone.as_path()), (names[1].clone(), reverse.as_path())];
+        let kubeconfig = self.path("host/pki/admin.conf");
+        let records = match self.driver {
+            Driver::Own(_) => Records::Files(&files),
+            Driver::Host(_) => Records::Kubernetes(&names, &kubeconfig, self.config.ttl),
+        };
+        write(&self.path("dns/Corefile"), &corefile(self.network.dns(), records, self.mood))
     }
 
     fn write_zone(&mut self) -> anyhow::Result<()> {
@@ -236,8 +298,8 @@ impl Daemon {
     fn run(mut self, inbox: &mpsc::Receiver<Message>) -> anyhow::Result<()> {
         let mut waiting = Vec::new();
         self.happened(Event::Tick);
-        while !self.set.gone() {
-            let tick = self.set.next_tick().map(|at| at.saturating_sub(self.began.elapsed()));
+        while !self.gone() {
+            let tick = self.next_tick().map(|at| at.saturating_sub(self.began.elapsed()));
             match inbox.recv_timeout(tick.unwrap_or(Duration::from_secs(3600))) {
                 Ok(Message::Asked(Request::Down, client)) => {
                     waiting.push(client);
@@ -249,9 +311,13 @@ impl Daemon {
                     let _ = client.send(reply);
                 }
                 Ok(Message::Happened(event)) => self.happened(event),
+                Ok(Message::Listed(pods, set, seen)) => self.listed(&pods, set, seen),
                 Ok(Message::Stop) => self.happened(Event::Down),
                 Err(_) => self.happened(Event::Tick),
             }
+        }
+        if let Driver::Host(driver) = &mut self.driver {
+            driver.host.stop();
         }
         if let Some(mut dns) = self.dns.take() {
             let _ = dns.kill();
@@ -275,18 +341,18 @@ impl Daemon {
                 if values {
                     self.write_values(replicas)?;
                 }
-                self.happened(Event::Scale(replicas));
+                self.change(Event::Scale(replicas), move |api| api.scale(replicas))?;
             }
             Request::Delete(ordinal) => {
                 self.running(ordinal)?;
-                self.happened(Event::Delete(ordinal));
+                self.change(Event::Delete(ordinal), move |api| api.delete(ordinal))?;
             }
             Request::Kill(ordinal) => {
                 self.running(ordinal)?;
                 self.happened(Event::Kill(ordinal));
             }
             Request::LoseVolume(ordinal) => self.happened(Event::LoseVolume(ordinal)),
-            Request::Roll => self.happened(Event::Roll),
+            Request::Roll => self.change(Event::Roll, |api| api.roll())?,
             Request::Partition(a, b) => {
                 ensure!(a != b, "a pod always reaches itself");
                 ensure!(self.network.namespaces(), "pods on loopback cannot be parted");
@@ -324,7 +390,15 @@ impl Daemon {
 
     fn status(&self) -> Status {
         let mut pods = BTreeMap::new();
-        for (ordinal, pod) in &self.set.pods {
+        let (replicas, revision) = match &self.driver {
+            Driver::Own(set) => (set.replicas, set.revision),
+            Driver::Host(driver) => (driver.set.replicas, driver.set.generation),
+        };
+        let failures = |ordinal: &u32| match &self.driver {
+            Driver::Own(set) => set.failures.get(ordinal).map(|f| f.count),
+            Driver::Host(_) => None,
+        };
+        for (ordinal, pod) in self.pods() {
             let live = self.live.get(ordinal).filter(|live| live.incarnation == pod.incarnation);
             let status = PodStatus {
                 name: self.name_of(*ordinal),
@@ -333,52 +407,148 @@ impl Daemon {
                 ready: pod.ready && pod.terminating.is_none(),
                 incarnation: pod.incarnation,
                 revision: pod.revision,
-                failures: self.set.failures.get(ordinal).map_or(0, |f| f.count),
+                failures: failures(ordinal).unwrap_or(0),
                 pid: live.map(|live| live.pid),
             };
             pods.insert(*ordinal, status);
         }
-        for (ordinal, failures) in self.set.failures.range(..self.set.replicas) {
-            pods.entry(*ordinal).or_insert_with(|| PodStatus {
-                name: self.name_of(*ordinal),
+        for (ordinal, failures) in (0..replicas).filter_map(|ordinal| Some((ordinal, failures(&ordinal)?))) {
+            pods.entry(ordinal).or_insert_with(|| PodStatus {
+                name: self.name_of(ordinal),
                 address: None,
                 phase: PodPhase::Backoff,
                 ready: false,
                 incarnation: 0,
                 revision: 0,
-                failures: failures.count,
+                failures,
                 pid: None,
             });
         }
         Status {
-            replicas: self.set.replicas,
-            policy: self.set.policy,
-            revision: self.set.revision,
+            replicas,
+            policy: self.config.policy,
+            revision,
             network: self.network.mode(),
             dns: self.network.dns(),
             pods,
             partitions: self.partitions.clone(),
-            settled: self.set.settled(),
+            settled: self.settled(),
         }
     }
 
-    /// Takes an event to the controller, and carries out what it decides.
+    /// The pods that exist, those whose process has ended too.
+    fn pods(&self) -> Vec<(&u32, &Pod)> {
+        match &self.driver {
+            Driver::Own(set) => set.pods.iter().collect(),
+            Driver::Host(driver) => driver.kubelet.pods.iter().map(|(ordinal, s)| (ordinal, &s.pod)).collect(),
+        }
+    }
+
+    fn settled(&self) -> bool {
+        match &self.driver {
+            Driver::Own(set) => set.settled(),
+            Driver::Host(driver) => {
+                let pods = &driver.kubelet.pods;
+                let well = pods.values().filter(|s| s.pod.ready && s.pod.terminating.is_none()).count();
+                driver.set.settled && pods.len() == well && well == driver.set.replicas as usize
+            }
+        }
+    }
+
+    fn gone(&self) -> bool {
+        match &self.driver {
+            Driver::Own(set) => set.gone(),
+            Driver::Host(driver) => driver.kubelet.gone(),
+        }
+    }
+
+    fn next_tick(&self) -> Option<Duration> {
+        match &self.driver {
+            Driver::Own(set) => set.next_tick(),
+            Driver::Host(driver) => driver.kubelet.next_tick(),
+        }
+    }
+
+    /// Changes the StatefulSet: our own by an event, the host cluster's by its API.
+    fn change(
+        &mut self,
+        event: Event,
+        call: impl FnOnce(&host::Api) -> anyhow::Result<()> + Send + 'static,
+    ) -> anyhow::Result<()> {
+        match &mut self.driver {
+            Driver::Own(_) => self.happened(event),
+            Driver::Host(driver) => {
+                let api = driver.host.api.clone();
+                self.network.inside(move || call(&api))?;
+                // What was listed before does not say how it is after.
+                driver.changes.fetch_add(1, Ordering::SeqCst);
+                driver.set.settled = false;
+            }
+        }
+        Ok(())
+    }
+
+    fn listed(&mut self, pods: &[Listed], set: SetStatus, seen: u64) {
+        let now = self.began.elapsed();
+        let Driver::Host(driver) = &mut self.driver else { return };
+        let fresh = seen == driver.changes.load(Ordering::SeqCst);
+        driver.set = SetStatus { settled: set.settled && fresh, ..set };
+        let duties = driver.kubelet.listed(pods, now);
+        let failed = self.perform(duties);
+        failed.into_iter().for_each(|event| self.happened(event));
+    }
+
+    /// Takes an event to who decides, and carries out the decisions.
     fn happened(&mut self, event: Event) {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             if let Event::Exited { ordinal, incarnation } = event {
                 self.buried(ordinal, incarnation);
             }
-            for action in self.set.step(event, self.began.elapsed()) {
-                self.say(&format!("{action:?}"));
-                if let Err(e) = self.act(action) {
-                    self.say(&format!("{action:?}: {e:#}"));
+            let now = self.began.elapsed();
+            let duties = match &mut self.driver {
+                Driver::Own(set) => set.step(event, now).into_iter().map(Duty::Process).collect(),
+                Driver::Host(driver) => driver.kubelet.step(event, now),
+            };
+            events.extend(self.perform(duties));
+        }
+    }
+
+    /// Carries out what was decided; pods that could not be started have ended.
+    fn perform(&mut self, duties: Vec<Duty>) -> Vec<Event> {
+        let mut failed = Vec::new();
+        for duty in duties {
+            let what = format!("{duty:?}");
+            let done = match duty {
+                Duty::Process(action) => self.act(action).inspect_err(|_| {
                     if let Action::Start { ordinal, incarnation, .. } = action {
-                        events.push(Event::Exited { ordinal, incarnation });
+                        failed.push(Event::Exited { ordinal, incarnation });
                     }
-                }
+                }),
+                Duty::Report(ordinal) => self.report(ordinal),
+                Duty::Remove { ordinal, uid } => self.tell(move |api| api.remove(ordinal, &uid)),
+            };
+            match done {
+                Ok(()) => self.say(&what),
+                Err(e) => self.say(&format!("{what}: {e:#}")),
             }
         }
+        failed
+    }
+
+    fn report(&self, ordinal: u32) -> anyhow::Result<()> {
+        let Driver::Host(driver) = &self.driver else { return Ok(()) };
+        let Some(started) = driver.kubelet.pods.get(&ordinal) else { return Ok(()) };
+        let (uid, ready) = (started.uid.clone(), started.pod.ready);
+        let live = self.live.get(&ordinal).filter(|live| live.incarnation == started.pod.incarnation);
+        let address = live.map(|live| live.address).filter(|_| !started.ended);
+        self.tell(move |api| api.report(ordinal, &uid, address, ready))
+    }
+
+    fn tell(&self, call: impl FnOnce(&host::Api) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
+        let Driver::Host(driver) = &self.driver else { return Ok(()) };
+        let api = driver.host.api.clone();
+        self.network.inside(move || call(&api))
     }
 
     fn say(&self, text: &str) {
@@ -450,6 +620,10 @@ impl Daemon {
         let mut env = self.identity(ordinal);
         env.insert("POD_IP".to_owned(), address.to_string());
         env.insert("POD_REVISION".to_owned(), revision.to_string());
+        if matches!(self.driver, Driver::Host(_)) {
+            env.insert("KUBERNETES_SERVICE_HOST".to_owned(), GATEWAY.to_string());
+            env.insert("KUBERNETES_SERVICE_PORT".to_owned(), host::PORT.to_string());
+        }
         let mut own_dns = Vec::new();
         if !self.network.namespaces() {
             own_dns.push(format!("--dns-server={}", self.network.dns()));
@@ -485,6 +659,10 @@ impl Daemon {
             address,
             namespaces: self.network.namespaces(),
             resolv_conf: self.resolv_conf(),
+            service_account: match self.driver {
+                Driver::Own(_) => None,
+                Driver::Host(_) => Some(Host::service_account(&self.path("host"))),
+            },
             read_only: Some(self.path("pki")).filter(|pki| pki.exists()).into_iter().collect(),
             program,
             args,

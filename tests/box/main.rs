@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use statefulset::client::{self, Client};
 use statefulset::coredns::Mood;
-use statefulset::protocol::{Config, NetworkMode, Policy, Program, Status};
+use statefulset::protocol::{Config, HostPrograms, NetworkMode, Policy, Program, Status};
 use statefulset::stand_in::{self, StandInArgs};
 use statefulset::{daemon, pod};
 
@@ -110,6 +110,9 @@ struct UpArgs {
     /// Seconds between SIGTERM and SIGKILL.
     #[arg(long, default_value_t = 10)]
     grace: u64,
+    /// Run a host cluster (etcd, kube-apiserver, kube-controller-manager), whose controllers decide.
+    #[arg(long)]
+    host: bool,
     /// Run a program in the pods that answers probes and does nothing else.
     #[arg(long)]
     stand_in: bool,
@@ -196,11 +199,21 @@ fn up(args: UpArgs, dir: PathBuf) -> anyhow::Result<()> {
         // As CoreDNS' plugin for Kubernetes has it.
         ttl: 5,
         negative_ttl: 5,
+        host: match args.host {
+            true => Some(HostPrograms {
+                parts: std::fs::canonicalize(&args.parts).context("find the parts")?,
+                certs: std::fs::canonicalize(&args.syncer).context("find syncer")?,
+            }),
+            false => None,
+        },
         die_with_parent: false,
         ..Config::new(&dir, program, args.parts.join("coredns"))
     };
     let (client, _) = client::up(&std::env::current_exe()?, &config)?;
     println!("a box in {}", client.dir().display());
+    if args.host {
+        println!("kubectl --kubeconfig {} get pods", client.kubeconfig().display());
+    }
     wait(&client, &args.waiting)
 }
 

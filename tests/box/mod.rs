@@ -4,6 +4,7 @@
 //! * [`protocol`]: what a box is made of, what can be asked of it, what it says about itself.
 //! * [`client`]: starts a box and talks to it. **Tests use this.**
 //! * [`controller`]: which pod is started and ended when. Pure: state and event to actions.
+//! * [`host`]: in its place, with `--host`, a real Kubernetes control plane, whose pods a small [`kubelet`] (pure) runs.
 //! * [`daemon`]: the process that is the box: carries out the controller's actions, and answers clients.
 //! * [`network`]: addresses, links and partitions. [`coredns`]: the zone and the server's configuration.
 //! * [`pod`]: a pod's process, in namespaces of its own. [`probe`]: asks it whether it is ready, as the kubelet does.
@@ -20,6 +21,8 @@ pub mod controller;
 pub mod coredns;
 pub mod daemon;
 pub mod forward;
+pub mod host;
+pub mod kubelet;
 pub mod network;
 pub mod pod;
 pub mod probe;

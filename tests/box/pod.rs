@@ -2,7 +2,7 @@
 //! program as PID 1 of a new PID namespace, and ends as it ends. Both die with the box.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -27,6 +27,8 @@ pub struct PodSpec {
     pub namespaces: bool,
     /// What it finds at /etc/resolv.conf.
     pub resolv_conf: PathBuf,
+    /// What it finds at /var/run/secrets/kubernetes.io/serviceaccount.
+    pub service_account: Option<PathBuf>,
     /// Folders that it can only read.
     pub read_only: Vec<PathBuf>,
     /// The program.
@@ -150,12 +152,34 @@ fn set_up(spec: &PodSpec) -> anyhow::Result<()> {
     let none = None::<&str>;
     // What is mounted from here on is seen by the pod alone.
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    if let Some(account) = &spec.service_account {
+        own_run(account)?;
+    }
     mount(Some(&spec.resolv_conf), "/etc/resolv.conf", none, MsFlags::MS_BIND, none).context("mount resolv.conf")?;
     for folder in &spec.read_only {
-        mount(Some(folder), folder, none, MsFlags::MS_BIND, none)
-            .with_context(|| format!("mount {}", folder.display()))?;
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(none, folder, none, flags, none).with_context(|| format!("make {} read-only", folder.display()))?;
+        mount_read_only(folder, folder)?;
     }
     Ok(())
+}
+
+fn mount_read_only(folder: &Path, at: &Path) -> anyhow::Result<()> {
+    let none = None::<&str>;
+    mount(Some(folder), at, none, MsFlags::MS_BIND, none).with_context(|| format!("mount {}", at.display()))?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, at, none, flags, none).with_context(|| format!("make {} read-only", at.display()))
+}
+
+/// A /run of the pod's own, with the service account where pods find it.
+fn own_run(account: &Path) -> anyhow::Result<()> {
+    let run = fs::canonicalize("/var/run").context("find /var/run")?;
+    ensure!(!account.starts_with(&run), "with a host cluster the box's folder cannot be in {}", run.display());
+    let resolv_conf = fs::canonicalize("/etc/resolv.conf").context("find /etc/resolv.conf")?;
+    mount(Some("tmpfs"), &run, Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mount /run")?;
+    if resolv_conf.starts_with(&run) {
+        fs::create_dir_all(resolv_conf.parent().context("its folder")?)?;
+        File::create(&resolv_conf)?;
+    }
+    let at = run.join("secrets/kubernetes.io/serviceaccount");
+    fs::create_dir_all(&at)?;
+    mount_read_only(account, &at)
 }

@@ -42,8 +42,19 @@ pub struct Config {
     pub negative_ttl: u32,
     /// How pods get their addresses.
     pub network: NetworkMode,
+    /// Run a host cluster, whose controllers decide.
+    pub host: Option<HostPrograms>,
     /// End when the process that started it ends.
     pub die_with_parent: bool,
+}
+
+/// The programs of a host cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostPrograms {
+    /// The folder of etcd, kube-apiserver and kube-controller-manager.
+    pub parts: PathBuf,
+    /// A `syncer`, which issues the certificates.
+    pub certs: PathBuf,
 }
 
 /// `podManagementPolicy`.
@@ -135,7 +146,7 @@ pub struct Status {
     pub replicas: u32,
     /// `podManagementPolicy`.
     pub policy: Policy,
-    /// The revision to which pods are updated.
+    /// The revision to which pods are updated; with a host cluster the StatefulSet's generation.
     pub revision: u64,
     /// How pods have their addresses.
     pub network: NetworkMode,
@@ -169,7 +180,7 @@ pub struct PodStatus {
     pub ready: bool,
     /// Counts all pods that the box has started.
     pub incarnation: u64,
-    /// The revision that it was started with.
+    /// The revision that it was started with; with a host cluster it is not known here.
     pub revision: u64,
     /// How often a pod of this name has failed since one was last well.
     pub failures: u32,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::coredns::Mood;
 use crate::statefulset_box::probe;
-use crate::statefulset_box::protocol::{Config, NetworkMode, PodPhase, Policy, Program, Status};
+use crate::statefulset_box::protocol::{Config, HostPrograms, NetworkMode, PodPhase, Policy, Program, Status};
 use crate::statefulset_box::stand_in::{PORT, Peers, State};
 use crate::support::{part, poll, syncer};
 
@@ -241,6 +241,52 @@ fn syncer_runs_in_a_pod_and_its_volume_outlives_its_address() {
     }
     let before = set.log("vc-0").matches("boot decision").count();
     assert_eq!(before, 3, "{}", set.log("vc-0"));
+}
+
+#[test]
+fn a_host_clusters_controllers_decide() {
+    if std::env::var_os("SYNCER_QUICK").is_some() {
+        return;
+    }
+    let parts = part("kube-apiserver").parent().expect("a folder").to_owned();
+    let set = TestBox::up(|config| {
+        config.replicas = 2;
+        config.host = Some(HostPrograms { parts, certs: syncer() });
+    });
+    if !namespaces(&set) {
+        return;
+    }
+    let kubectl = |args: &[&str]| {
+        let mut command = std::process::Command::new(part("kubectl"));
+        let output = command.arg("--kubeconfig").arg(set.kubeconfig()).args(args).output().expect("kubectl");
+        assert!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let claims = || kubectl(&["get", "pvc", "-o", "jsonpath={.items[*].metadata.name}"]);
+    set.settled();
+    assert_eq!(claims(), "data-vc-0 data-vc-1");
+    kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
+    let before = set.until("it is scaled up", |s| s.settled && s.pods.len() == 3);
+    set.dns_of(0, 2, "present");
+    set.reaches(0, 2, true);
+
+    set.kill9(2).expect("kill");
+    let old = before.pods[&2].incarnation;
+    let after = set.until("it is replaced", |s| s.settled && s.pods.get(&2).is_some_and(|p| p.incarnation > old));
+    assert_ne!(after.pods[&2].address, before.pods[&2].address);
+    assert_eq!(set.state(2).starts, 2);
+
+    kubectl(&["rollout", "restart", "statefulset", "vc"]);
+    let old = |s: &Status| s.pods.values().all(|pod| pod.incarnation > after.pods[&2].incarnation);
+    let rolled = set.until("all are replaced", |s| s.settled && s.pods.len() == 3 && old(s));
+    assert!(rolled.pods[&2].incarnation < rolled.pods[&0].incarnation, "from the highest: {rolled:?}");
+
+    kubectl(&["scale", "statefulset", "vc", "--replicas=1"]);
+    set.until("it is scaled down", |s| s.settled && s.pods.len() == 1);
+    set.dns_of(0, 1, "absent");
+    assert_eq!(claims(), "data-vc-0 data-vc-1 data-vc-2", "volumes are retained");
+    let account = "--as=system:serviceaccount:team-a:vc-vc";
+    assert_eq!(kubectl(&["auth", "can-i", "get", "statefulsets.apps/vc", account]), "yes");
 }
 
 #[test]

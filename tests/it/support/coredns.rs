@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{free_port, part, poll};
-use crate::statefulset_box::coredns::{Mood, RELOADED, Zone, corefile};
+use crate::statefulset_box::coredns::{Mood, RELOADED, Records, Zone, corefile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -66,7 +66,7 @@ impl CoreDns {
     }
 
     fn configure(&self, mood: Mood) {
-        let text = corefile(self.listen, &[(self.zone.domain.clone(), &self.path("zone"))], mood);
+        let text = corefile(self.listen, Records::Files(&[(self.zone.domain.clone(), &self.path("zone"))]), mood);
         std::fs::write(self.path("Corefile"), text).expect("write the Corefile");
     }
 
