@@ -5,6 +5,7 @@
 //!
 //! 1. [`settings`]: one immutable [`settings::Settings`] from defaults, values file, environment and flags.
 //! 2. [`datadir`]: nobody else uses this data dir, not even an etcd that an earlier syncer left behind.
+//!    An interrupted [`reset`] is finished before anything else looks at the data dir.
 //! 3. [`boot::observe`]: the facts: data dir, journal, `state.db`, desired replicas, what the peers say.
 //! 4. [`boot::decide`]: facts to one decision: start, form, import, finish a commit, run on SQLite, or refuse.
 //! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
@@ -21,6 +22,8 @@
 //! the arguments of etcd, the supervisor's transitions, what a DNS answer says and when to ask.
 //! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
 //! process: [`crash_point`].
+//!
+//! `syncer recover` goes on with one member of a cluster that lost its majority: [`reset`].
 //!
 //! # Invariants
 //!

@@ -24,6 +24,7 @@ use crate::exit::{Exit, refuse};
 use crate::migrate::commit::finish_commit;
 use crate::migrate::import::{ImportOutcome, ImportPlan, import};
 use crate::pki::ensure;
+use crate::reset;
 use crate::serve::distro::{self, Backend};
 use crate::serve::front::{self, Front};
 use crate::serve::health::Health;
@@ -52,6 +53,9 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
         major: v.major.into(),
         minor: v.minor.into(),
     });
+    if let Some(version) = version {
+        finish_reset(&settings, &disk, &etcd, version, &lock)?;
+    }
     let facts = observe::facts(&settings, schema).context("look at the volume")?;
     let decision = decide(&facts);
     tracing::info!(?decision, "boot decision");
@@ -159,6 +163,28 @@ fn reads_at_start(control: &supervise::Control, roles: &[Role]) {
     } else {
         tracing::warn!(?children, "renewed certificates are read only at start: restart this pod within 90 days");
     }
+}
+
+/// Goes on with an interrupted reset. It runs etcd itself, on a runtime of its own, and so on a thread of its own.
+fn finish_reset(
+    settings: &Settings,
+    disk: &RealDisk,
+    etcd: &Path,
+    version: EtcdVersion,
+    lock: &DatadirLock,
+) -> anyhow::Result<()> {
+    let finished =
+        std::thread::scope(|scope| scope.spawn(|| reset::finish(disk, &settings.data_dir, etcd, version, lock)).join());
+    let finished = finished.map_err(|_| anyhow::anyhow!("the reset's thread panicked"))?;
+    if let Some(outcome) = finished.context("finish an interrupted reset")? {
+        tracing::warn!(
+            member = %outcome.before.member,
+            revision = outcome.revision.0,
+            copy = %outcome.copy.display(),
+            "an interrupted reset is finished: this is the only member of its cluster"
+        );
+    }
+    Ok(())
 }
 
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {

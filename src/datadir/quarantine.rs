@@ -1,5 +1,8 @@
 //! Setting a data dir aside: renamed, never deleted, unless pruning is asked for.
 //!
+//! Killed anywhere and called again, each function ends in the same state. A reset's copy of a data dir has a name of the
+//! same form and counts among those set aside.
+//!
 //! `<dir>` becomes `<dir>.aside-<UTC time>-<n>`, for example `etcd.aside-20260823T101500Z-1`.
 
 use std::io;
@@ -18,6 +21,8 @@ const MAX_PER_SECOND: u32 = 1000;
 /// Renames `etcd_dir` durably and gives its new path; `None` if there is nothing at `etcd_dir`.
 pub fn set_aside(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<Option<PathBuf>> {
     if !exists(etcd_dir)? {
+        // A rename by an earlier, killed call may not be durable yet.
+        disk.sync_dir(&parent_of(etcd_dir))?;
         return Ok(None);
     }
     let target = free_name(etcd_dir, now)?;
@@ -55,13 +60,11 @@ pub fn clear(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<Op
 /// The data dirs set aside, oldest first.
 pub fn asides(etcd_dir: &Path) -> io::Result<Vec<PathBuf>> {
     let parent = parent_of(etcd_dir);
-    let prefix = beside(etcd_dir, "");
-    let prefix = prefix.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let mut found = Vec::new();
     for entry in std::fs::read_dir(&parent).map_err(|e| at(&parent, e))? {
         let entry = entry.map_err(|e| at(&parent, e))?;
         let name = entry.file_name();
-        if let Some(key) = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(parse_suffix) {
+        if let Some(key) = name.to_str().and_then(|name| aside_key(etcd_dir, name)) {
             found.push((key, entry.path()));
         }
     }
@@ -69,14 +72,46 @@ pub fn asides(etcd_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Removes all but the newest `keep` set-aside data dirs, and says which. Only what [`set_aside`] named is touched.
+/// Sets a data dir aside and removes all but the newest [`KEEP`] that were; its new path.
+pub fn retire(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<Option<PathBuf>> {
+    let kept = set_aside(disk, etcd_dir, now)?;
+    prune(disk, etcd_dir, KEEP)?;
+    Ok(kept)
+}
+
+/// Removes all but the newest `keep` set-aside data dirs, and says which. Only what [`set_aside`] named is touched. What
+/// is removed is renamed first, so that a half-removed data dir never looks like a whole one.
 pub fn prune(disk: &dyn Disk, etcd_dir: &Path, keep: usize) -> io::Result<Vec<PathBuf>> {
+    let parent = parent_of(etcd_dir);
     let mut old = asides(etcd_dir)?;
     old.truncate(old.len().saturating_sub(keep));
     for path in &old {
-        disk.remove_dir_all(path)?;
+        disk.rename_durable(path, &going(path))?;
     }
+    for entry in std::fs::read_dir(&parent).map_err(|e| at(&parent, e))? {
+        let path = entry.map_err(|e| at(&parent, e))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(GOING));
+        if name.is_some_and(|name| aside_key(etcd_dir, name).is_some()) {
+            disk.remove_dir_all(&path)?;
+        }
+    }
+    disk.sync_dir(&parent)?;
     Ok(old)
+}
+
+/// Marks a data dir that is being removed.
+const GOING: &str = ".removing";
+
+fn going(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(GOING);
+    name.into()
+}
+
+/// What sorts the names that [`set_aside`] gives by time; `None` for any other name.
+fn aside_key(etcd_dir: &Path, name: &str) -> Option<(String, u32)> {
+    let prefix = beside(etcd_dir, "");
+    parse_suffix(name.strip_prefix(prefix.file_name()?.to_str()?)?)
 }
 
 fn beside(etcd_dir: &Path, suffix: &str) -> PathBuf {
@@ -160,5 +195,26 @@ mod tests {
         assert_eq!(asides(&dir).unwrap().len(), 2);
         assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 6);
         assert!(prune(&RealDisk, &dir, KEEP).unwrap().is_empty());
+    }
+
+    #[test]
+    fn retiring_keeps_the_newest_few_and_finishes_what_was_begun() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("etcd");
+        for n in 0..6 {
+            make(&dir, &n.to_string());
+            let kept = retire(&RealDisk, &dir, UNIX_EPOCH + Duration::from_secs(n)).unwrap().unwrap();
+            assert_eq!(std::fs::read_to_string(kept.join("file")).unwrap(), n.to_string());
+        }
+        let left = asides(&dir).unwrap();
+        let content: Vec<_> = left.iter().map(|dir| std::fs::read_to_string(dir.join("file")).unwrap()).collect();
+        assert_eq!(content, ["3", "4", "5"]);
+        // Killed amid a removal: half of a data dir is left, and not taken for a whole one.
+        make(&home.path().join("etcd.aside-20200101T000000Z-1.removing"), "half");
+        make(&home.path().join("etcd.aside-mine.removing"), "not ours");
+        assert_eq!(asides(&dir).unwrap(), left);
+        assert_eq!(retire(&RealDisk, &dir, UNIX_EPOCH).unwrap(), None);
+        assert!(!home.path().join("etcd.aside-20200101T000000Z-1.removing").exists());
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), KEEP + 1);
     }
 }

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Killed anywhere and run again it converges ([`journal`]); between the append and the end the data dir must not be
-//! started in any other way: whoever starts etcd asks [`pending`] first.
+//! started in any other way: whoever starts etcd calls [`finish`] first.
 //!
 //! # What the caller guarantees
 //!
@@ -35,4 +35,4 @@ pub mod run;
 pub mod standalone;
 
 pub use journal::{Permission, ResetJournal, pending};
-pub use run::{ResetOutcome, ResetPlan, reset};
+pub use run::{ResetOutcome, ResetPlan, finish, reset};

@@ -24,6 +24,7 @@ use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::loopback::{LoopbackEtcd, NO_SNAPSHOT};
 use crate::migrate::space;
+use crate::record_file::RecordError;
 
 /// What etcd itself may write meanwhile: two preallocated segments, and steps by which the backend grows.
 const ETCD_ITSELF: u64 = (2 * 64 + 2 * 16 + 16) << 20;
@@ -109,6 +110,30 @@ pub fn reset(disk: &dyn Disk, plan: &ResetPlan<'_>) -> anyhow::Result<ResetOutco
     let copy = plan.data_dir.join(&journal.copy);
     let (before, permission, duration) = (journal.before, journal.permission, begun.elapsed());
     Ok(ResetOutcome { before, permission, revision, copy, duration })
+}
+
+/// Goes on with a reset that was interrupted after it had begun to change the data dir, if there is one. Whoever starts
+/// etcd calls this first: in between, the data dir must not be started in any other way.
+pub fn finish(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    program: &Path,
+    version: EtcdVersion,
+    lock: &DatadirLock,
+) -> anyhow::Result<Option<ResetOutcome>> {
+    let journal = journal::pending(data_dir).map_err(|e| match e {
+        RecordError::Io(e) => anyhow::Error::from(e).context("read the reset's journal"),
+        damaged => refuse(
+            Exit::RefusedDataDir,
+            damaged.to_string(),
+            "a copy of the data dir as it was stands beside it (etcd.aside-TIME); with that in place, move the journal \
+             aside",
+        ),
+    })?;
+    let Some(ResetJournal { before, permission, .. }) = journal else { return Ok(None) };
+    let (member, cluster) = (before.member, before.cluster);
+    let (data_dir, program) = (data_dir.to_owned(), program.to_owned());
+    reset(disk, &ResetPlan { data_dir, program, version, lock, member, cluster, permission }).map(Some)
 }
 
 /// Looks at everything that can be refused, and writes the journal.

@@ -18,6 +18,7 @@ use crate::support::poll;
 for_each_line! {
     the_last_write_of_a_quiet_pair_is_kept => check_quiet,
     no_write_of_a_storm_is_lost => check_storms,
+    whatever_follows_the_last_record_the_reset_holds => check_tails,
 }
 
 /// The backend's batch is not written before the test is over, so that nothing but the log has the last writes. What
@@ -160,4 +161,50 @@ async fn write(writer: usize, url: String, over: Arc<AtomicBool>) -> BTreeSet<Ve
         }
     }
     acknowledged
+}
+
+/// What may stand behind the last record of a log: nothing, less room than a record needs, the rest of a torn record, an
+/// older write behind zeros. etcd goes on from what is appended there.
+fn check_tails(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    let mut members = cluster(line, home.path(), 2, &ONLY_THE_LOG);
+    run(async {
+        let mut client = members[0].client().await;
+        for n in 0..5 {
+            client.put(format!("/tail/{n}"), "1", None).await.expect("put");
+        }
+    });
+    members.iter_mut().for_each(Etcd::kill);
+    let survivor = members[1].spec.clone();
+    let (dir, before) = log_of(&survivor);
+    let tail = dir.wal().tail.clone();
+    let segment = tail.path.strip_prefix(&survivor.data_dir).expect("a path within");
+    let mut torn = 2000u64.to_le_bytes().to_vec();
+    torn.extend_from_slice(&[0x08, 0x02, 0x10]);
+    let behind = [&[0; 64][..], &[0xEE; 40]].concat();
+    for (name, rest, preallocated) in [
+        ("full", &[][..], false),
+        ("no-room", &[0; 16], false),
+        ("cut-short", &torn, false),
+        ("torn", &torn, true),
+        ("behind", &behind, true),
+    ] {
+        let copy = copy_of(&survivor, name);
+        let file = std::fs::File::options().write(true).open(copy.data_dir.join(segment)).expect("open the segment");
+        let length = file.metadata().expect("its length").len();
+        file.set_len(tail.offset).expect("cut the segment");
+        std::os::unix::fs::FileExt::write_all_at(&file, rest, tail.offset).expect("write behind its end");
+        if preallocated {
+            file.set_len(length).expect("lengthen the segment");
+        }
+        drop(file);
+        reset_member(&copy, Permission::TwoVoters).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        let mut alone = start_alone(&copy, &before);
+        assert_eq!(keys_of(&alone).len(), 6, "{name}");
+        // And it starts again from what it wrote behind it.
+        alone.kill();
+        let mut alone = copy.start();
+        assert_eq!(keys_of(&alone).len(), 6, "{name}");
+        alone.stop();
+    }
 }

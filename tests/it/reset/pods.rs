@@ -86,7 +86,8 @@ pub fn copy_of(spec: &EtcdSpec, name: &str) -> EtcdSpec {
     copy
 }
 
-fn copy_tree(from: &Path, to: &Path) {
+/// Copies a directory.
+pub fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("make a directory");
     for entry in fs::read_dir(from).expect("list a directory") {
         let path = entry.expect("an entry").path();

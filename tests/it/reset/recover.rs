@@ -15,6 +15,7 @@ use super::lossless::joins_and_agrees;
 use super::pods::{cluster, home_of, keys_of, log_of, reset_member, start_alone};
 use crate::datadir::read::add_learner;
 use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, program, run};
+use crate::support::pod::TestPod;
 use crate::support::{poll, syncer};
 
 for_each_line! {
@@ -280,4 +281,39 @@ fn check_refused(line: &'static str) {
     assert!(error.contains(&format!("sound data of cluster {id}")), "{error}");
     done(recover(&first, &["--new-cluster", "--cluster-id", &id]));
     assert!(!first.data_dir.exists());
+}
+
+/// A reset that was killed amid is finished by `syncer start`, before etcd starts as usual.
+#[test]
+fn start_finishes_an_interrupted_reset() {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor("3.6", home.path(), 2);
+    let (_, before) = log_of(&spec);
+    let id = before.cluster.to_string();
+    let mut killed = recover(&spec, &["--cluster-id", &id]);
+    killed.env("SYNCER_CRASH_AT", "reset-appended");
+    assert!(!killed.output().expect("run syncer").status.success());
+    assert!(pending(&home_of(&spec)).expect("read the journal").is_some());
+
+    let mut pod = TestPod::new();
+    fs::remove_dir(pod.data()).expect("make room for the volume");
+    fs::create_dir(pod.data()).expect("make the volume");
+    super::pods::copy_tree(&home_of(&spec), &pod.data());
+    pod.start("none", &[]);
+    pod.wait_serving();
+    let (cluster, members, keys) = pod.etcd(async |mut client| {
+        let list = client.member_list().await.expect("list members");
+        let keys = client.get("/some/", Some(etcd_client::GetOptions::new().with_prefix())).await.expect("get").count();
+        (list.header().expect("a header").cluster_id(), list.members().len(), keys)
+    });
+    assert_eq!((cluster, members, keys), (before.cluster.0, 1, 30));
+    assert!(pending(&pod.data()).expect("read the journal").is_none());
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+
+    // A journal that cannot be read is not passed over.
+    let journal = pod.data().join("reset.journal");
+    fs::write(&journal, b"SYNCRST1 and no more").expect("damage the journal");
+    let (code, log) = pod.run_to_end("none", &[]);
+    assert_eq!(code, Some(3), "{log}");
+    assert!(log.contains("reset.journal is not a whole journal"), "{log}");
 }
