@@ -94,9 +94,15 @@ pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
     if !settings.pod.in_pod {
         return Ok(true);
     }
-    let discovery = Discovery::new(settings, Pace::default())?;
-    let own = own_addresses(settings.pod.ip);
     let patience = (settings.etcd.replicas <= 1).then_some(PATIENCE_ALONE);
+    let discovery = match Discovery::new(settings, Pace::default()) {
+        Err(error) if patience.is_some() => {
+            tracing::warn!("starting etcd all the same, as the only replica: {error:#}");
+            return Ok(true);
+        }
+        discovery => discovery?,
+    };
+    let own = own_addresses(settings.pod.ip);
     tokio::select! {
         resolved = wait(&discovery, settings.pod.ordinal, &own, patience) => {
             if let Err(why) = resolved {

@@ -1,35 +1,32 @@
 //! The process that is the box: it carries out what the controller decides, as the kubelet and the cluster's DNS would,
 //! and answers clients.
 
+mod dns;
+mod driver;
+mod node;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, mpsc};
+use std::process::{Child, Command};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::controller::{Action, Event, Pod, StatefulSet};
-use super::coredns::{Mood, Records, Zone, corefile, reverse_name};
+use super::controller::{Event, StatefulSet};
+use super::coredns::{Mood, Zone};
 use super::forward::{Addresses, forward};
-use super::host::{self, Host, SetStatus};
-use super::kubelet::{Duty, Kubelet, Listed};
-use super::network::{GATEWAY, Network, become_root};
-use super::pod::{self, PodSpec};
-use super::probe;
+use super::host::SetStatus;
+use super::kubelet::Listed;
+use super::network::{Network, become_root};
 use super::protocol::{Config, NetworkMode, PodPhase, PodStatus, Program, Reply, Request, SOCKET, Status};
-use super::stand_in;
-
-/// How long CoreDNS may take to listen.
-const DNS_PATIENCE: Duration = Duration::from_secs(30);
+use driver::Driver;
+use node::Live;
 
 /// What the daemon waits for.
 enum Message {
@@ -38,35 +35,6 @@ enum Message {
     /// What the host cluster's API lists, and how many of our changes it had seen before.
     Listed(Vec<Listed>, SetStatus, u64),
     Stop,
-}
-
-/// Who decides which pods there are.
-enum Driver {
-    /// The box.
-    Own(StatefulSet),
-    /// The controllers of a host cluster.
-    Host(Box<HostDriver>),
-}
-
-struct HostDriver {
-    host: Host,
-    kubelet: Kubelet,
-    set: SetStatus,
-    /// Changes that we have asked the API for.
-    changes: Arc<AtomicU64>,
-}
-
-/// Between two looks at the host cluster's API.
-const LIST_EVERY: Duration = Duration::from_millis(200);
-
-/// A pod's process, and what goes with it.
-struct Live {
-    incarnation: u64,
-    revision: u64,
-    address: Ipv4Addr,
-    pid: i32,
-    process: OwnedFd,
-    stop_probes: Arc<AtomicBool>,
 }
 
 struct Daemon {
@@ -202,80 +170,6 @@ impl Daemon {
         .into()
     }
 
-    /// Brings up the host cluster, if there is to be one, and hands the decisions to it.
-    fn start_host(&mut self) -> anyhow::Result<()> {
-        let Some(programs) = self.config.host.clone() else { return Ok(()) };
-        ensure!(self.network.namespaces(), "a host cluster needs namespaces");
-        let dir = self.path("host");
-        let host = Host::up(&self.network, &dir, &programs.parts, &programs.certs, &self.config)?;
-        let gateway = Addresses::default();
-        gateway.lock().unwrap_or_else(PoisonError::into_inner).insert(0, GATEWAY.into());
-        let outside = forward(self.network.place(), gateway, 0, host::PORT)?;
-        write(&dir.join("kubeconfig"), &host.api.kubeconfig(outside, &dir.join("pki/ca.crt")))?;
-        let changes = Arc::new(AtomicU64::new(0));
-        let (api, place, seen, messages) =
-            (host.api.clone(), self.network.place(), changes.clone(), self.messages.clone());
-        std::thread::Builder::new().name("list".into()).spawn(move || {
-            if let Err(e) = place.enter() {
-                eprintln!("the host cluster's API cannot be asked: {e}");
-            }
-            loop {
-                let before = seen.load(Ordering::SeqCst);
-                match api.pods().and_then(|pods| Ok((pods, api.set()?))) {
-                    Ok((pods, set)) => {
-                        if messages.send(Message::Listed(pods, set, before)).is_err() {
-                            return;
-                        }
-                    }
-                    Err(e) => eprintln!("list the pods: {e:#}"),
-                }
-                std::thread::sleep(LIST_EVERY);
-            }
-        })?;
-        let (kubelet, set) = (Kubelet::default(), SetStatus::default());
-        self.driver = Driver::Host(Box::new(HostDriver { host, kubelet, set, changes }));
-        Ok(())
-    }
-
-    fn start_dns(&mut self) -> anyhow::Result<()> {
-        self.write_zone()?;
-        self.write_corefile()?;
-        let log = File::options().create(true).append(true).open(self.path("logs/coredns.log"))?;
-        let mut command = Command::new(&self.config.coredns);
-        command.arg("-conf").arg(self.path("dns/Corefile"));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        pod::dies_with_parent(&mut command);
-        let coredns = self.config.coredns.display().to_string();
-        let child = self.network.inside(move || command.spawn()).with_context(|| format!("start {coredns}"))?;
-        self.dns = Some(child);
-        let (server, began) = (self.network.dns(), Instant::now());
-        while !self.network.inside(move || TcpStream::connect(server).is_ok()) {
-            let ended = self.dns.as_mut().and_then(|child| child.try_wait().ok().flatten());
-            ensure!(ended.is_none(), "CoreDNS ended; see logs/coredns.log");
-            ensure!(began.elapsed() < DNS_PATIENCE, "CoreDNS does not listen on {server}; see logs/coredns.log");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    fn write_corefile(&self) -> anyhow::Result<()> {
-        let (zone, reverse) = (self.path("dns/zone"), self.path("dns/reverse"));
-        let names = [self.zone.domain.clone(), reverse_name(self.network.first_octets())];
-        let files = [(names[0].clone(), zone.as_path()), (names[1].clone(), reverse.as_path())];
-        let kubeconfig = self.path("host/pki/admin.conf");
-        let records = match self.driver {
-            Driver::Own(_) => Records::Files(&files),
-            Driver::Host(_) => Records::Kubernetes(&names, &kubeconfig, self.config.ttl),
-        };
-        write(&self.path("dns/Corefile"), &corefile(self.network.dns(), records, self.mood))
-    }
-
-    fn write_zone(&mut self) -> anyhow::Result<()> {
-        self.serial += 1;
-        write(&self.path("dns/zone"), &self.zone.file(self.serial))?;
-        write(&self.path("dns/reverse"), &self.zone.reverse_file(self.network.first_octets(), self.serial))
-    }
-
     fn listen(&self, messages: mpsc::Sender<Message>) -> anyhow::Result<()> {
         let socket = self.path(SOCKET);
         // The client has made sure that nobody answers there.
@@ -298,8 +192,8 @@ impl Daemon {
     fn run(mut self, inbox: &mpsc::Receiver<Message>) -> anyhow::Result<()> {
         let mut waiting = Vec::new();
         self.happened(Event::Tick);
-        while !self.gone() {
-            let tick = self.next_tick().map(|at| at.saturating_sub(self.began.elapsed()));
+        while !self.driver.gone() {
+            let tick = self.driver.next_tick().map(|at| at.saturating_sub(self.began.elapsed()));
             match inbox.recv_timeout(tick.unwrap_or(Duration::from_secs(3600))) {
                 Ok(Message::Asked(Request::Down, client)) => {
                     waiting.push(client);
@@ -398,7 +292,7 @@ impl Daemon {
             Driver::Own(set) => set.failures.get(ordinal).map(|f| f.count),
             Driver::Host(_) => None,
         };
-        for (ordinal, pod) in self.pods() {
+        for (ordinal, pod) in self.driver.pods() {
             let live = self.live.get(ordinal).filter(|live| live.incarnation == pod.incarnation);
             let status = PodStatus {
                 name: self.name_of(*ordinal),
@@ -432,270 +326,12 @@ impl Daemon {
             dns: self.network.dns(),
             pods,
             partitions: self.partitions.clone(),
-            settled: self.settled(),
+            settled: self.driver.settled(),
         }
-    }
-
-    /// The pods that exist, those whose process has ended too.
-    fn pods(&self) -> Vec<(&u32, &Pod)> {
-        match &self.driver {
-            Driver::Own(set) => set.pods.iter().collect(),
-            Driver::Host(driver) => driver.kubelet.pods.iter().map(|(ordinal, s)| (ordinal, &s.pod)).collect(),
-        }
-    }
-
-    fn settled(&self) -> bool {
-        match &self.driver {
-            Driver::Own(set) => set.settled(),
-            Driver::Host(driver) => {
-                let pods = &driver.kubelet.pods;
-                let well = pods.values().filter(|s| s.pod.ready && s.pod.terminating.is_none()).count();
-                driver.set.settled && pods.len() == well && well == driver.set.replicas as usize
-            }
-        }
-    }
-
-    fn gone(&self) -> bool {
-        match &self.driver {
-            Driver::Own(set) => set.gone(),
-            Driver::Host(driver) => driver.kubelet.gone(),
-        }
-    }
-
-    fn next_tick(&self) -> Option<Duration> {
-        match &self.driver {
-            Driver::Own(set) => set.next_tick(),
-            Driver::Host(driver) => driver.kubelet.next_tick(),
-        }
-    }
-
-    /// Changes the StatefulSet: our own by an event, the host cluster's by its API.
-    fn change(
-        &mut self,
-        event: Event,
-        call: impl FnOnce(&host::Api) -> anyhow::Result<()> + Send + 'static,
-    ) -> anyhow::Result<()> {
-        match &mut self.driver {
-            Driver::Own(_) => self.happened(event),
-            Driver::Host(driver) => {
-                let api = driver.host.api.clone();
-                self.network.inside(move || call(&api))?;
-                // What was listed before does not say how it is after.
-                driver.changes.fetch_add(1, Ordering::SeqCst);
-                driver.set.settled = false;
-            }
-        }
-        Ok(())
-    }
-
-    fn listed(&mut self, pods: &[Listed], set: SetStatus, seen: u64) {
-        let now = self.began.elapsed();
-        let Driver::Host(driver) = &mut self.driver else { return };
-        let fresh = seen == driver.changes.load(Ordering::SeqCst);
-        driver.set = SetStatus { settled: set.settled && fresh, ..set };
-        let duties = driver.kubelet.listed(pods, now);
-        let failed = self.perform(duties);
-        failed.into_iter().for_each(|event| self.happened(event));
-    }
-
-    /// Takes an event to who decides, and carries out the decisions.
-    fn happened(&mut self, event: Event) {
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            if let Event::Exited { ordinal, incarnation } = event {
-                self.buried(ordinal, incarnation);
-            }
-            let now = self.began.elapsed();
-            let duties = match &mut self.driver {
-                Driver::Own(set) => set.step(event, now).into_iter().map(Duty::Process).collect(),
-                Driver::Host(driver) => driver.kubelet.step(event, now),
-            };
-            events.extend(self.perform(duties));
-        }
-    }
-
-    /// Carries out what was decided; pods that could not be started have ended.
-    fn perform(&mut self, duties: Vec<Duty>) -> Vec<Event> {
-        let mut failed = Vec::new();
-        for duty in duties {
-            let what = format!("{duty:?}");
-            let done = match duty {
-                Duty::Process(action) => self.act(action).inspect_err(|_| {
-                    if let Action::Start { ordinal, incarnation, .. } = action {
-                        failed.push(Event::Exited { ordinal, incarnation });
-                    }
-                }),
-                Duty::Report(ordinal) => self.report(ordinal),
-                Duty::Remove { ordinal, uid } => self.tell(move |api| api.remove(ordinal, &uid)),
-            };
-            match done {
-                Ok(()) => self.say(&what),
-                Err(e) => self.say(&format!("{what}: {e:#}")),
-            }
-        }
-        failed
-    }
-
-    fn report(&self, ordinal: u32) -> anyhow::Result<()> {
-        let Driver::Host(driver) = &self.driver else { return Ok(()) };
-        let Some(started) = driver.kubelet.pods.get(&ordinal) else { return Ok(()) };
-        let (uid, ready) = (started.uid.clone(), started.pod.ready);
-        let live = self.live.get(&ordinal).filter(|live| live.incarnation == started.pod.incarnation);
-        let address = live.map(|live| live.address).filter(|_| !started.ended);
-        self.tell(move |api| api.report(ordinal, &uid, address, ready))
-    }
-
-    fn tell(&self, call: impl FnOnce(&host::Api) -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<()> {
-        let Driver::Host(driver) = &self.driver else { return Ok(()) };
-        let api = driver.host.api.clone();
-        self.network.inside(move || call(&api))
     }
 
     fn say(&self, text: &str) {
         eprintln!("{:8.3} {text}", self.began.elapsed().as_secs_f64());
-    }
-
-    fn act(&mut self, action: Action) -> anyhow::Result<()> {
-        match action {
-            Action::Start { ordinal, incarnation, revision } => self.start(ordinal, incarnation, revision),
-            Action::Terminate(ordinal) => self.signal(ordinal, Signal::SIGTERM),
-            Action::Kill(ordinal) => self.signal(ordinal, Signal::SIGKILL),
-            Action::LoseVolume(ordinal) => {
-                let volume = self.volume(&self.name_of(ordinal));
-                let aside = (0..).map(|n| volume.with_extension(format!("lost-{n}"))).find(|path| !path.exists());
-                match aside {
-                    Some(aside) if volume.exists() => rename(&volume, &aside),
-                    _ => Ok(()),
-                }
-            }
-        }
-    }
-
-    /// By the process' own descriptor, so that no stranger with its number is hit.
-    fn signal(&self, ordinal: u32, signal: Signal) -> anyhow::Result<()> {
-        let Some(live) = self.live.get(&ordinal) else { return Ok(()) };
-        let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: a bare system call on a descriptor that we hold, with no information beside the signal and no flags.
-        let sent = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, live.process.as_raw_fd(), signal as libc::c_int, none, 0)
-        };
-        match std::io::Error::last_os_error() {
-            error if sent == -1 && error.raw_os_error() != Some(libc::ESRCH) => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
-    fn start(&mut self, ordinal: u32, incarnation: u64, revision: u64) -> anyhow::Result<()> {
-        let address = self.network.new_address()?;
-        let spec = self.spec(ordinal, revision, address)?;
-        let pod::Started { mut launcher, pid } = pod::start(&self.network, &self.exe, &spec, incarnation)?;
-        // SAFETY: a bare system call; the launcher that would wait for the process holds its number until then.
-        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let messages = self.messages.clone();
-        let log = spec.log.clone();
-        std::thread::Builder::new().name("wait".into()).spawn(move || {
-            if let (Ok(status), Ok(mut log)) = (launcher.wait(), File::options().append(true).open(log)) {
-                let _ = writeln!(log, "-- the pod has ended: {status}");
-            }
-            let _ = messages.send(Message::Happened(Event::Exited { ordinal, incarnation }));
-        })?;
-        ensure!(process >= 0, "the pod has ended already");
-        // SAFETY: the descriptor is new and nobody else's.
-        let process = unsafe { OwnedFd::from_raw_fd(i32::try_from(process)?) };
-        let stop_probes = Arc::new(AtomicBool::new(false));
-        let messages = self.messages.clone();
-        let every = Duration::from_millis(self.config.probe_ms);
-        let server = SocketAddr::from((address, stand_in::PORT));
-        probe::watch(self.network.place(), server, every, stop_probes.clone(), move |ready| {
-            let _ = messages.send(Message::Happened(Event::Ready { ordinal, incarnation, ready }));
-        })?;
-        self.live.insert(ordinal, Live { incarnation, revision, address, pid, process, stop_probes });
-        self.addressed()
-    }
-
-    fn spec(&self, ordinal: u32, revision: u64, address: Ipv4Addr) -> anyhow::Result<PodSpec> {
-        let name = self.name_of(ordinal);
-        let volume = self.volume(&name);
-        fs::create_dir_all(&volume)?;
-        let mut env = self.identity(ordinal);
-        env.insert("POD_IP".to_owned(), address.to_string());
-        env.insert("POD_REVISION".to_owned(), revision.to_string());
-        if matches!(self.driver, Driver::Host(_)) {
-            env.insert("KUBERNETES_SERVICE_HOST".to_owned(), GATEWAY.to_string());
-            env.insert("KUBERNETES_SERVICE_PORT".to_owned(), host::PORT.to_string());
-        }
-        let mut own_dns = Vec::new();
-        if !self.network.namespaces() {
-            own_dns.push(format!("--dns-server={}", self.network.dns()));
-            own_dns.push(format!("--resolv-conf={}", self.resolv_conf().display()));
-        }
-        let (program, mut args) = match &self.config.program {
-            Program::StandIn => {
-                let listen = format!("--listen={address}:{}", stand_in::PORT);
-                (self.exe.clone(), vec!["stand-in".to_owned(), format!("--data-dir={}", volume.display()), listen])
-            }
-            Program::Syncer { file, binaries, args } => {
-                let mut all = vec![
-                    "start".to_owned(),
-                    format!("--values={}", self.path("values.yaml").display()),
-                    format!("--data-dir={}", volume.display()),
-                    format!("--pki-dir={}", self.path("pki").display()),
-                    format!("--binaries={}", binaries.display()),
-                ];
-                if !self.network.namespaces() {
-                    // 127.0.0.1 is everybody's there.
-                    all.push(format!("--listen-address={address}"));
-                    all.push(format!("--metrics-port={}", free_port()?));
-                    all.push(format!("--apiserver-port={}", free_port()?));
-                }
-                all.extend(args.iter().cloned());
-                (file.clone(), all)
-            }
-        };
-        args.extend(own_dns);
-        Ok(PodSpec {
-            log: self.path("logs").join(format!("{name}.log")),
-            name,
-            address,
-            namespaces: self.network.namespaces(),
-            resolv_conf: self.resolv_conf(),
-            service_account: match self.driver {
-                Driver::Own(_) => None,
-                Driver::Host(_) => Some(Host::service_account(&self.path("host"))),
-            },
-            read_only: Some(self.path("pki")).filter(|pki| pki.exists()).into_iter().collect(),
-            program,
-            args,
-            env,
-        })
-    }
-
-    /// A pod is gone: so is its record.
-    fn buried(&mut self, ordinal: u32, incarnation: u64) {
-        if self.live.get(&ordinal).is_some_and(|live| live.incarnation == incarnation)
-            && let Some(live) = self.live.remove(&ordinal)
-        {
-            live.stop_probes.store(true, Ordering::Relaxed);
-            if let Err(e) = self.addressed() {
-                self.say(&format!("after the end of {}: {e:#}", self.name_of(ordinal)));
-            }
-        }
-    }
-
-    /// Brings DNS, forwards and partitions up to date with the pods' addresses.
-    fn addressed(&mut self) -> anyhow::Result<()> {
-        let addresses = self.live.iter().map(|(ordinal, live)| (*ordinal, IpAddr::V4(live.address)));
-        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses.collect();
-        let pods = self.live.iter().map(|(ordinal, live)| (self.name_of(*ordinal), live.address.into()));
-        self.zone.pods = pods.collect();
-        self.write_zone()?;
-        self.part()
-    }
-
-    fn part(&mut self) -> anyhow::Result<()> {
-        let address = |ordinal: &u32| self.live.get(ordinal).map(|live| live.address);
-        let pairs = self.partitions.iter().filter_map(|(a, b)| Some((address(a)?, address(b)?))).collect();
-        self.network.drop_between(pairs)
     }
 }
 
@@ -708,17 +344,6 @@ fn attend(client: UnixStream, messages: &mpsc::Sender<Message>) -> anyhow::Resul
     let reply = replies.recv()?;
     writeln!(&client, "{}", serde_json::to_string(&reply)?)?;
     Ok(())
-}
-
-/// A port of 127.0.0.1 that nobody listens on now, below those that outgoing connections get.
-fn free_port() -> anyhow::Result<u16> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut ports = (0..5000).map(|_| 21_000 + (std::process::id() * 50 + NEXT.fetch_add(1, Ordering::Relaxed)) % 9000);
-    let port = ports.find_map(|port| {
-        let port = u16::try_from(port).ok()?;
-        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok().then_some(port)
-    });
-    port.context("no port of loopback is free")
 }
 
 /// Replaces a file as a whole.

@@ -1,116 +1,11 @@
 //! The StatefulSet in a box, with a stand-in in its pods and with syncer.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Child;
-use std::time::Duration;
-
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::coredns::Mood;
-use crate::statefulset_box::probe;
 use crate::statefulset_box::protocol::{Config, HostPrograms, NetworkMode, PodPhase, Policy, Program, Status};
-use crate::statefulset_box::stand_in::{PORT, Peers, State};
+use crate::statefulset_box::stand_in::PORT;
+use crate::support::statefulset::{PATIENCE, TestBox, alive, statefulset};
 use crate::support::{part, poll, syncer};
-
-const PATIENCE: Duration = Duration::from_secs(90);
-
-fn statefulset() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_statefulset"))
-}
-
-/// A box in a folder of its own, which ends with the test.
-struct TestBox {
-    client: Client,
-    daemon: Child,
-    _dir: tempfile::TempDir,
-}
-
-impl std::ops::Deref for TestBox {
-    type Target = Client;
-    fn deref(&self) -> &Client {
-        &self.client
-    }
-}
-
-impl Drop for TestBox {
-    fn drop(&mut self) {
-        // The pods die with it.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-    }
-}
-
-impl TestBox {
-    fn up(change: impl FnOnce(&mut Config)) -> TestBox {
-        let dir = tempfile::tempdir().expect("a folder");
-        // Users of a namespace see it too.
-        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
-        let mut config = Config::new(dir.path(), Program::StandIn, part("coredns"));
-        config.probe_ms = 50;
-        config.backoff_ms = (50, 400);
-        change(&mut config);
-        let (client, daemon) = client::up(&statefulset(), &config).expect("a box");
-        TestBox { client, daemon, _dir: dir }
-    }
-
-    /// One whose pods are all ready.
-    fn ready(replicas: u32, policy: Policy) -> TestBox {
-        let set = TestBox::up(|config| (config.replicas, config.policy) = (replicas, policy));
-        set.settled();
-        set
-    }
-
-    fn settled(&self) -> Status {
-        self.settle(PATIENCE).expect("all pods are ready")
-    }
-
-    fn until(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-        self.wait(what, PATIENCE, wanted).expect(what)
-    }
-
-    /// Asks a stand-in.
-    fn get(&self, ordinal: u32, path: &str) -> Option<String> {
-        let config = syncer::supervise::probe::unverified().expect("TLS");
-        let address = self.forward(ordinal, PORT).expect("a forward");
-        probe::get(address, path, &config.into()).filter(|(status, _)| *status == 200).map(|(_, body)| body)
-    }
-
-    fn state(&self, ordinal: u32) -> State {
-        let body = poll("the pod says how it is", PATIENCE, || self.get(ordinal, "/state"));
-        serde_json::from_str(&body).expect("a state")
-    }
-
-    fn peers(&self, ordinal: u32, count: u32) -> Peers {
-        let body = poll("the pod says whom it reaches", PATIENCE, || self.get(ordinal, &format!("/peers?{count}")));
-        serde_json::from_str(&body).expect("peers")
-    }
-
-    /// Waits until pod `from` reaches pod `to`, or no longer does.
-    fn reaches(&self, from: u32, to: u32, wanted: bool) {
-        let what = format!("pod {from} reaches pod {to}: {wanted}");
-        poll(&what, PATIENCE, || (self.peers(from, to + 1)[&to].reached == wanted).then_some(()));
-    }
-
-    fn dns_of(&self, from: u32, of: u32, wanted: &str) {
-        let what = format!("DNS says to pod {from} that pod {of} is {wanted}");
-        poll(&what, PATIENCE, || (self.peers(from, of + 1)[&of].dns == wanted).then_some(()));
-    }
-
-    /// Makes a file in a pod's volume, by which its stand-in is steered.
-    fn steer(&self, ordinal: u32, file: &str) {
-        std::fs::write(self.volume(&format!("vc-{ordinal}")).join(file), "").expect("write into the volume");
-    }
-
-    fn pids(&self) -> Vec<i32> {
-        self.status().expect("a status").pods.values().filter_map(|pod| pod.pid).collect()
-    }
-}
-
-fn alive(pid: i32) -> bool {
-    // A zombie is no longer alive.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
-}
 
 /// Whether pods have namespaces here; without them some of what is tested does not exist.
 fn namespaces(set: &TestBox) -> bool {
@@ -206,30 +101,9 @@ fn a_pod_that_fails_again_and_again_is_replaced_all_the_same() {
 
 #[test]
 fn syncer_runs_in_a_pod_and_its_volume_outlives_its_address() {
-    let etcd = part("etcd");
-    let set = TestBox::up(|config| {
-        config.program = Program::Syncer {
-            file: syncer(),
-            binaries: etcd.parent().expect("a folder").to_owned(),
-            args: vec!["--distro=none".to_owned()],
-        };
-    });
+    let set = TestBox::syncer(1, Policy::OrderedReady);
     set.settled();
-    let pki = set.dir().join("pki");
-    let etcdctl = |args: &[&str]| {
-        let endpoint = format!("https://localhost:{}", set.forward(0, 2379).expect("a forward").port());
-        let certificate = |flag: &str, file: &str| format!("--{flag}={}", pki.join(file).display());
-        let output = std::process::Command::new(part("etcdctl"))
-            .args([format!("--endpoints={endpoint}"), certificate("cacert", "etcd/ca.crt")])
-            .arg(certificate("cert", "etcd/healthcheck-client.crt"))
-            .arg(certificate("key", "etcd/healthcheck-client.key"))
-            .args(args)
-            .output()
-            .expect("etcdctl");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{text}{}\n{}", String::from_utf8_lossy(&output.stderr), set.log("vc-0"));
-        text
-    };
+    let etcdctl = |args: &[&str]| set.etcdctl(0, args);
     etcdctl(&["put", "/a", "1"]);
     let members = etcdctl(&["member", "list"]);
     assert!(members.contains("vc-0, https://vc-0.vc-headless.team-a:2380"), "{members}");

@@ -13,6 +13,7 @@ pub mod kube;
 pub mod pod;
 pub mod populate;
 pub mod processes;
+pub mod statefulset;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
