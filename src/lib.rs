@@ -6,8 +6,8 @@
 //! 1. [`settings`]: one immutable [`settings::Settings`] from defaults, values file, environment and flags.
 //! 2. [`datadir`]: nobody else uses this data dir, not even an etcd that an earlier syncer left behind.
 //!    An interrupted [`reset`] is finished before anything else looks at the data dir.
-//! 3. [`boot::observe`]: the facts: data dir, journal, `state.db`, desired replicas, what the peers say.
-//! 4. [`boot::decide`]: facts to one decision: start, form, import, finish a commit, run on SQLite, or refuse.
+//! 3. [`observe`]: the facts: data dir, journal, `state.db`, desired replicas, what the peers say.
+//! 4. [`boot::decide`]: facts to one decision: start, form, import, join, reset, wait, run on SQLite, or refuse.
 //! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
 //! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, verify them by a
 //!    running etcd on loopback, put them in place, commit by renaming `state.db` to `state.db.migrated`.
@@ -18,8 +18,9 @@
 //!
 //! # Code map
 //!
-//! Pure (no clock, socket, or file; they take values and return values): [`ids`], [`boot`] without `observe`,
-//! the arguments of etcd, the supervisor's transitions, what a DNS answer says and when to ask.
+//! Pure (no clock, socket, or file; they take values and return values): [`ids`], [`rules`], [`boot`], [`membership`]
+//! (which the model checker in `tests/model` explores as they are), the arguments of etcd, the supervisor's transitions,
+//! what a DNS answer says and when to ask.
 //! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
 //! process: [`crash_point`].
 //!
@@ -42,10 +43,13 @@ pub mod disk;
 pub mod etcd;
 pub mod exit;
 pub mod ids;
+pub mod membership;
 pub mod migrate;
+pub mod observe;
 pub mod pki;
 pub mod record_file;
 pub mod reset;
+pub mod rules;
 pub mod serve;
 pub mod settings;
 pub mod start;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use crate::boot::{BootDecision, Warning, decide, observe};
+use crate::boot::{BootDecision, Warning, decide};
 use crate::datadir::MemberIdentity;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::lock::{DatadirLock, LockError};
@@ -23,6 +23,7 @@ use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::migrate::commit::finish_commit;
 use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::observe;
 use crate::pki::ensure;
 use crate::reset;
 use crate::serve::distro::{self, Backend};
@@ -59,8 +60,8 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let facts = observe::facts(&settings, schema).context("look at the volume")?;
     let decision = decide(&facts);
     tracing::info!(?decision, "boot decision");
-    if let BootDecision::Refuse(refusal) = &decision {
-        return Err(refusal.error());
+    if let Some(refused) = refused(&decision) {
+        return Err(refused);
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
@@ -187,6 +188,29 @@ fn finish_reset(
     Ok(())
 }
 
+/// Why this decision is not carried out: it refuses, or it needs the other pods.
+fn refused(decision: &BootDecision) -> Option<anyhow::Error> {
+    let later = |what: &str| {
+        let what = format!("{what} is not part of this release");
+        Some(refuse(Exit::RefusedMembership, what, "run one replica, or use a release that does"))
+    };
+    match decision {
+        BootDecision::Refuse(refusal) => Some(refusal.error()),
+        BootDecision::Wait(wait) => Some(refuse(
+            Exit::RefusedMembership,
+            format!("{}; waiting for that is not part of this release", wait.what()),
+            wait.remedy(),
+        )),
+        BootDecision::Record(_) => later("the marker in the host cluster's API"),
+        BootDecision::Join { .. } => later("joining a cluster"),
+        BootDecision::SetAside { .. } => later("setting a data dir aside to join"),
+        BootDecision::Reset { .. } => later("resetting a cluster to one member"),
+        BootDecision::Start { .. } | BootDecision::Form | BootDecision::Import { .. } | BootDecision::RunOnSqlite => {
+            None
+        }
+    }
+}
+
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
     DatadirLock::acquire(&settings.data_dir, LOCK_PATIENCE).map_err(|e| match e {
         LockError::Held { .. } => {
@@ -233,7 +257,13 @@ async fn begin(settings: &Settings, disk: &RealDisk, decision: &BootDecision) ->
             );
             Ok(Some(Bootstrap::Restart))
         }
-        BootDecision::RunOnSqlite | BootDecision::Refuse(_) => anyhow::bail!("etcd is not to run: {decision:?}"),
+        BootDecision::RunOnSqlite
+        | BootDecision::Refuse(_)
+        | BootDecision::Wait(_)
+        | BootDecision::Record(_)
+        | BootDecision::Join { .. }
+        | BootDecision::SetAside { .. }
+        | BootDecision::Reset { .. } => anyhow::bail!("etcd is not to run: {decision:?}"),
     }
 }
 
@@ -268,6 +298,7 @@ fn warn(warning: &Warning) {
             file = %file.display(),
             "a SQLite store lies beside a formed cluster; it is not imported: move it away if it is not needed"
         ),
+        Warning::NoQuorum(wait) => tracing::warn!("{}; {}", wait.what(), wait.remedy()),
         Warning::PeersUnknown => tracing::warn!(
             "more than one replica is asked for; this release runs one and leaves the other members to themselves"
         ),

@@ -1,10 +1,11 @@
-//! What a boot decision rests on. Plain values: [`super::observe`] fills them, tests and models make them up.
+//! What a boot decision rests on. Plain values: `observe` fills them, tests and the model make them up.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterId, MemberId, Ordinal};
+use super::marker::{Marker, MarkerSeen};
+use crate::ids::{ClusterId, MemberId, Ordinal, RaftIndex, Term};
 
 /// A fact that was observed, observed to be missing, or not observed. Unknown is never treated as absent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -18,6 +19,35 @@ pub enum Known<T> {
     Unknown(String),
 }
 
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Known::Unknown("not asked".to_owned())
+    }
+}
+
+impl<T> Known<T> {
+    /// The value, if it was seen.
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Known::Present(value) => Some(value),
+            Known::Absent | Known::Unknown(_) => None,
+        }
+    }
+
+    /// Whether an authority says that there is none.
+    pub const fn is_absent(&self) -> bool {
+        matches!(self, Known::Absent)
+    }
+
+    /// Why it is not known.
+    pub fn unknown(&self) -> Option<&str> {
+        match self {
+            Known::Unknown(why) => Some(why),
+            Known::Present(_) | Known::Absent => None,
+        }
+    }
+}
+
 /// Everything that [`super::decide`] looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -26,28 +56,89 @@ pub struct Facts {
     pub ordinal: Ordinal,
     /// The lowest ordinal of the StatefulSet, normally 0: the only pod that may form a cluster.
     pub seed: Ordinal,
-    /// Desired replicas.
-    pub desired: u32,
+    /// Desired replicas and who says so.
+    pub desired: Desired,
     /// `embeddedEtcd.enabled`.
     pub enabled: bool,
     /// `embeddedEtcd.migrateBack`.
+    #[serde(default)]
     pub migrate_back: bool,
     /// A deployed etcd is to be moved from.
+    #[serde(default)]
     pub migrate_from: bool,
     /// The data dir on this pod's volume.
     pub data_dir: DataDirFact,
+    /// The end of the data dir's WAL; absent without a data dir.
+    #[serde(default)]
+    pub log: Known<LogFact>,
+    /// What earlier steps have noted beside the data dir.
+    #[serde(default)]
+    pub notes: Notes,
     /// The migration journal on this pod's volume.
     pub journal: JournalFact,
     /// SQLite stores found on this pod's volume, and what was left of earlier ones.
+    #[serde(default)]
     pub stores: StoresFact,
     /// The data dir of an etcd that k3s or k0s ran by itself on this volume. Its objects are in no store of ours.
+    #[serde(default)]
     pub distro_store: Option<PathBuf>,
-    /// The marker outside the volume, when a host API is configured.
-    pub marker: Known<Marker>,
+    /// Whether the members of this cluster share one CA: a mounted directory or the host API's Secret.
+    #[serde(default)]
+    pub shared_ca: bool,
     /// Whether a host API is configured at all.
+    #[serde(default)]
     pub host_configured: bool,
-    /// The other ordinals, each with what is known of it.
+    /// The marker outside the volume, when a host API is configured.
+    #[serde(default)]
+    pub marker: Known<MarkerSeen>,
+    /// The other ordinals that have a PVC, from the host API. Absent is the same as an empty list.
+    #[serde(default)]
+    pub claims: Known<Vec<Ordinal>>,
+    /// The other ordinals: at least those below desired, and each higher one that anything is known of.
+    #[serde(default)]
     pub peers: Vec<PeerFact>,
+    /// A *linearizable* member list of a cluster that a peer serves. Never a peer's own view ([`PeerFact::members`]).
+    #[serde(default)]
+    pub members: Known<MemberList>,
+}
+
+impl Facts {
+    /// The fact about an ordinal, if anything is known of it.
+    pub fn peer(&self, ordinal: Ordinal) -> Option<&PeerFact> {
+        self.peers.iter().find(|peer| peer.ordinal == ordinal)
+    }
+
+    /// The marker, if it could be read and is there.
+    pub fn marker(&self) -> Option<&Marker> {
+        self.marker.present().map(|seen| &seen.marker)
+    }
+}
+
+/// How many replicas there should be, and who says so.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Desired {
+    /// `spec.replicas` of the StatefulSet, read from the host API for this very decision.
+    Host(u32),
+    /// The values file, because no host API is configured at all.
+    Values(u32),
+    /// The host API is configured and did not answer, or knows no such StatefulSet.
+    Unknown(String),
+}
+
+impl Desired {
+    /// The number, if it is known.
+    pub const fn known(&self) -> Option<u32> {
+        match self {
+            Desired::Host(n) | Desired::Values(n) => Some(*n),
+            Desired::Unknown(_) => None,
+        }
+    }
+
+    /// Whether `ordinal` is to exist, if that is known.
+    pub fn wants(&self, seed: Ordinal, ordinal: Ordinal) -> Option<bool> {
+        self.known().map(|n| ordinal >= seed && ordinal.0 - seed.0 < n)
+    }
 }
 
 /// What stands where etcd's data dir belongs.
@@ -101,32 +192,179 @@ pub struct StoresFact {
     pub orphan_wals: Vec<PathBuf>,
 }
 
-/// The record, outside the pod's own volume, that a cluster has been formed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A place in a raft log. Later is greater: raft compares the term first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Marker {
-    /// The cluster that was formed or is being formed.
-    pub cluster: ClusterId,
-    /// Whether forming is finished.
-    pub formed: bool,
+pub struct LogPosition {
+    /// The entry's term.
+    pub term: Term,
+    /// The entry's index.
+    pub index: RaftIndex,
 }
 
-/// What is known of another ordinal.
+/// The end of a data dir's WAL, read while no etcd runs on it: the last entry, and *every membership from the one in
+/// effect at the last entry known as committed to the one that the last entry would bring*.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogFact {
+    /// The last entry.
+    pub last: LogPosition,
+    /// What this member is in those memberships.
+    pub role: Role,
+    /// The greatest number of voters in any of those memberships.
+    pub voters: u32,
+    /// Every other member of any of those memberships. Voter if it is one in any of them.
+    pub others: Vec<Member>,
+}
+
+/// What a member is in every membership at the end of its WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// A voter in every one of them.
+    Voter,
+    /// In every one of them, and a learner in at least one.
+    Learner,
+    /// Missing from at least one.
+    Removed,
+}
+
+/// Notes beside the data dir, each durable before the step that it announces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Notes {
+    /// This volume was about to form a cluster, and the marker did not durably say formed yet.
+    pub forming: bool,
+    /// A copy is kept and a reset was begun: nothing but the reset may open the data dir.
+    pub resetting: bool,
+    /// This member was about to note its last log in the marker.
+    pub stopped: bool,
+    /// A data dir of this cluster was set aside, and the volume has not joined since.
+    pub set_aside: Option<ClusterId>,
+    /// Cluster IDs that a restore has superseded; kept by the seed, believed from the seed.
+    pub superseded: Vec<ClusterId>,
+}
+
+/// A member list with the cluster it is of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberList {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its members.
+    pub members: Vec<Member>,
+}
+
+impl MemberList {
+    /// Whether this member is listed.
+    pub fn has(&self, id: MemberId) -> bool {
+        self.members.iter().any(|member| member.id == id)
+    }
+
+    /// The member with the peer URL of this ordinal.
+    pub fn of(&self, ordinal: Ordinal) -> Option<&Member> {
+        self.members.iter().find(|member| member.ordinal == Some(ordinal))
+    }
+}
+
+/// A member as etcd lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Member {
+    /// Its ID.
+    pub id: MemberId,
+    /// The ordinal whose peer URL it has; `None`: a URL that no pod of this StatefulSet has.
+    pub ordinal: Option<Ordinal>,
+    /// Whether it has no vote.
+    pub learner: bool,
+}
+
+/// What is known of another ordinal. What was not asked is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerFact {
     /// Which one.
     pub ordinal: Ordinal,
-    /// Its own word on its state.
+    /// Its DNS record; absent only by an authoritative answer within its TTL.
+    #[serde(default)]
+    pub dns: Known<()>,
+    /// Its pod, from the host API.
+    #[serde(default)]
+    pub pod: Known<PodFact>,
+    /// Its `/members` on the peer port: its own, possibly lagging view. Proves nothing but that it is of that cluster.
+    #[serde(default)]
+    pub members: Known<MemberList>,
+    /// Its own word on its state (`/v1/state`). Absent never occurs: who does not answer is unknown.
+    #[serde(default)]
     pub state: Known<PeerState>,
+    /// The cluster IDs that its volume notes as superseded; believed from the seed.
+    #[serde(default)]
+    pub superseded: Vec<ClusterId>,
+}
+
+impl PeerFact {
+    /// An ordinal of which nothing is known.
+    pub fn new(ordinal: Ordinal) -> PeerFact {
+        PeerFact {
+            ordinal,
+            dns: Known::default(),
+            pod: Known::default(),
+            members: Known::default(),
+            state: Known::default(),
+            superseded: Vec::new(),
+        }
+    }
+
+    /// The cluster that it has data of or serves.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        match (&self.state, &self.members) {
+            (Known::Present(PeerState::Data { cluster, .. } | PeerState::Serving { cluster, .. }), _) => Some(*cluster),
+            (_, Known::Present(list)) => Some(list.cluster),
+            _ => None,
+        }
+    }
+
+    /// The cluster that it says it serves.
+    pub fn serves(&self) -> Option<ClusterId> {
+        match &self.state {
+            Known::Present(PeerState::Serving { cluster, .. }) => Some(*cluster),
+            _ => None,
+        }
+    }
+}
+
+/// A pod as the host API knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodFact {
+    /// Told to stop.
+    pub terminating: bool,
+    /// Whether it runs the StatefulSet's newest revision, if that is known.
+    pub current_revision: Option<bool>,
 }
 
 /// A peer's own word on itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PeerState {
-    /// Its volume holds no etcd data and it serves no cluster.
+    /// Its volume holds no etcd data and no store, and its etcd has not been started.
     Empty,
-    /// It has data of, or serves, this cluster.
-    Cluster(ClusterId),
+    /// Its volume holds no etcd data, but a SQLite store that has not been moved.
+    Store(PathBuf),
+    /// Its volume holds a data dir; its etcd serves no linearizable reads, or does not run.
+    Data {
+        /// From the first WAL record.
+        member: MemberId,
+        /// From the first WAL record.
+        cluster: ClusterId,
+        /// The last entry of its WAL, if its etcd does not run.
+        last: Option<LogPosition>,
+    },
+    /// Its etcd answers linearizable reads.
+    Serving {
+        /// Its member.
+        member: MemberId,
+        /// The cluster that it serves.
+        cluster: ClusterId,
+    },
 }

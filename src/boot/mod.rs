@@ -1,25 +1,38 @@
 //! The boot decision: facts in, one decision out. No clock, no socket, no file.
 //!
-//! Numbers in brackets are the rules' numbers (`docs/rules.md`). Read the match in [`decide`] from top to bottom: the
-//! first line that fits wins, and everything that could lose data stands before everything that writes.
+//! Every decision is one step; whoever carries it out makes it durable and, unless it starts something, reads the facts
+//! anew and decides again. So a pod may be killed anywhere, and the order of the steps stands here and nowhere else.
+//!
+//! Read [`explained`] from top to bottom: the first line that fits wins, and everything that could lose data stands
+//! before everything that writes. Each decision names its rule (`docs/rules.md`).
 
 pub mod facts;
-pub mod observe;
+mod form;
+pub mod marker;
 pub mod refusal;
+pub mod reset;
+pub mod wait;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, MemberId};
-pub use facts::{DataDirFact, Facts, JournalFact, Known, Marker, PeerFact, PeerState, StoresFact};
+use crate::rules::{Rule, Rules};
+pub use facts::{
+    DataDirFact, Desired, Facts, JournalFact, Known, LogFact, LogPosition, Member, MemberList, Notes, PeerFact,
+    PeerState, PodFact, Role, StoresFact,
+};
+pub use marker::{Marker, MarkerPhase, MarkerSeen, MarkerWrite, Stopped};
 pub use refusal::Refusal;
+pub use wait::Wait;
 
 /// What this boot does. It leaves whoever carries it out no choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum BootDecision {
-    /// Start etcd on the data dir as it is.
+    /// Start etcd on the data dir as it is. While it finds no quorum, decide again every few seconds with fresh facts;
+    /// on anything but `Start`, stop it first, read the facts once more and decide again.
     Start {
         /// Whose data dir it is.
         member: MemberId,
@@ -30,17 +43,69 @@ pub enum BootDecision {
         /// Things worth a warning.
         warnings: Vec<Warning>,
     },
-    /// Form a new, empty cluster of one member with a fresh token.
+    /// Form a new, empty cluster of one member with a fresh random token. With a host API: etcd listens on loopback only
+    /// and is stopped once it answers reads; then decide again, which records the formation and starts it.
     Form,
-    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left.
+    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left. With a
+    /// host API: then decide again, which records the formation and starts it.
     Import {
         /// The `state.db`.
         source: PathBuf,
     },
+    /// Do this one durable thing, then decide again. If the write's outcome is not known, decide again too.
+    Record(Record),
+    /// Ask the leader's pod to be added. Its answer is a member ID that was not in the list that this decision saw,
+    /// with a linearizable list that has it; etcd starts with `--initial-cluster` from it, rebuilt from a fresh list
+    /// before every further start while the dir is empty. The note `setAside` is removed once the WAL is there. An ID
+    /// that the list of this decision already had is never started: decide again.
+    Join {
+        /// The cluster to join; the list in the answer must be of it.
+        cluster: ClusterId,
+        /// The member with this pod's peer URL, to be removed first. Named in the request: the leader removes no other.
+        replace: Option<MemberId>,
+    },
+    /// Note `setAside`, then rename the data dir, both durable; then decide again.
+    SetAside {
+        /// Whose data dir it is.
+        member: MemberId,
+        /// Which cluster it belongs to.
+        cluster: ClusterId,
+    },
+    /// Make this data dir's member the only one, by [`reset::steps`]; then decide again.
+    Reset {
+        /// Whose data dir it is.
+        member: MemberId,
+        /// Which cluster it belongs to.
+        cluster: ClusterId,
+    },
+    /// Start nothing, say why, and decide again with fresh facts every few seconds. Never exit.
+    Wait(Wait),
     /// Run the API server on SQLite: embedded etcd is off.
     RunOnSqlite,
     /// Do not start.
     Refuse(Refusal),
+}
+
+/// One durable step towards a start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Record {
+    /// Note `forming` on the volume, then write the marker if it is to be written.
+    Forming(Option<MarkerWrite>),
+    /// Write the marker; once it is read back, remove the note `forming`.
+    Formed(MarkerWrite),
+    /// Remove the note `forming`.
+    FormingDone,
+    /// Write the marker; only once that is known to be done, remove the note `stopped`.
+    Withdrawn(MarkerWrite),
+    /// Remove the note `stopped`: no marker is left to take anything back from.
+    WithdrawnAlready,
+    /// Write the marker.
+    Survivor(MarkerWrite),
+    /// Write the marker.
+    NoSurvivor(MarkerWrite),
+    /// Remove the note `resetting`.
+    ResetDone,
 }
 
 /// Something the operator should know, which stops nothing.
@@ -51,63 +116,198 @@ pub enum Warning {
     StateDbIgnored(PathBuf),
     /// More replicas are asked for than this pod can see; it starts from its valid data dir all the same.
     PeersUnknown,
+    /// It will find no quorum, and why it does not reset.
+    NoQuorum(Wait),
 }
+
+/// A decision and the rule that made it.
+pub type Verdict = (BootDecision, Rule);
 
 /// Decides what this boot does.
 pub fn decide(facts: &Facts) -> BootDecision {
-    use BootDecision::{Form, Import, Refuse, Start};
+    explained(facts, Rules::ALL).0
+}
+
+/// Decides what this boot does, and names the rule.
+pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
+    use BootDecision::{Import, Refuse, RunOnSqlite};
 
     if let JournalFact::Damaged(why) = &facts.journal {
-        return Refuse(Refusal::DamagedJournal(why.clone()));
+        return (Refuse(Refusal::DamagedJournal(why.clone())), Rule::JournalTrue);
     }
     if !facts.enabled {
-        return match &facts.data_dir {
+        let decision = match &facts.data_dir {
             // An uncommitted import never took a write: SQLite is still the truth.
-            _ if uncommitted(facts).is_some() => sqlite(facts),
-            DataDirFact::Empty => sqlite(facts),
+            _ if uncommitted(facts).is_some() => sqlite(facts).map_or(RunOnSqlite, Refuse),
+            DataDirFact::Empty => sqlite(facts).map_or(RunOnSqlite, Refuse),
             _ if facts.migrate_back => Refuse(Refusal::MigrateBackNotYet),
             _ => Refuse(Refusal::EtcdDirWhileDisabled),
         };
+        return (decision, Rule::Settings);
     }
     // An uncommitted import comes first: what stands in the data dir is then ours and never served anyone.
     if let Some(source) = uncommitted(facts) {
-        return forming_refused(facts).map_or(Import { source }, Refuse);
+        return form::hindrance(facts, rules).unwrap_or((Import { source }, Rule::StoreOfSeed));
     }
     match &facts.data_dir {
-        DataDirFact::Damaged(why) => return Refuse(Refusal::DamagedDataDir(why.clone())),
-        DataDirFact::Valid { member, cluster } => {
-            // Nothing has confirmed what an import that did not commit has left here.
-            if let Some(source) = vanished(facts) {
-                return Refuse(Refusal::SourceVanished(source));
-            }
-            let mut warnings: Vec<_> = facts.stores.state_dbs.iter().cloned().map(Warning::StateDbIgnored).collect();
-            if facts.desired > 1 {
-                warnings.push(Warning::PeersUnknown);
-            }
-            let finish = !facts.stores.strays.is_empty() || matches!(facts.journal, JournalFact::Importing { .. });
-            return Start { member: *member, cluster: *cluster, finish, warnings };
-        }
-        DataDirFact::Empty => {}
+        DataDirFact::Damaged(why) => (Refuse(Refusal::DamagedDataDir(why.clone())), Rule::StartAsIs),
+        DataDirFact::Valid { member, cluster } => with_data(facts, *member, *cluster, rules),
+        DataDirFact::Empty => without_data(facts, rules),
     }
-    // Nothing of etcd on this volume.
-    match &facts.journal {
-        JournalFact::Importing { source } => return Refuse(Refusal::SourceVanished(source.clone())),
-        JournalFact::Done { source } => return Refuse(Refusal::MigratedButNoDataDir(source.clone())),
-        JournalFact::Absent | JournalFact::Damaged(_) => {}
+}
+
+/// A valid data dir: nothing but a proof keeps it from starting.
+fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) -> Verdict {
+    let wait = |wait, rule| (BootDecision::Wait(wait), rule);
+    let set_aside = |rule| (BootDecision::SetAside { member, cluster }, rule);
+    let marker = facts.marker();
+
+    // Nothing has confirmed what an import that did not commit has left here.
+    if let Some(source) = vanished(facts) {
+        return (BootDecision::Refuse(Refusal::SourceVanished(source)), Rule::JournalTrue);
+    }
+    if facts.notes.resetting && rules.on(Rule::ResetFinished) {
+        let alone = facts.log.present().is_some_and(|log| log.others.is_empty());
+        let decision =
+            if alone { BootDecision::Record(Record::ResetDone) } else { BootDecision::Reset { member, cluster } };
+        return (decision, Rule::ResetFinished);
+    }
+    if marker::superseded(facts, cluster) && rules.on(Rule::Superseded) {
+        let current = |served: ClusterId| !marker::superseded(facts, served);
+        let served = facts.peers.iter().filter_map(|peer| peer.serves()).any(current);
+        return if served {
+            set_aside(Rule::Superseded)
+        } else {
+            wait(Wait::SupersededNotServed(cluster), Rule::Superseded)
+        };
+    }
+    if let Some(other) = other_cluster(facts, cluster)
+        && rules.on(Rule::OneCluster)
+    {
+        return (BootDecision::Refuse(Refusal::TwoClusters { mine: cluster, other }), Rule::OneCluster);
+    }
+    if facts.ordinal != facts.seed && marker.is_some_and(|m| m.phase == MarkerPhase::Forming) {
+        return wait(Wait::SeedIsForming(cluster), Rule::FormedOnce);
+    }
+    let lacks = |list: &MemberList| list.cluster == cluster && !list.has(member);
+    if facts.members.present().is_some_and(lacks) {
+        return set_aside(Rule::LinearizableProof);
+    }
+    if !rules.on(Rule::LinearizableProof) && facts.peers.iter().filter_map(|p| p.members.present()).any(lacks) {
+        return set_aside(Rule::LinearizableProof);
+    }
+    if let Some(marker) = marker.filter(|marker| marker.dropped.contains(&member))
+        && rules.on(Rule::DroppedNeverStarts)
+    {
+        return wait(Wait::Dropped { member, survivor: marker.survivor }, Rule::DroppedNeverStarts);
+    }
+    if let Some(verdict) = form::unrecorded(facts, cluster, rules) {
+        return verdict;
+    }
+    if facts.notes.stopped && rules.on(Rule::StopWithdrawn) {
+        return match &facts.marker {
+            Known::Present(seen) => {
+                (BootDecision::Record(Record::Withdrawn(seen.withdrawing(member))), Rule::StopWithdrawn)
+            }
+            Known::Absent => (BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn),
+            Known::Unknown(why) => wait(Wait::HostAway(why.clone()), Rule::StopWithdrawn),
+        };
+    }
+    reset::verdict(facts, member, cluster, rules).unwrap_or_else(|| start(facts, member, cluster))
+}
+
+fn start(facts: &Facts, member: MemberId, cluster: ClusterId) -> Verdict {
+    let mut warnings: Vec<_> = facts.stores.state_dbs.iter().cloned().map(Warning::StateDbIgnored).collect();
+    if facts.desired.known() != Some(1) && facts.peers.iter().all(|peer| peer.state.present().is_none()) {
+        warnings.push(Warning::PeersUnknown);
+    }
+    warnings.extend(reset::hindered(facts).map(Warning::NoQuorum));
+    let finish = !facts.stores.strays.is_empty() || matches!(facts.journal, JournalFact::Importing { .. });
+    (BootDecision::Start { member, cluster, finish, warnings }, Rule::StartAsIs)
+}
+
+/// Another cluster than `mine` that the marker records, or that a peer has and the marker does not speak against.
+fn other_cluster(facts: &Facts, mine: ClusterId) -> Option<ClusterId> {
+    match facts.marker().and_then(|marker| marker.formed()) {
+        Some(formed) => (formed != mine).then_some(formed),
+        None => facts
+            .peers
+            .iter()
+            .filter_map(|peer| peer.cluster())
+            .find(|other| *other != mine && !marker::superseded(facts, *other)),
+    }
+}
+
+/// An empty data dir: join if a cluster exists, form or import if it is proven that none does.
+fn without_data(facts: &Facts, rules: Rules) -> Verdict {
+    let refuse = |refusal, rule| (BootDecision::Refuse(refusal), rule);
+    if let JournalFact::Importing { source } = &facts.journal {
+        return refuse(Refusal::SourceVanished(source.clone()), Rule::JournalTrue);
+    }
+    if let Some(cluster) = form::evidence(facts)
+        && rules.on(Rule::FormedOnce)
+        && (rules.on(Rule::SetAsideNeverForms) || facts.notes.set_aside.is_none())
+    {
+        return join(facts, cluster, rules);
+    }
+    if let JournalFact::Done { source } = &facts.journal {
+        return refuse(Refusal::MigratedButNoDataDir(source.clone()), Rule::JournalTrue);
     }
     if facts.migrate_from {
-        return Refuse(Refusal::MigrateFromNotYet);
-    }
-    if let Some(refusal) = forming_refused(facts) {
-        return Refuse(refusal);
+        return refuse(Refusal::MigrateFromNotYet, Rule::Settings);
     }
     if let Some(refusal) = store_refused(facts) {
-        return Refuse(refusal);
+        return refuse(refusal, Rule::JournalTrue);
+    }
+    if let Some(verdict) = form::hindrance(facts, rules) {
+        return verdict;
     }
     match facts.stores.state_dbs.as_slice() {
-        [] => Form,
-        [source] => Import { source: source.clone() },
-        several => Refuse(Refusal::SeveralStores(several.to_vec())),
+        [] => (BootDecision::Form, Rule::SeedForms),
+        [source] => (BootDecision::Import { source: source.clone() }, Rule::StoreOfSeed),
+        several => refuse(Refusal::SeveralStores(several.to_vec()), Rule::JournalTrue),
+    }
+}
+
+/// An empty volume while `cluster` exists.
+fn join(facts: &Facts, cluster: ClusterId, rules: Rules) -> Verdict {
+    let wait = |wait, rule| (BootDecision::Wait(wait), rule);
+    let refuse = |refusal, rule| (BootDecision::Refuse(refusal), rule);
+    if let Some(other) = other_cluster(facts, cluster)
+        && rules.on(Rule::OneCluster)
+    {
+        return refuse(Refusal::TwoClusters { mine: cluster, other }, Rule::OneCluster);
+    }
+    // The restored cluster is the one to join, not one that it has replaced.
+    let Some(list) = facts.members.present().filter(|list| list.cluster == cluster) else {
+        let alone = facts.peers.is_empty() && facts.claims.present().is_none_or(Vec::is_empty);
+        return if alone {
+            refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce)
+        } else {
+            wait(Wait::NobodyToJoin(cluster), Rule::FormedOnce)
+        };
+    };
+    if !facts.shared_ca && rules.on(Rule::SharedCa) {
+        return refuse(Refusal::NoSharedCa, Rule::SharedCa);
+    }
+    let listed = list.of(facts.ordinal).map(|member| member.id);
+    let wanted = match (facts.desired.wants(facts.seed, facts.ordinal), &facts.desired) {
+        _ if !rules.on(Rule::NeverAddSurplus) => None,
+        (Some(false), desired) => {
+            Some(Wait::Surplus { ordinal: facts.ordinal, desired: desired.known().unwrap_or_default() })
+        }
+        // Whoever is listed was wanted; its place is filled again without asking.
+        (None, Desired::Unknown(why)) if listed.is_none() => Some(Wait::HostAway(why.clone())),
+        _ => None,
+    };
+    if let Some(not_wanted) = wanted {
+        return wait(not_wanted, Rule::NeverAddSurplus);
+    }
+    match listed {
+        Some(replace) if rules.on(Rule::ReplaceListed) => {
+            (BootDecision::Join { cluster, replace: Some(replace) }, Rule::ReplaceListed)
+        }
+        _ => (BootDecision::Join { cluster, replace: None }, Rule::AskLeader),
     }
 }
 
@@ -128,25 +328,23 @@ fn vanished(facts: &Facts) -> Option<PathBuf> {
     (!there).then(|| source.clone())
 }
 
-fn sqlite(facts: &Facts) -> BootDecision {
+/// Why the API server may not run on SQLite.
+fn sqlite(facts: &Facts) -> Option<Refusal> {
     if let Some(dir) = &facts.distro_store {
-        return BootDecision::Refuse(Refusal::DistroStore(dir.clone()));
+        return Some(Refusal::DistroStore(dir.clone()));
     }
     // SQLite would begin with an empty store where the journal tells of one.
     if let Some(source) = vanished(facts) {
-        return BootDecision::Refuse(Refusal::SourceVanished(source));
+        return Some(Refusal::SourceVanished(source));
     }
     if let JournalFact::Done { source } = &facts.journal
         && facts.stores.state_dbs.is_empty()
     {
-        return BootDecision::Refuse(Refusal::MigratedButNoDataDir(source.clone()));
+        return Some(Refusal::MigratedButNoDataDir(source.clone()));
     }
-    if facts.desired > 1 {
-        return BootDecision::Refuse(Refusal::SqliteReplicas(facts.desired));
-    }
-    match store_refused(facts) {
-        Some(refusal) => BootDecision::Refuse(refusal),
-        None => BootDecision::RunOnSqlite,
+    match facts.desired.known() {
+        Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
+        _ => store_refused(facts),
     }
 }
 
@@ -161,24 +359,6 @@ fn store_refused(facts: &Facts) -> Option<Refusal> {
         return Some(Refusal::MigratedButNoDataDir(migrated.clone()));
     }
     None
-}
-
-/// Why no cluster may be formed (or imported into) here [4.1, 4.2, 4.3].
-fn forming_refused(facts: &Facts) -> Option<Refusal> {
-    if let Some(dir) = &facts.distro_store {
-        return Some(Refusal::DistroStore(dir.clone()));
-    }
-    if facts.ordinal != facts.seed {
-        return Some(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
-    }
-    match &facts.marker {
-        Known::Present(marker) if marker.formed => return Some(Refusal::FormedElsewhere(marker.cluster)),
-        Known::Unknown(why) if facts.host_configured => return Some(Refusal::MarkerUnknown(why.clone())),
-        _ => {}
-    }
-    let not_empty: Vec<_> =
-        facts.peers.iter().filter(|p| p.state != Known::Present(PeerState::Empty)).map(|p| p.ordinal).collect();
-    if not_empty.is_empty() { None } else { Some(Refusal::PeersNotKnownEmpty(not_empty)) }
 }
 
 #[cfg(test)]

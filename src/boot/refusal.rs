@@ -33,8 +33,6 @@ pub enum Refusal {
     SourceVanished(PathBuf),
     /// The marker says that a cluster has been formed, but this volume is empty.
     FormedElsewhere(ClusterId),
-    /// A host API is configured but did not answer.
-    MarkerUnknown(String),
     /// Only the seed forms a cluster; this pod has another ordinal and no peer to join.
     NotTheSeed {
         /// This pod.
@@ -42,8 +40,22 @@ pub enum Refusal {
         /// The seed.
         seed: Ordinal,
     },
-    /// Another pod has, or may have, data.
-    PeersNotKnownEmpty(Vec<Ordinal>),
+    /// Another pod has a SQLite store that has not been moved.
+    StoreElsewhere {
+        /// That pod.
+        ordinal: Ordinal,
+        /// Its `state.db`.
+        store: PathBuf,
+    },
+    /// This pod and the marker, or two pods, have data of unrelated clusters.
+    TwoClusters {
+        /// The cluster of this pod, or the one that it would join.
+        mine: ClusterId,
+        /// The other.
+        other: ClusterId,
+    },
+    /// A pod that would join has a CA of its own.
+    NoSharedCa,
     /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
     SqliteReplicas(u32),
 }
@@ -63,10 +75,11 @@ impl Refusal {
             | Refusal::SourceVanished(_)
             | Refusal::MigrateFromNotYet => Exit::RefusedSource,
             Refusal::FormedElsewhere(_)
-            | Refusal::MarkerUnknown(_)
             | Refusal::NotTheSeed { .. }
-            | Refusal::PeersNotKnownEmpty(_)
+            | Refusal::StoreElsewhere { .. }
+            | Refusal::TwoClusters { .. }
             | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
+            Refusal::NoSharedCa => Exit::RefusedPki,
         }
     }
 
@@ -96,16 +109,16 @@ impl Refusal {
             Refusal::FormedElsewhere(cluster) => {
                 format!("cluster {cluster} has been formed before, but this pod's volume is empty")
             }
-            Refusal::MarkerUnknown(why) => {
-                format!("the host cluster's API did not say whether a cluster exists: {why}")
-            }
             Refusal::NotTheSeed { ordinal, seed } => {
                 format!("only pod {seed} may form a cluster; this is pod {ordinal}, its volume is empty")
             }
-            Refusal::PeersNotKnownEmpty(pods) => {
-                let pods: Vec<_> = pods.iter().map(ToString::to_string).collect();
-                format!("pods {} may hold a cluster's data: nothing has said that they are empty", pods.join(", "))
+            Refusal::StoreElsewhere { ordinal, store } => {
+                format!("pod {ordinal} has a SQLite store that has not been moved: {}", store.display())
             }
+            Refusal::TwoClusters { mine, other } => {
+                format!("two unrelated clusters: {mine} and {other}")
+            }
+            Refusal::NoSharedCa => "more than one replica needs one shared CA, and this pod has one of its own".into(),
             Refusal::SqliteReplicas(n) => {
                 format!("{n} replicas are asked for, but embedded etcd is disabled and SQLite has one writer")
             }
@@ -143,12 +156,17 @@ impl Refusal {
                  migration.journal file and etcd's data dir away"
                 .into(),
             Refusal::FormedElsewhere(_) => "restore the volume, or recover explicitly".into(),
-            Refusal::MarkerUnknown(_) => "make the host cluster's API reachable; the pod may then be restarted".into(),
             Refusal::NotTheSeed { .. } => {
-                "run one replica: joining a running cluster is not part of this release".into()
+                "only the seed's store is moved: move this state.db away if it is not the one to keep, otherwise to the \
+                 seed's volume"
+                    .into()
             }
-            Refusal::PeersNotKnownEmpty(_) => {
-                "set the replicas to 1 for the first start: one pod first, then more".into()
+            Refusal::StoreElsewhere { .. } => "move away the store that is not this cluster's".into(),
+            Refusal::TwoClusters { .. } => "nothing was changed: delete the volumes of the one that is not to be kept, \
+                 and if the marker names it, the ConfigMap <name>-etcd too"
+                .into(),
+            Refusal::NoSharedCa => {
+                "mount one PKI into every pod, or let the pods use the Secret <name>-certs of the host cluster".into()
             }
             Refusal::SqliteReplicas(_) => "set the replicas to 1, or enable embedded etcd".into(),
         }

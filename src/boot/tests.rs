@@ -1,22 +1,38 @@
 use super::*;
 use crate::ids::Ordinal;
 
+mod many;
+
 fn facts() -> Facts {
     Facts {
         ordinal: Ordinal(0),
         seed: Ordinal(0),
-        desired: 1,
+        desired: Desired::Values(1),
         enabled: true,
         migrate_back: false,
         migrate_from: false,
         data_dir: DataDirFact::Empty,
+        log: Known::Absent,
+        notes: Notes::default(),
         journal: JournalFact::Absent,
         stores: StoresFact::default(),
         distro_store: None,
+        shared_ca: true,
         marker: Known::Unknown("no host API is configured".into()),
         host_configured: false,
+        claims: Known::Unknown("no host API is configured".into()),
         peers: Vec::new(),
+        members: Known::default(),
     }
+}
+
+/// A marker as it was read, without a reset or a stop.
+fn seen(phase: MarkerPhase) -> Known<MarkerSeen> {
+    Known::Present(MarkerSeen { version: "7".into(), marker: Marker::new(phase) })
+}
+
+fn peer_of(cluster: ClusterId) -> PeerState {
+    PeerState::Data { member: MemberId(9), cluster, last: None }
 }
 
 fn valid() -> DataDirFact {
@@ -79,8 +95,6 @@ fn each_refusal_has_its_facts() {
     let wal: PathBuf = "/data/state.db-wal".into();
     let migrated: PathBuf = "/data/state.db.migrated".into();
     let two = vec![db(), "/data/server/db/state.db".into()];
-    let peer = |state| vec![PeerFact { ordinal: Ordinal(1), state }];
-    let unknown = || Known::<Marker>::Unknown("no answer".into());
     let table = [
         (Facts { data_dir: DataDirFact::Damaged("x".into()), ..facts() }, Refusal::DamagedDataDir("x".into())),
         (Facts { journal: JournalFact::Damaged("x".into()), ..facts() }, Refusal::DamagedJournal("x".into())),
@@ -98,7 +112,7 @@ fn each_refusal_has_its_facts() {
             Refusal::DistroStore("/data/k0s/etcd".into()),
         ),
         (Facts { enabled: false, migrate_back: true, data_dir: valid(), ..facts() }, Refusal::MigrateBackNotYet),
-        (Facts { enabled: false, desired: 3, ..facts() }, Refusal::SqliteReplicas(3)),
+        (Facts { enabled: false, desired: Desired::Values(3), ..facts() }, Refusal::SqliteReplicas(3)),
         (Facts { migrate_from: true, ..facts() }, Refusal::MigrateFromNotYet),
         (
             Facts { stores: StoresFact { state_dbs: two.clone(), ..StoresFact::default() }, ..facts() },
@@ -128,24 +142,10 @@ fn each_refusal_has_its_facts() {
             Facts { enabled: false, journal: JournalFact::Done { source: db() }, ..facts() },
             Refusal::MigratedButNoDataDir(db()),
         ),
-        (
-            Facts { marker: Known::Present(Marker { cluster: ClusterId(7), formed: true }), ..facts() },
-            Refusal::FormedElsewhere(ClusterId(7)),
-        ),
-        (Facts { host_configured: true, marker: unknown(), ..facts() }, Refusal::MarkerUnknown("no answer".into())),
+        (Facts { marker: seen(MarkerPhase::Formed(ClusterId(7))), ..facts() }, Refusal::FormedElsewhere(ClusterId(7))),
         (
             Facts { ordinal: Ordinal(1), stores: one_store, ..facts() },
             Refusal::NotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) },
-        ),
-        (
-            Facts { desired: 2, peers: peer(Known::Unknown("no answer".into())), ..facts() },
-            Refusal::PeersNotKnownEmpty(vec![Ordinal(1)]),
-        ),
-        // DNS absence is not an answer [4.2].
-        (Facts { desired: 2, peers: peer(Known::Absent), ..facts() }, Refusal::PeersNotKnownEmpty(vec![Ordinal(1)])),
-        (
-            Facts { desired: 2, peers: peer(Known::Present(PeerState::Cluster(ClusterId(7)))), ..facts() },
-            Refusal::PeersNotKnownEmpty(vec![Ordinal(1)]),
         ),
     ];
     for (facts, want) in table {
@@ -157,7 +157,7 @@ fn each_refusal_has_its_facts() {
 
 #[test]
 fn a_lone_formed_marker_phase_forming_may_form_again() {
-    let f = Facts { marker: Known::Present(Marker { cluster: ClusterId(7), formed: false }), ..facts() };
+    let f = Facts { marker: seen(MarkerPhase::Forming), ..facts() };
     assert_eq!(decide(&f), BootDecision::Form);
 }
 
@@ -176,13 +176,13 @@ fn no_combination_of_facts_breaks_a_rule() {
         Some(Known::Absent),
         Some(Known::Unknown("x".into())),
         Some(Known::Present(PeerState::Empty)),
-        Some(Known::Present(PeerState::Cluster(ClusterId(9)))),
+        Some(Known::Present(peer_of(ClusterId(9)))),
     ];
     let markers = [
         Known::Absent,
         Known::Unknown("x".into()),
-        Known::Present(Marker { cluster: ClusterId(2), formed: false }),
-        Known::Present(Marker { cluster: ClusterId(2), formed: true }),
+        seen(MarkerPhase::Forming),
+        seen(MarkerPhase::Formed(ClusterId(2))),
     ];
     let mut seen = 0;
     for bits in 0..1u32 << 10 {
@@ -194,7 +194,7 @@ fn no_combination_of_facts_breaks_a_rule() {
                         let f = Facts {
                             ordinal: Ordinal(u32::from(bit(0))),
                             seed: Ordinal(0),
-                            desired: if peer.is_some() { 2 } else { 1 },
+                            desired: Desired::Values(if peer.is_some() { 2 } else { 1 }),
                             enabled: bit(1),
                             migrate_back: bit(2),
                             migrate_from: bit(3),
@@ -211,8 +211,9 @@ fn no_combination_of_facts_breaks_a_rule() {
                             host_configured: bit(8),
                             peers: peer
                                 .iter()
-                                .map(|state| PeerFact { ordinal: Ordinal(1), state: state.clone() })
+                                .map(|state| PeerFact { state: state.clone(), ..PeerFact::new(Ordinal(1)) })
                                 .collect(),
+                            ..facts()
                         };
                         check(&f);
                         seen += 1;
@@ -226,6 +227,10 @@ fn no_combination_of_facts_breaks_a_rule() {
 
 fn check(f: &Facts) {
     let decision = decide(f);
+    // Whatever the facts, no rule switched off makes a decision panic.
+    for rule in Rule::ALL {
+        explained(f, Rules::without(&[*rule]));
+    }
     let committed_data = matches!(f.data_dir, DataDirFact::Valid { .. }) && uncommitted(f).is_none();
     let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
     if forms || decision == BootDecision::RunOnSqlite {
@@ -244,7 +249,7 @@ fn check(f: &Facts) {
             f.peers.iter().all(|p| p.state == Known::Present(PeerState::Empty)),
             "forms beside a peer that has not said that it is empty: {f:?}"
         );
-        assert!(!matches!(&f.marker, Known::Present(m) if m.formed), "forms although formed: {f:?}");
+        assert_eq!(f.marker().and_then(Marker::formed), None, "forms although formed: {f:?}");
         assert!(!f.host_configured || !matches!(f.marker, Known::Unknown(_)), "forms unknowing: {f:?}");
     }
     match &decision {
@@ -256,9 +261,13 @@ fn check(f: &Facts) {
         BootDecision::Import { source } => assert!(f.stores.state_dbs.contains(source)),
         BootDecision::RunOnSqlite => {
             assert!(!f.enabled && !committed_data, "SQLite is run beside etcd's data: {f:?}");
-            assert!(f.desired <= 1);
+            assert!(f.desired.known().is_some_and(|n| n <= 1));
         }
-        BootDecision::Start { .. } => assert!(f.enabled && committed_data, "starts without data: {f:?}"),
+        BootDecision::Start { .. } | BootDecision::SetAside { .. } | BootDecision::Reset { .. } => {
+            assert!(f.enabled && committed_data, "starts without data: {f:?}");
+        }
+        BootDecision::Join { .. } => assert!(f.enabled && f.data_dir == DataDirFact::Empty, "joins with data: {f:?}"),
+        BootDecision::Record(_) | BootDecision::Wait(_) => assert!(f.enabled, "{f:?}"),
         BootDecision::Refuse(_) => {}
     }
 }

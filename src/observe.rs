@@ -1,11 +1,11 @@
-//! The I/O that fills [`super::Facts`]: looks at the volume, changes nothing.
+//! The I/O that fills [`crate::boot::Facts`]: looks at the volume, changes nothing.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::boot::facts::{Facts, Known, PeerFact, StoresFact};
+use crate::boot::{Desired, Facts, Known, Notes, PeerFact, StoresFact};
 use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
 use crate::ids::Ordinal;
@@ -18,25 +18,30 @@ use crate::settings::{Distro, Settings};
 pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts> {
     let seed = Ordinal(0);
     let desired = settings.etcd.replicas;
-    let not_asked = || Known::Unknown("other pods are not asked by this release".to_owned());
+    let not_asked = || "other pods are not asked by this release".to_owned();
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
-        desired,
+        desired: Desired::Values(desired),
         enabled: settings.etcd.enabled,
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
         data_dir: inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?.fact(),
+        log: Known::Unknown("the end of the WAL is not read by this release".to_owned()),
+        notes: Notes::default(),
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
-        marker: Known::Unknown("no host API is configured".to_owned()),
+        shared_ca: false,
         host_configured: false,
+        marker: Known::Unknown("no host API is configured".to_owned()),
+        claims: Known::Unknown("no host API is configured".to_owned()),
         peers: (0..desired)
             .map(Ordinal)
             .filter(|ordinal| *ordinal != settings.pod.ordinal)
-            .map(|ordinal| PeerFact { ordinal, state: not_asked() })
+            .map(|ordinal| PeerFact { state: Known::Unknown(not_asked()), ..PeerFact::new(ordinal) })
             .collect(),
+        members: Known::Unknown(not_asked()),
     })
 }
 

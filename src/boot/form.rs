@@ -1,0 +1,114 @@
+//! Whether a pod may form a cluster, or import into one, which is the same (rules 4.1 to 4.3).
+
+use std::collections::BTreeSet;
+
+use super::facts::{Facts, Known, PeerState};
+use super::marker::{self, MarkerPhase};
+use super::refusal::Refusal;
+use super::wait::Wait;
+use super::{BootDecision, Record, Verdict};
+use crate::ids::{ClusterId, Ordinal};
+use crate::rules::{Rule, Rules};
+
+/// Why no cluster may be formed here now, or what comes before it; `None`: it may be formed.
+pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
+    let refuse = |refusal, rule| Some((BootDecision::Refuse(refusal), rule));
+    let wait = |wait, rule| Some((BootDecision::Wait(wait), rule));
+    if let Some(dir) = &facts.distro_store {
+        return refuse(Refusal::DistroStore(dir.clone()), Rule::Settings);
+    }
+    if facts.ordinal != facts.seed && rules.on(Rule::SeedForms) {
+        return if facts.stores.state_dbs.is_empty() {
+            wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
+        } else {
+            refuse(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed }, Rule::SeedForms)
+        };
+    }
+    if let Some(cluster) = evidence(facts)
+        && rules.on(Rule::FormedOnce)
+    {
+        return refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce);
+    }
+    if let (Known::Unknown(why), true) = (&facts.marker, facts.host_configured)
+        && rules.on(Rule::HostAnswers)
+    {
+        return wait(Wait::HostAway(why.clone()), Rule::HostAnswers);
+    }
+    if let Some((ordinal, store)) = facts.peers.iter().find_map(|peer| match &peer.state {
+        Known::Present(PeerState::Store(store)) => Some((peer.ordinal, store)),
+        _ => None,
+    }) {
+        return refuse(Refusal::StoreElsewhere { ordinal, store: store.clone() }, Rule::StoreOfSeed);
+    }
+    let Some(asked) = must_answer(facts, rules) else {
+        return wait(Wait::HostAway("which pods are wanted".into()), Rule::HostAnswers);
+    };
+    let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
+    if !silent.is_empty() {
+        let rule = if facts.host_configured { Rule::ClaimsAnswer } else { Rule::PeersSayEmpty };
+        return wait(Wait::PeersNotKnownEmpty(silent), rule);
+    }
+    if facts.host_configured && !(facts.notes.forming && facts.marker().is_some()) {
+        let write = marker::forming(&facts.marker);
+        return Some((BootDecision::Record(Record::Forming(write)), Rule::FormedBeforeServing));
+    }
+    None
+}
+
+/// The cluster of which anything shows that it exists: the marker, a peer, or what was set aside here.
+pub(super) fn evidence(facts: &Facts) -> Option<ClusterId> {
+    let listed = facts.members.present().map(|list| list.cluster);
+    let seen = listed.into_iter().chain(facts.peers.iter().filter_map(|peer| peer.cluster()));
+    facts
+        .marker()
+        .and_then(|marker| marker.formed())
+        .or_else(|| seen.clone().find(|cluster| !marker::superseded(facts, *cluster)))
+        .or_else(|| seen.clone().next())
+        .or(facts.notes.set_aside)
+}
+
+/// The ordinals that must say of themselves that they are empty; `None`: not known which.
+fn must_answer(facts: &Facts, rules: Rules) -> Option<BTreeSet<Ordinal>> {
+    if facts.host_configured {
+        match &facts.claims {
+            Known::Absent => return Some(BTreeSet::new()),
+            Known::Present(claims) if claims.is_empty() => return Some(BTreeSet::new()),
+            _ if !rules.on(Rule::ClaimsAnswer) => return Some(BTreeSet::new()),
+            Known::Present(_) | Known::Unknown(_) => {}
+        }
+    }
+    if !rules.on(Rule::PeersSayEmpty) {
+        return Some(BTreeSet::new());
+    }
+    let desired = facts.desired.known()?;
+    let below = (0..desired).map(|n| Ordinal(facts.seed.0.saturating_add(n)));
+    let claimed = facts.claims.present().into_iter().flatten().copied();
+    // A record of a higher ordinal that is not authoritatively absent may be there.
+    let named = facts.peers.iter().filter(|peer| !peer.dns.is_absent()).map(|peer| peer.ordinal);
+    Some(below.chain(claimed).chain(named).filter(|ordinal| *ordinal != facts.ordinal).collect())
+}
+
+fn says_empty(facts: &Facts, ordinal: Ordinal) -> bool {
+    facts.peer(ordinal).is_some_and(|peer| peer.state == Known::Present(PeerState::Empty))
+}
+
+/// With a valid data dir: what is still to be recorded of its formation before it takes writes.
+pub(super) fn unrecorded(facts: &Facts, cluster: ClusterId, rules: Rules) -> Option<Verdict> {
+    let record = |record| Some((BootDecision::Record(record), Rule::FormedBeforeServing));
+    let phase = facts.marker().map(|marker| marker.phase);
+    let mine = facts.notes.forming || (facts.ordinal == facts.seed && phase == Some(MarkerPhase::Forming));
+    if !mine || !rules.on(Rule::FormedBeforeServing) {
+        return None;
+    }
+    match (&facts.marker, facts.host_configured) {
+        (Known::Unknown(_), false) => record(Record::FormingDone),
+        (Known::Unknown(why), true) if rules.on(Rule::FormingNoted) => {
+            Some((BootDecision::Wait(Wait::HostAway(why.clone())), Rule::FormingNoted))
+        }
+        (Known::Unknown(_), true) => None,
+        (seen, _) => match marker::formed(seen, cluster) {
+            Some(write) => record(Record::Formed(write)),
+            None => record(Record::FormingDone),
+        },
+    }
+}

@@ -1,0 +1,128 @@
+//! The reset: one member goes on alone, with its data, when the others cannot come back (rules 5.4).
+//!
+//! `--force-new-cluster` alone discards entries that are not yet known as committed, acknowledged ones among them. So
+//! the WAL's last entry is made the committed one first. That loses nothing if every acknowledged entry is in this WAL:
+//! with at most two voters it is, as an acknowledgement took both; with more, if every other voter has noted, with its
+//! etcd stopped, a last entry that is not ahead of ours.
+
+use super::facts::{Desired, Facts, Known, LogFact, Member, PeerState, Role};
+use super::marker::MarkerSeen;
+use super::wait::Wait;
+use super::{BootDecision, Record, Verdict};
+use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::rules::{Rule, Rules};
+
+/// One step of a reset. Each is durable before the next; a reset that was killed begins again at the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetStep {
+    /// Keep a copy of the data dir beside it, unless an earlier try has kept one.
+    KeepCopy,
+    /// Write the note `resetting`: from here on nothing else opens the data dir.
+    Note,
+    /// Append a HardState record to the WAL: commit = the last entry's index, term = the greater of the old HardState's
+    /// and the last entry's, vote as it was if the term is the old one, else none.
+    CommitAll,
+    /// Run etcd with `--force-new-cluster`, listening on loopback only, until it answers linearizable reads with itself
+    /// as the only member; stop it. Then decide again.
+    ForceNewCluster,
+}
+
+/// The steps of a reset, in order.
+pub fn steps(rules: Rules) -> impl Iterator<Item = ResetStep> {
+    [ResetStep::KeepCopy, ResetStep::Note, ResetStep::CommitAll, ResetStep::ForceNewCluster]
+        .into_iter()
+        .filter(move |step| *step != ResetStep::CommitAll || rules.on(Rule::ResetCommitsAll))
+}
+
+/// What is to be done about a reset with a valid data dir; `None`: nothing, it starts as it is.
+pub(super) fn verdict(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) -> Option<Verdict> {
+    let log = facts.log.present()?;
+    let voters = other_voters(log);
+    let quorum = facts.members.present().is_some_and(|list| list.cluster == cluster);
+    if voters.is_empty() || quorum || facts.desired.wants(facts.seed, facts.ordinal) != Some(true) {
+        return None;
+    }
+    let seen = facts.marker.present().filter(|seen| seen.marker.formed() == Some(cluster));
+    if facts.host_configured && seen.is_none() && rules.on(Rule::ResetNamed) {
+        return None;
+    }
+    let able = log.role == Role::Voter || !rules.on(Rule::ResetVoter);
+    let needed = if scaled_to_one(facts, &voters, rules) {
+        Some(if rules.on(Rule::ResetByHost) { Rule::ResetByHost } else { Rule::ResetNeeded })
+    } else if other_disk_empty(facts, log, &voters) || !rules.on(Rule::ResetNeeded) {
+        Some(Rule::ResetNeeded)
+    } else {
+        None
+    };
+    let lossless = log.voters <= 2 || noted(seen, log, &voters) || !rules.on(Rule::ResetLossless);
+    match (able, needed, lossless, seen) {
+        (true, Some(rule), true, Some(seen)) if !named(seen, member, log) && rules.on(Rule::ResetNamed) => {
+            let dropped: Vec<_> = log.others.iter().map(|other| other.id).collect();
+            Some((BootDecision::Record(Record::Survivor(seen.naming(member, &dropped))), rule))
+        }
+        (true, Some(rule), true, _) => Some((BootDecision::Reset { member, cluster }, rule)),
+        // Named earlier, not begun, and no longer to be done: those that it would have dropped may start again.
+        (.., Some(seen)) if named(seen, member, log) => {
+            let dropped: Vec<_> = log.others.iter().map(|other| other.id).collect();
+            Some((BootDecision::Record(Record::NoSurvivor(seen.unnaming(&dropped))), Rule::ResetNamed))
+        }
+        _ => None,
+    }
+}
+
+/// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for
+/// while its etcd runs without a quorum.
+pub(super) fn hindered(facts: &Facts) -> Option<Wait> {
+    let log = facts.log.present()?;
+    let voters = other_voters(log);
+    let gone =
+        |member: &&Member| member.ordinal.is_some_and(|ordinal| pod_gone(facts, ordinal) || empty(facts, ordinal));
+    let gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
+    let left = (voters.len() + 1).saturating_sub(gone.len());
+    if facts.members.present().is_some() || left > voters.len().div_ceil(2) {
+        return None;
+    }
+    let highest = gone.iter().max().map_or(0, |ordinal| ordinal.0.saturating_sub(facts.seed.0));
+    Some(Wait::MajorityGone { gone, replicas: highest.saturating_add(1) })
+}
+
+fn other_voters(log: &LogFact) -> Vec<&Member> {
+    log.others.iter().filter(|other| !other.learner).collect()
+}
+
+/// Whether one pod is wanted, this one, and every other voter's pod is gone.
+fn scaled_to_one(facts: &Facts, voters: &[&Member], rules: Rules) -> bool {
+    let by_host = facts.desired == Desired::Host(1)
+        && voters.iter().all(|voter| voter.ordinal.is_some_and(|ordinal| pod_gone(facts, ordinal)));
+    let by_dns = facts.desired == Desired::Values(1)
+        && voters.iter().all(|voter| {
+            voter.ordinal.and_then(|ordinal| facts.peer(ordinal)).is_some_and(|peer| peer.dns.is_absent())
+        });
+    by_host || (by_dns && !rules.on(Rule::ResetByHost))
+}
+
+fn pod_gone(facts: &Facts, ordinal: Ordinal) -> bool {
+    facts.peer(ordinal).is_some_and(|peer| peer.pod.is_absent())
+}
+
+/// Whether there is one other voter, and its pod itself says that its disk is empty.
+fn other_disk_empty(facts: &Facts, log: &LogFact, voters: &[&Member]) -> bool {
+    matches!(voters, [other] if log.voters == 2 && other.ordinal.is_some_and(|ordinal| empty(facts, ordinal)))
+}
+
+fn empty(facts: &Facts, ordinal: Ordinal) -> bool {
+    facts.peer(ordinal).is_some_and(|peer| peer.state == Known::Present(PeerState::Empty))
+}
+
+/// Whether every other voter has noted a last entry that is not ahead of ours.
+fn noted(seen: Option<&MarkerSeen>, log: &LogFact, voters: &[&Member]) -> bool {
+    seen.is_some_and(|seen| {
+        let noted = &seen.marker.stopped;
+        voters.iter().all(|voter| noted.iter().any(|stop| stop.member == voter.id && stop.last <= log.last))
+    })
+}
+
+/// Whether the marker names this member, and drops every other one that its WAL knows.
+fn named(seen: &MarkerSeen, member: MemberId, log: &LogFact) -> bool {
+    seen.marker.survivor == Some(member) && log.others.iter().all(|other| seen.marker.dropped.contains(&other.id))
+}

@@ -1,0 +1,110 @@
+//! Why a pod waits instead of starting: each reason with what is missing and what an operator can do. A wait is never
+//! an exit: it is decided again with fresh facts, every few seconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, MemberId, Ordinal};
+
+/// Why a pod waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Wait {
+    /// The host API is configured, does not answer, and this step may not be decided without it.
+    HostAway(String),
+    /// Nothing may be formed before each of these pods has said of itself that it is empty.
+    PeersNotKnownEmpty(Vec<Ordinal>),
+    /// No cluster exists yet; the seed forms it.
+    ForSeed(Ordinal),
+    /// The seed is forming a cluster while this pod has data.
+    SeedIsForming(ClusterId),
+    /// This pod is not wanted and its volume is empty.
+    Surplus {
+        /// This pod.
+        ordinal: Ordinal,
+        /// Desired replicas.
+        desired: u32,
+    },
+    /// This volume is empty, and no peer of the cluster answers with a quorum.
+    NobodyToJoin(ClusterId),
+    /// This data dir's cluster has been replaced by a restore, and nobody serves the new one yet.
+    SupersededNotServed(ClusterId),
+    /// A reset has dropped this data dir's member, and the survivor does not serve yet.
+    Dropped {
+        /// This member.
+        member: MemberId,
+        /// The member that is to serve alone.
+        survivor: Option<MemberId>,
+    },
+    /// The other voters are gone, and it is not provable that this data dir has every acknowledged write.
+    MajorityGone {
+        /// The voters that are gone.
+        gone: Vec<Ordinal>,
+        /// How many pods bring a quorum back.
+        replicas: u32,
+    },
+}
+
+impl Wait {
+    /// What is missing.
+    pub fn what(&self) -> String {
+        match self {
+            Wait::HostAway(why) => format!("the host cluster's API does not say what must be known: {why}"),
+            Wait::PeersNotKnownEmpty(pods) => {
+                format!("pods {} may hold a cluster's data: nothing has said that they are empty", list(pods))
+            }
+            Wait::ForSeed(seed) => format!("only pod {seed} may form a cluster, and it has not done so yet"),
+            Wait::SeedIsForming(cluster) => {
+                format!("the seed is forming a new cluster, but this volume holds data of cluster {cluster}")
+            }
+            Wait::Surplus { ordinal, desired } => {
+                format!("this is pod {ordinal} and {desired} replicas are wanted: it is not added to the cluster")
+            }
+            Wait::NobodyToJoin(cluster) => {
+                format!("cluster {cluster} has been formed, this volume is empty, and no pod of it has a quorum")
+            }
+            Wait::SupersededNotServed(cluster) => {
+                format!("cluster {cluster} was replaced by a restore, and no pod serves the restored one yet")
+            }
+            Wait::Dropped { member, survivor } => format!(
+                "member {member} was dropped when the cluster was reset to {}, which does not serve yet",
+                survivor.map_or("one member".into(), |id| format!("member {id}"))
+            ),
+            Wait::MajorityGone { gone, .. } => format!(
+                "voters {} are gone, and this volume is not proven to have every acknowledged write",
+                list(gone)
+            ),
+        }
+    }
+
+    /// What brings it on.
+    pub fn remedy(&self) -> String {
+        match self {
+            Wait::HostAway(_) => "make the host cluster's API reachable, and the StatefulSet readable".into(),
+            Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \
+                 that hold nothing: one pod first, then more"
+                .into(),
+            Wait::ForSeed(seed) => format!("look at pod {seed}"),
+            Wait::SeedIsForming(_) => {
+                "delete the ConfigMap <name>-etcd if this volume has the data to keep; otherwise delete this volume"
+                    .into()
+            }
+            Wait::Surplus { .. } => "scale up to have it added".into(),
+            Wait::NobodyToJoin(_) => "start the pods that have the data; if their volumes are gone, restore a \
+                 snapshot, or say `syncer recover --new-cluster`"
+                .into(),
+            Wait::SupersededNotServed(_) => "start the pod that was restored".into(),
+            Wait::Dropped { .. } => {
+                "start the survivor; if its volume is gone, `syncer recover` on the pod with the latest data".into()
+            }
+            Wait::MajorityGone { replicas, .. } => format!(
+                "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
+                 `syncer recover`, which says what may be lost"
+            ),
+        }
+    }
+}
+
+fn list(pods: &[Ordinal]) -> String {
+    let pods: Vec<_> = pods.iter().map(ToString::to_string).collect();
+    pods.join(", ")
+}
