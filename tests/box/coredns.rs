@@ -152,5 +152,5 @@ pub fn corefile(listen: SocketAddr, records: Records<'_>, mood: Mood) -> String 
     }
 }
 
-/// What CoreDNS prints when it has taken a changed Corefile (asked to by SIGUSR1).
-pub const RELOADED: &str = "Reloading complete";
+/// What CoreDNS prints when it is up; it listens some moments before.
+pub const UP: &str = "CoreDNS-";

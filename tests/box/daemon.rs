@@ -213,10 +213,7 @@ impl Daemon {
         if let Driver::Host(driver) = &mut self.driver {
             driver.host.stop();
         }
-        if let Some(mut dns) = self.dns.take() {
-            let _ = dns.kill();
-            let _ = dns.wait();
-        }
+        self.stop_dns();
         fs::remove_file(self.path(SOCKET))?;
         for client in waiting {
             let _ = client.send(Reply::Done);
@@ -259,9 +256,8 @@ impl Daemon {
             }
             Request::Dns(mood) => {
                 self.mood = mood;
-                self.write_corefile()?;
-                let dns = self.dns.as_ref().context("CoreDNS runs")?;
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(dns.id())?), Signal::SIGUSR1)?;
+                self.stop_dns();
+                self.start_dns()?;
             }
             // Answered when it is done.
             Request::Down => bail!("going down"),

@@ -1,14 +1,13 @@
 //! The cluster's DNS.
 
-use std::fs::File;
-use std::net::TcpStream;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::super::coredns::{Records, corefile, reverse_name};
+use super::super::coredns::{Records, UP, corefile, reverse_name};
 use super::super::pod;
 use super::driver::Driver;
 use super::{Daemon, write};
@@ -20,7 +19,10 @@ impl Daemon {
     pub(super) fn start_dns(&mut self) -> anyhow::Result<()> {
         self.write_zone()?;
         self.write_corefile()?;
-        let log = File::options().create(true).append(true).open(self.path("logs/coredns.log"))?;
+        let file = self.path("logs/coredns.log");
+        let log = File::options().create(true).append(true).open(&file)?;
+        let ups = || fs::read_to_string(&file).map(|log| log.matches(UP).count());
+        let before = ups()?;
         let mut command = Command::new(&self.config.coredns);
         command.arg("-conf").arg(self.path("dns/Corefile"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -28,14 +30,22 @@ impl Daemon {
         let coredns = self.config.coredns.display().to_string();
         let child = self.network.inside(move || command.spawn()).with_context(|| format!("start {coredns}"))?;
         self.dns = Some(child);
-        let (server, began) = (self.network.dns(), Instant::now());
-        while !self.network.inside(move || TcpStream::connect(server).is_ok()) {
+        let began = Instant::now();
+        while ups()? == before {
             let ended = self.dns.as_mut().and_then(|child| child.try_wait().ok().flatten());
             ensure!(ended.is_none(), "CoreDNS ended; see logs/coredns.log");
-            ensure!(began.elapsed() < DNS_PATIENCE, "CoreDNS does not listen on {server}; see logs/coredns.log");
+            ensure!(began.elapsed() < DNS_PATIENCE, "CoreDNS is not up; see logs/coredns.log");
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    pub(super) fn stop_dns(&mut self) {
+        if let Some(mut dns) = self.dns.take() {
+            // It may have ended already.
+            let _ = dns.kill();
+            let _ = dns.wait();
+        }
     }
 
     pub(super) fn write_corefile(&self) -> anyhow::Result<()> {

@@ -6,11 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use super::{free_port, part, poll};
-use crate::statefulset_box::coredns::{Mood, RELOADED, Records, Zone, corefile};
+use crate::statefulset_box::coredns::{Mood, Records, UP, Zone, corefile};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -45,9 +42,9 @@ impl CoreDns {
         let errors = log.try_clone().expect("clone the log");
         let mut command = Command::new(part("coredns"));
         command.arg("-conf").arg(self.path("Corefile")).stdin(Stdio::null()).stdout(log).stderr(errors);
+        let before = self.log().matches(UP).count();
         self.child = Some(command.spawn().expect("CoreDNS starts"));
-        let listen = self.listen;
-        poll("CoreDNS listens", PATIENCE, || std::net::TcpStream::connect(listen).ok());
+        poll("CoreDNS is up", PATIENCE, || (self.log().matches(UP).count() > before).then_some(()));
     }
 
     /// Ends it at once.
@@ -76,14 +73,11 @@ impl CoreDns {
         self.write_zone();
     }
 
-    /// Changes what it does, and waits until it does that.
+    /// Changes what it does, by starting it anew: under load it is killed by the signal that asks it to reload.
     pub fn set_mood(&mut self, mood: Mood) {
+        self.stop();
         self.configure(mood);
-        let reloads = || self.log().matches(RELOADED).count();
-        let before = reloads();
-        let child = self.child.as_ref().expect("it runs");
-        kill(Pid::from_raw(i32::try_from(child.id()).expect("a pid")), Signal::SIGUSR1).expect("ask it to reload");
-        poll("CoreDNS reloads", PATIENCE, || (reloads() > before).then_some(()));
+        self.run();
     }
 
     /// What it has printed; with a line for each question.
