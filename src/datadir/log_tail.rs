@@ -14,6 +14,15 @@
 //! 3.5.20 forgot to store looks like. From there on the backend's list is gone on from, as it knows the peer URLs and
 //! the removed IDs by which etcd refuses a change.
 //!
+//! # When a change counts
+//!
+//! raft counts votes by the configuration that the leader has *applied*. What it committed together with a change, or
+//! while it was still busy applying, needed the voters from before the change; a member may have the change and lack
+//! that. So the membership before the last change of the voters counts as well ([`LogTail::before_change`]) until the log
+//! shows that the leader had applied it: any later change of the membership does, as raft drops one while another is
+//! pending (and a [`ConfChange::Update`] of a voter to the peer URLs that it has changes nothing else), or [`SETTLED`]
+//! further entries. The members that formed a cluster together were in effect before its first entry.
+//!
 //! Where it is not sure whether a change is refused (a member of the snapshot that is gone from the backend, so that its
 //! peer URL is not known), the change counts. That errs towards more voters, and a rule that allows something to few
 //! voters then forbids.
@@ -32,6 +41,11 @@ use super::wal::record::ConfState;
 use super::wal::{ConfChange, LoggedChange};
 use crate::disk::at;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
+
+/// So many entries behind a change, the leader had applied it: etcd refuses requests when what is committed is 5000
+/// entries ahead of what is applied (`etcdserver/v3_server.go`, `maxGapBetweenApplyAndCommitIndex`), and no more than
+/// this remainder are under way at a time.
+const SETTLED: u64 = 5000 + 1000;
 
 /// The end of a log. A plain value: what a decision about resetting or removing rests on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +72,9 @@ pub struct LogTail {
     pub revision: Revision,
     /// The memberships in effect from the last entry known to be committed to the last entry, in order; at least one.
     pub memberships: Vec<Membership>,
+    /// The membership before the last change of the voters, as long as the log does not show that the leader had applied
+    /// that change: until then it counted by this one, and what it committed so may not be in this log.
+    pub before_change: Option<Membership>,
 }
 
 /// Who voted from some index on.
@@ -89,19 +106,25 @@ pub enum Role {
 }
 
 impl LogTail {
-    /// The most voters of any membership from the last committed to the last entry.
+    /// The most voters of any membership by which an entry that counts may have been committed: from the last committed
+    /// entry to the last, and [`LogTail::before_change`].
     pub fn voters_max(&self) -> usize {
-        self.memberships.iter().map(|membership| membership.voters.len()).max().unwrap_or(0)
+        self.counting().map(|membership| membership.voters.len()).max().unwrap_or(0)
     }
 
     /// Whether the member votes in all of them.
     pub fn always_voter(&self) -> bool {
-        !self.memberships.is_empty() && self.memberships.iter().all(|membership| membership.role == Role::Voter)
+        !self.memberships.is_empty() && self.counting().all(|membership| membership.role == Role::Voter)
+    }
+
+    fn counting(&self) -> impl Iterator<Item = &Membership> {
+        self.memberships.iter().chain(&self.before_change)
     }
 
     /// Whether the log's own member is the only voter, and nobody else is in the membership.
     pub fn is_alone(&self) -> bool {
-        self.always_voter() && self.memberships.iter().all(|m| m.voters.len() == 1 && m.learners.is_empty())
+        let alone = |m: &Membership| m.role == Role::Voter && m.voters.len() == 1 && m.learners.is_empty();
+        !self.memberships.is_empty() && self.memberships.iter().all(alone)
     }
 
     /// Everybody else who is a voter in one of them.
@@ -161,8 +184,11 @@ pub fn log_tail(dir: &UsableDatadir) -> Result<LogTail, TailError> {
     let (_, start) = dir.start();
     let committed = hard_state_commit.max(dir.consistent_index()).max(start);
     let place = Place { member: dir.member(), start, applied: dir.consistent_index(), committed };
-    let memberships = replay(&place, &base, &dir.wal().changes, &stored)?;
+    let changes = &dir.wal().changes;
+    let memberships = replay(&place, &base, changes, &stored)?;
     let (last_term, last_index) = dir.last();
+    let reach = Reach { first: dir.wal().entries.map_or(start, |run| run.first.min(start)), last: last_index };
+    let before_change = before_change(&place, &reach, &base, changes, &stored);
     Ok(LogTail {
         member: dir.member(),
         cluster: dir.cluster(),
@@ -174,6 +200,7 @@ pub fn log_tail(dir: &UsableDatadir) -> Result<LogTail, TailError> {
         consistent_index: dir.consistent_index(),
         revision: stored.revision,
         memberships,
+        before_change,
     })
 }
 
@@ -250,13 +277,77 @@ fn replay(
     Ok(memberships)
 }
 
+/// How far the log reaches.
+struct Reach {
+    /// The first entry or the snapshot before it.
+    first: RaftIndex,
+    /// The last entry.
+    last: RaftIndex,
+}
+
+/// The membership before the last change of the voters, unless the leader had applied that change for certain.
+fn before_change(
+    place: &Place,
+    reach: &Reach,
+    base: &ConfState,
+    changes: &[LoggedChange],
+    stored: &StoredMembers,
+) -> Option<Membership> {
+    let settled = |index: RaftIndex| reach.last.0.saturating_sub(index.0) >= SETTLED;
+    let Some(last) = changes.last() else {
+        // Formed at once, as by a restore or an import; or a snapshot of which nothing before is known.
+        let formed = place.start.0 <= base.voters.len() as u64;
+        let unknown = Membership {
+            since: place.start,
+            committed: true,
+            voters: base.voters.iter().copied().map(MemberId).collect(),
+            learners: vec![],
+            role: Role::Absent,
+        };
+        return (!formed && !settled(reach.first)).then_some(unknown);
+    };
+    if last.index > place.committed || settled(last.index) || formed_together(changes) {
+        return None;
+    }
+    let mut members = Members::of(base, stored);
+    if last.index > place.start {
+        let before = changes.iter().filter(|change| change.index > place.start && change.index < last.index);
+        for change in before {
+            members.apply(&change.change);
+        }
+        let (voters, mut after) = (members.voters(), members.clone());
+        after.apply(&last.change);
+        return (after.voters() != voters).then(|| members.membership(place.member, last.index, true));
+    }
+    // The snapshot holds its outcome.
+    match &last.change {
+        ConfChange::AddVoter { member, .. } | ConfChange::Promote(member) => {
+            members.members.remove(member);
+        }
+        ConfChange::Remove(member) => {
+            members.members.insert(*member, Known { learner: false, peer_urls: vec![] });
+        }
+        ConfChange::AddLearner { .. } | ConfChange::Update { .. } | ConfChange::Nothing => return None,
+    }
+    Some(members.membership(place.member, last.index, true))
+}
+
+/// Whether all changes are those that formed the cluster: the first entries, of term 1.
+fn formed_together(changes: &[LoggedChange]) -> bool {
+    let first = |(n, logged): (usize, &LoggedChange)| {
+        logged.index.0 == n as u64 + 1 && logged.term == Term(1) && matches!(logged.change, ConfChange::AddVoter { .. })
+    };
+    changes.iter().enumerate().all(first)
+}
+
 /// The members as etcd's own list of them.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Members {
     members: BTreeMap<MemberId, Known>,
     removed: BTreeSet<MemberId>,
 }
 
+#[derive(Clone)]
 struct Known {
     learner: bool,
     /// Empty if they are not known.

@@ -164,10 +164,14 @@ fn lock(data_dir: &Path) -> anyhow::Result<DatadirLock> {
 
 fn look(dir: &UsableDatadir, data_dir: &Path, version: EtcdVersion) -> anyhow::Result<Report> {
     let interrupted = journal::pending(data_dir).context("read the reset's journal")?;
-    let log = log_tail(dir).map_err(|e| {
-        let text = format!("the log does not tell its members: {:#}", anyhow::Error::from(e));
-        refuse(Exit::RefusedDataDir, text, "restore from a backup, or use another voter's volume")
-    })?;
+    let log = match (log_tail(dir), &interrupted) {
+        (Ok(log), _) => log,
+        (Err(_), Some(journal)) => journal.before.clone(),
+        (Err(e), None) => {
+            let text = format!("the log does not tell its members: {:#}", anyhow::Error::from(e));
+            return Err(refuse(Exit::RefusedDataDir, text, "restore from a backup, or use another voter's volume"));
+        }
+    };
     let stored = stored_members(dir.backend()).context("read the members")?;
     let reason = allowed(&log, Permission::TwoVoters).err();
     let name = stored.members.iter().find(|m| m.id == log.member).map(|m| m.name.clone()).unwrap_or_default();
@@ -215,6 +219,10 @@ fn text(report: &Report) -> String {
         ),
     );
     line("revision", format!("{} at index {}", log.revision, log.consistent_index.0));
+    if let Some(before) = &log.before_change {
+        let voters: Vec<_> = before.voters.iter().map(|id| named(report, *id)).collect();
+        line("voters", format!("{} until shortly before the end; they may have agreed on more", voters.join(", ")));
+    }
     for membership in &log.memberships {
         let (from, certain) = (membership.since.0, if membership.committed { "" } else { " (perhaps)" });
         let of = |ids: &[MemberId]| ids.iter().map(|id| named(report, *id)).collect::<Vec<_>>().join(", ");

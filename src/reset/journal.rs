@@ -149,6 +149,7 @@ mod tests {
                 consistent_index: since,
                 revision: Revision(4),
                 memberships: vec![Membership { since, committed: true, voters, learners: vec![], role: Role::Voter }],
+                before_change: None,
             },
             copy: "etcd.aside-x".into(),
             started: 1,

@@ -25,6 +25,9 @@
 //!   in its place.
 //! * This is the survivor, and no other member is reset: the marker names it first. Nothing in a data dir shows that its
 //!   volume was rolled back, or that the member was removed while it was down.
+//! * For a reset to be allowed soon after a change of the voters: whoever made the change asks the leader for one more that
+//!   changes nothing, the leader's own peer URLs as they are ([`crate::datadir::log_tail`](mod@crate::datadir::log_tail),
+//!   "When a change counts"). Never a learner's.
 //! * It starts etcd as usual afterwards: with its own certificates and addresses.
 
 pub mod bump;

@@ -185,7 +185,11 @@ pub fn allowed(log: &LogTail, permission: Permission) -> anyhow::Result<()> {
     }
     match permission {
         Permission::TwoVoters if !log.always_voter() => no(
-            format!("member {} did not vote in every membership that may count", log.member),
+            format!(
+                "member {} did not vote in every membership by which writes may have been acknowledged that it does not \
+                 have",
+                log.member
+            ),
             "bring the other voters back, or use `syncer recover`, which says what may be lost",
         ),
         Permission::TwoVoters if log.voters_max() > 2 => no(

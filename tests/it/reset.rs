@@ -11,4 +11,5 @@ macro_rules! for_each_line {
 
 mod lossless;
 mod pods;
+mod promoted;
 mod recover;

@@ -189,6 +189,7 @@ fn the_answers_about_all_memberships() {
         consistent_index: RaftIndex(10),
         revision: Revision(5),
         memberships,
+        before_change: None,
     };
     let of = |voters: &[u64], changes: &[ConfChange]| tail(Case::of(voters, changes, 0, 0).replay().unwrap());
     let alone = of(&[1], &[]);
@@ -205,6 +206,61 @@ fn the_answers_about_all_memberships() {
     let json = serde_json::to_string(&pair).unwrap();
     assert!(json.contains(r#""voters":["1","2"]"#) && json.contains(r#""role":"voter""#), "{json}");
     assert_eq!(serde_json::from_str::<LogTail>(&json).unwrap(), pair);
+}
+
+#[test]
+fn the_membership_before_a_change_counts_until_the_leader_had_applied_it() {
+    use Role::{Absent, Learner, Voter};
+    let found = |case: &Case, last: u64| {
+        let base = ConfState { voters: case.voters.clone(), learners: case.learners.clone() };
+        let (applied, committed) = (RaftIndex(10 + case.applied), RaftIndex(10 + case.committed));
+        let place = Place { member: ME, start: RaftIndex(10), applied, committed };
+        let reach = Reach { first: RaftIndex(10), last: RaftIndex(last) };
+        let before = before_change(&place, &reach, &base, &case.logged(), &case.stored());
+        before.map(|m| (m.voters.iter().map(|id| id.0).collect::<Vec<_>>(), m.role))
+    };
+    let update = ConfChange::Update { member: MemberId(2), peer_urls: url(2) };
+    let promoted = [learner(1), promote(1)];
+    for (case, last, want) in [
+        // Just promoted, just removed another, just joined.
+        (Case::of(&[2], &promoted, 2, 2), 30, Some((vec![2], Learner))),
+        (Case::of(&[1, 2, 3], &[remove(3)], 1, 1), 30, Some((vec![1, 2, 3], Voter))),
+        (Case::of(&[2], &[voter(1)], 0, 1), 30, Some((vec![2], Absent))),
+        // Another change, whatever it is, came after it; or thousands of entries.
+        (Case::of(&[2], &[learner(1), promote(1), update.clone()], 3, 3), 30, None),
+        (Case::of(&[1, 2, 3], &[remove(3), learner(4)], 2, 2), 30, None),
+        (Case::of(&[2], &promoted, 2, 2), 12 + SETTLED - 1, Some((vec![2], Learner))),
+        (Case::of(&[2], &promoted, 2, 2), 12 + SETTLED, None),
+        // Not known to be committed: told with the memberships. Of learners alone, or refused: nobody counts otherwise.
+        (Case::of(&[2], &promoted, 1, 1), 30, None),
+        (Case::of(&[1, 2], &[learner(3)], 1, 1), 30, None),
+        (Case::of(&[1, 2], &[promote(2)], 1, 1), 30, None),
+        // A snapshot of which nothing before is known.
+        (Case::of(&[1, 2], &[], 0, 0), 30, Some((vec![1, 2], Absent))),
+        (Case::of(&[1, 2], &[], 0, 0), 10 + SETTLED, None),
+    ] {
+        assert_eq!(found(&case, last), want, "{:?} {:?} {last}", case.voters, case.changes);
+    }
+
+    // Changes that the snapshot holds the outcome of, and the members that formed the cluster.
+    let logged = |index, term, change| LoggedChange { term: Term(term), index: RaftIndex(index), change };
+    let found = |start: u64, voters: &[u64], changes: &[LoggedChange]| {
+        let base = ConfState { voters: voters.to_vec(), learners: vec![] };
+        let start = RaftIndex(start);
+        let place = Place { member: ME, start, applied: start, committed: start };
+        let stored = Case::of(voters, &[], 0, 0).stored();
+        let before =
+            before_change(&place, &Reach { first: RaftIndex(0), last: RaftIndex(40) }, &base, changes, &stored);
+        before.map(|m| (m.voters.iter().map(|id| id.0).collect::<Vec<_>>(), m.role))
+    };
+    let formed = [logged(1, 1, voter(1)), logged(2, 1, voter(2))];
+    assert_eq!(found(0, &[], &formed), None);
+    assert_eq!(found(30, &[1, 2], &formed), None);
+    assert_eq!(found(2, &[1, 2], &[]), None, "as a restore forms it");
+    assert_eq!(found(30, &[1, 2], &[formed[0].clone(), logged(9, 1, voter(2))]), Some((vec![1], Voter)));
+    assert_eq!(found(30, &[1, 2], &[logged(9, 2, promote(1))]), Some((vec![2], Absent)));
+    assert_eq!(found(30, &[1, 2], &[logged(9, 2, remove(3))]), Some((vec![1, 2, 3], Voter)));
+    assert_eq!(found(30, &[1, 2], &[logged(9, 2, remove(3)), logged(12, 2, update)]), None);
 }
 
 /// A data dir that we wrote, with records appended to its log.

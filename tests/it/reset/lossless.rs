@@ -145,7 +145,7 @@ fn storm(line: &'static str, home: &std::path::Path, round: u32) -> (EtcdSpec, B
     (members[1].spec.clone(), acknowledged)
 }
 
-async fn write(writer: usize, url: String, over: Arc<AtomicBool>) -> BTreeSet<Vec<u8>> {
+pub async fn write(writer: usize, url: String, over: Arc<AtomicBool>) -> BTreeSet<Vec<u8>> {
     let mut client: Client = connect(&url).await;
     let mut acknowledged = BTreeSet::new();
     for n in 0.. {
