@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::coredns::Mood;
-use super::protocol::{Config, LOG, NetworkMode, Policy, Program, Reply, Request, SOCKET, Status};
+use super::protocol::{ApiMood, Config, LOG, NetworkMode, Policy, Program, Reply, Request, SOCKET, Status};
 
 /// How long a box may take to come up, without its pods.
 const UP_PATIENCE: Duration = Duration::from_secs(60);
@@ -145,6 +145,11 @@ impl Client {
     /// What DNS does from now on.
     pub fn dns(&self, mood: Mood) -> anyhow::Result<()> {
         self.order(&Request::Dns(mood))
+    }
+
+    /// What the host cluster's API server does from now on.
+    pub fn host_api(&self, mood: ApiMood) -> anyhow::Result<()> {
+        self.order(&Request::HostApi(mood))
     }
 
     /// An address on this machine's loopback that leads to a pod's port.

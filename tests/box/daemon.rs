@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -259,6 +260,14 @@ impl Daemon {
                 self.stop_dns();
                 self.start_dns()?;
             }
+            Request::HostApi(mood) => match &mut self.driver {
+                Driver::Own(_) => bail!("there is no host cluster: bring the box up with one"),
+                Driver::Host(driver) => {
+                    driver.host.set_mood(&self.network, mood)?;
+                    driver.changes.fetch_add(1, Ordering::SeqCst);
+                    driver.set.settled = false;
+                }
+            },
             // Answered when it is done.
             Request::Down => bail!("going down"),
         }

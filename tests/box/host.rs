@@ -4,12 +4,15 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
@@ -17,7 +20,7 @@ use serde_json::{Value, json};
 use super::kubelet::Listed;
 use super::network::{GATEWAY, Network};
 use super::pod::dies_with_parent;
-use super::protocol::{Config, Policy};
+use super::protocol::{ApiMood, Config, Policy};
 
 /// The API server's port.
 pub const PORT: u16 = 6443;
@@ -25,14 +28,20 @@ pub const PORT: u16 = 6443;
 const NODE: &str = "box";
 /// How long the host cluster may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long one request may take.
-const ANSWER: Duration = Duration::from_secs(20);
+/// How long one request may take. The box waits for it.
+const ANSWER: Duration = Duration::from_secs(3);
+/// Where the API server is among the children.
+const APISERVER: usize = 1;
 
 /// The host cluster's processes. They die with the box.
 pub struct Host {
     /// Its API.
     pub api: Api,
+    /// etcd, the API server, the controller-manager.
     children: Vec<Child>,
+    apiserver_args: Vec<String>,
+    parts: PathBuf,
+    dir: PathBuf,
 }
 
 /// The host cluster's API, as its administrator.
@@ -75,7 +84,13 @@ impl Host {
         let file = |name: &str| pki.join(name).display().to_string();
         let tls = Arc::new(syncer::supervise::probe::unverified()?);
         let api = Api { token, tls, namespace: config.namespace.clone(), name: config.name.clone() };
-        let mut host = Host { api, children: Vec::new() };
+        let mut host = Host {
+            api,
+            children: Vec::new(),
+            apiserver_args: Vec::new(),
+            parts: parts.to_owned(),
+            dir: dir.to_owned(),
+        };
         host.start(
             network,
             parts,
@@ -90,29 +105,24 @@ impl Host {
                 "--unsafe-no-fsync".into(),
             ],
         )?;
-        host.start(
-            network,
-            parts,
-            dir,
-            "kube-apiserver",
-            &[
-                "--etcd-servers=http://127.0.0.1:2379".into(),
-                format!("--bind-address={}", Ipv4Addr::UNSPECIFIED),
-                format!("--advertise-address={GATEWAY}"),
-                format!("--secure-port={PORT}"),
-                format!("--token-auth-file={}", dir.join("tokens.csv").display()),
-                "--authorization-mode=RBAC".into(),
-                // No volume is ever unbound, and no node reports.
-                "--disable-admission-plugins=StorageObjectInUseProtection,TaintNodesByCondition".into(),
-                "--service-cluster-ip-range=10.96.0.0/16".into(),
-                "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-                format!("--service-account-key-file={}", file("sa.pub")),
-                format!("--service-account-signing-key-file={}", file("sa.key")),
-                format!("--client-ca-file={}", file("ca.crt")),
-                format!("--tls-cert-file={}", file("apiserver.crt")),
-                format!("--tls-private-key-file={}", file("apiserver.key")),
-            ],
-        )?;
+        host.apiserver_args = vec![
+            "--etcd-servers=http://127.0.0.1:2379".into(),
+            format!("--bind-address={}", Ipv4Addr::UNSPECIFIED),
+            format!("--advertise-address={GATEWAY}"),
+            format!("--secure-port={PORT}"),
+            format!("--token-auth-file={}", dir.join("tokens.csv").display()),
+            "--authorization-mode=RBAC".into(),
+            // No volume is ever unbound, and no node reports.
+            "--disable-admission-plugins=StorageObjectInUseProtection,TaintNodesByCondition".into(),
+            "--service-cluster-ip-range=10.96.0.0/16".into(),
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
+            format!("--service-account-key-file={}", file("sa.pub")),
+            format!("--service-account-signing-key-file={}", file("sa.key")),
+            format!("--client-ca-file={}", file("ca.crt")),
+            format!("--tls-cert-file={}", file("apiserver.crt")),
+            format!("--tls-private-key-file={}", file("apiserver.key")),
+        ];
+        host.start(network, parts, dir, "kube-apiserver", &host.apiserver_args.clone())?;
         host.wait(network, "the API server", |api| api.get("/readyz").is_ok())?;
         let kubeconfig = file("controller-manager.conf");
         host.start(
@@ -169,6 +179,27 @@ impl Host {
         dir.join("serviceaccount")
     }
 
+    /// What its API server does from now on.
+    pub fn set_mood(&mut self, network: &Network, mood: ApiMood) -> anyhow::Result<()> {
+        let child = self.children.get_mut(APISERVER).context("the API server was started")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let runs = child.try_wait()?.is_none();
+        match mood {
+            ApiMood::Hangs if runs => kill(pid, Signal::SIGSTOP)?,
+            ApiMood::Well if runs => kill(pid, Signal::SIGCONT)?,
+            ApiMood::Gone if runs => {
+                child.kill()?;
+                child.wait()?;
+            }
+            ApiMood::Well => {
+                let args = self.apiserver_args.clone();
+                *child = spawn(network, &self.parts, &self.dir, "kube-apiserver", &args)?;
+            }
+            ApiMood::Hangs | ApiMood::Gone => {}
+        }
+        Ok(())
+    }
+
     fn start(
         &mut self,
         network: &Network,
@@ -177,13 +208,7 @@ impl Host {
         name: &str,
         args: &[String],
     ) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log")))?;
-        let mut command = Command::new(parts.join(name));
-        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        dies_with_parent(&mut command);
-        let child = network.inside(move || command.spawn()).with_context(|| format!("start {name}"))?;
-        self.children.push(child);
+        self.children.push(spawn(network, parts, dir, name, args)?);
         Ok(())
     }
 
@@ -201,6 +226,14 @@ impl Host {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+fn spawn(network: &Network, parts: &Path, dir: &Path, name: &str, args: &[String]) -> anyhow::Result<Child> {
+    let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log")))?;
+    let mut command = Command::new(parts.join(name));
+    command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    dies_with_parent(&mut command);
+    network.inside(move || command.spawn()).with_context(|| format!("start {name}"))
 }
 
 impl Drop for Host {

@@ -12,7 +12,7 @@ use anyhow::{Context, anyhow};
 use clap::{Args, Parser, Subcommand};
 use statefulset::client::{self, Client};
 use statefulset::coredns::Mood;
-use statefulset::protocol::{Config, HostPrograms, NetworkMode, Policy, Program, Status};
+use statefulset::protocol::{ApiMood, Config, HostPrograms, NetworkMode, Policy, Program, Status};
 use statefulset::stand_in::{self, StandInArgs};
 use statefulset::{daemon, pod};
 
@@ -72,6 +72,11 @@ enum Command {
     Dns {
         /// How it behaves.
         mood: Mood,
+    },
+    /// What the host cluster's API server does from now on.
+    HostApi {
+        /// How it behaves.
+        mood: ApiMood,
     },
     /// Shows pods, addresses and partitions.
     Status {
@@ -174,6 +179,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Partition { one, other } => client.partition(one, other)?,
         Command::Heal => client.heal()?,
         Command::Dns { mood } => client.dns(mood)?,
+        Command::HostApi { mood } => client.host_api(mood)?,
         Command::Status { json: true } => println!("{}", serde_json::to_string_pretty(&client.status()?)?),
         Command::Status { json: false } => show(&client.status()?),
         Command::Forward { ordinal, port } => println!("{}", client.forward(ordinal, port)?),

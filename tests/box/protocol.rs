@@ -120,10 +120,23 @@ pub enum Request {
     Heal,
     /// What DNS does from now on.
     Dns(super::coredns::Mood),
+    /// What the host cluster's API server does from now on.
+    HostApi(ApiMood),
     /// An address outside of the box that leads to a pod's port, wherever the pod runs.
     Forward(u32, u16),
     /// Ends all pods, as deleting the StatefulSet does, then the box.
     Down,
+}
+
+/// What a host cluster's API server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum ApiMood {
+    /// It answers.
+    Well,
+    /// It takes requests and says nothing.
+    Hangs,
+    /// Nobody listens.
+    Gone,
 }
 
 /// What is answered.

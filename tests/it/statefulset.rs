@@ -2,7 +2,7 @@
 
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::coredns::Mood;
-use crate::statefulset_box::protocol::{Config, HostPrograms, NetworkMode, PodPhase, Policy, Program, Status};
+use crate::statefulset_box::protocol::{ApiMood, Config, HostPrograms, NetworkMode, PodPhase, Policy, Program, Status};
 use crate::statefulset_box::stand_in::PORT;
 use crate::support::statefulset::{PATIENCE, TestBox, alive, statefulset};
 use crate::support::{part, poll, syncer};
@@ -159,6 +159,16 @@ fn a_host_clusters_controllers_decide() {
     set.until("it is scaled down", |s| s.settled && s.pods.len() == 1);
     set.dns_of(0, 1, "absent");
     assert_eq!(claims(), "data-vc-0 data-vc-1 data-vc-2", "volumes are retained");
+
+    for mood in [ApiMood::Gone, ApiMood::Hangs] {
+        set.host_api(mood).expect("a mood");
+        let killed = set.status().expect("a status").pods[&0].incarnation;
+        set.kill9(0).expect("kill");
+        set.until("its end is seen", |s| s.pods[&0].address.is_none());
+        assert!(!set.status().expect("a status").settled);
+        set.host_api(ApiMood::Well).expect("a mood");
+        set.until("it is replaced", |s| s.settled && s.pods.get(&0).is_some_and(|p| p.incarnation > killed));
+    }
     let account = "--as=system:serviceaccount:team-a:vc-vc";
     assert_eq!(kubectl(&["auth", "can-i", "get", "statefulsets.apps/vc", account]), "yes");
 }

@@ -1,5 +1,6 @@
 //! Who decides which pods there are: the box's own controller, or those of a host cluster.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(super) struct HostDriver {
     pub(super) set: SetStatus,
     /// Changes that we have asked the API for.
     pub(super) changes: Arc<AtomicU64>,
+    /// Pods whose state the API did not take.
+    pub(super) unreported: BTreeSet<u32>,
 }
 
 /// Between two looks at the host cluster's API.
@@ -99,7 +102,7 @@ impl Daemon {
             }
         })?;
         let (kubelet, set) = (Kubelet::default(), SetStatus::default());
-        self.driver = Driver::Host(Box::new(HostDriver { host, kubelet, set, changes }));
+        self.driver = Driver::Host(Box::new(HostDriver { host, kubelet, set, changes, unreported: BTreeSet::new() }));
         Ok(())
     }
 
@@ -127,7 +130,9 @@ impl Daemon {
         let Driver::Host(driver) = &mut self.driver else { return };
         let fresh = seen == driver.changes.load(Ordering::SeqCst);
         driver.set = SetStatus { settled: set.settled && fresh, ..set };
-        let duties = driver.kubelet.listed(pods, now);
+        let mut duties = driver.kubelet.listed(pods, now);
+        // It answers again.
+        duties.extend(std::mem::take(&mut driver.unreported).into_iter().map(Duty::Report));
         let failed = self.perform(duties);
         failed.into_iter().for_each(|event| self.happened(event));
     }
@@ -150,7 +155,7 @@ impl Daemon {
 
     /// Carries out what was decided; pods that could not be started have ended.
     pub(super) fn perform(&mut self, duties: Vec<Duty>) -> Vec<Event> {
-        let mut failed = Vec::new();
+        let (mut failed, mut unreported) = (Vec::new(), Vec::new());
         for duty in duties {
             let what = format!("{duty:?}");
             let done = match duty {
@@ -159,13 +164,16 @@ impl Daemon {
                         failed.push(Event::Exited { ordinal, incarnation });
                     }
                 }),
-                Duty::Report(ordinal) => self.report(ordinal),
+                Duty::Report(ordinal) => self.report(ordinal).inspect_err(|_| unreported.push(ordinal)),
                 Duty::Remove { ordinal, uid } => self.tell(move |api| api.remove(ordinal, &uid)),
             };
             match done {
                 Ok(()) => self.say(&what),
                 Err(e) => self.say(&format!("{what}: {e:#}")),
             }
+        }
+        if let Driver::Host(driver) = &mut self.driver {
+            driver.unreported.extend(unreported);
         }
         failed
     }
