@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use syncer::datadir::bolt::BoltReader;
 use syncer::datadir::wal::read_wal;
-use syncer::datadir::{InspectedDatadir, UsableDatadir, inspect};
+use syncer::datadir::{InspectedDatadir, UsableDatadir, inspect, log_tail};
 
 use super::read::{usable, version};
 use super::store::Store;
@@ -84,6 +84,10 @@ fn check_damage(line: &'static str) {
     let same = |what: &str| match inspect(&copy, version(line)).expect("inspect a copy") {
         InspectedDatadir::Usable(dir) => {
             assert_eq!((dir.member(), dir.cluster()), (whole.member(), whole.cluster()), "{what}");
+            // What a decision rests on is told as it was, or not at all.
+            if let Ok(tail) = log_tail(&dir) {
+                assert!(tail.is_alone() && tail.last_index <= whole.last_index(), "{what}: {tail:?}");
+            }
             true
         }
         InspectedDatadir::Empty => panic!("{what}: called empty"),

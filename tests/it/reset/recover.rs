@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use syncer::crash_point::RESET_CRASH_POINTS;
 use syncer::datadir::quarantine::asides;
@@ -281,6 +284,48 @@ fn check_refused(line: &'static str) {
     assert!(error.contains(&format!("sound data of cluster {id}")), "{error}");
     done(recover(&first, &["--new-cluster", "--cluster-id", &id]));
     assert!(!first.data_dir.exists());
+}
+
+/// `SYNCER_KILLS` is the number of random instants (default 6); their seed is printed, and `SYNCER_SEED` sets it.
+#[test]
+fn killed_at_random_instants_it_converges() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let seed = number("SYNCER_SEED").unwrap_or_else(rand::random);
+    println!("SYNCER_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor("3.6", home.path(), 3);
+    let (_, before) = log_of(&spec);
+    let id = before.cluster.to_string();
+    let args = ["--cluster-id", id.as_str(), "--accept-loss"];
+    // How long it takes undisturbed, to spread the kills over.
+    let begun = Instant::now();
+    done(recover(&super::pods::copy_of(&spec, "whole"), &args));
+    let whole = begun.elapsed();
+    for round in 0..number("SYNCER_KILLS").unwrap_or(6) {
+        let copy = super::pods::copy_of(&spec, &format!("round-{round}"));
+        // Twice, so that what goes on after a kill is killed too.
+        for _ in 0..2 {
+            let mut killed =
+                recover(&copy, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run syncer");
+            std::thread::sleep(whole.mul_f64(random.random_range(0.0..1.0)));
+            killed.kill().expect("kill syncer");
+            killed.wait().expect("wait for syncer");
+        }
+        let shown = poll("it comes to an end", PATIENCE, || {
+            // The etcd of the killed one may need a moment to go.
+            let out = recover(&copy, &args).output().expect("run syncer");
+            assert!(matches!(out.status.code(), Some(0 | 8)), "round {round}: {}", text(&out.stderr));
+            out.status.success().then(|| text(&out.stdout))
+        });
+        assert!(shown.contains("the only member"), "round {round}: {shown}");
+        let (_, after) = log_of(&copy);
+        assert!(after.is_alone() && after.revision.0 > 1_000_000_000, "round {round}: {after:?}");
+        assert!(after.revision.0 < 2_000_000_000, "round {round}: raised twice");
+        let mut alone = start_alone(&copy, &before);
+        assert_eq!(keys_of(&alone).len(), 31, "round {round}");
+        alone.stop();
+    }
 }
 
 /// A reset that was killed amid is finished by `syncer start`, before etcd starts as usual.
