@@ -239,7 +239,7 @@ pub struct Notes {
     pub resetting: bool,
     /// This member was about to note its last log in the marker.
     pub stopped: bool,
-    /// A data dir of this cluster was set aside, and the volume has not joined since.
+    /// A data dir of this cluster was set aside here, or it was asked to add this pod; no WAL has been written since.
     pub set_aside: Option<ClusterId>,
     /// Cluster IDs that a restore has superseded; kept by the seed, believed from the seed.
     pub superseded: Vec<ClusterId>,
@@ -347,7 +347,8 @@ pub struct PodFact {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PeerState {
-    /// Its volume holds no etcd data and no store, and its etcd has not been started.
+    /// Its volume holds no etcd data and no store, its etcd has not been started, and it is not about to form a cluster:
+    /// it stops saying so *before* it reads the facts of a decision that may be to form.
     Empty,
     /// Its volume holds no etcd data, but a SQLite store that has not been moved.
     Store(PathBuf),

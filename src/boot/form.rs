@@ -101,7 +101,16 @@ pub(super) fn unrecorded(facts: &Facts, cluster: ClusterId, rules: Rules) -> Opt
         return None;
     }
     match (&facts.marker, facts.host_configured) {
-        (Known::Unknown(_), false) => record(Record::FormingDone),
+        // No marker can say so: whoever could have data is asked once more, now that this pod's word is its data.
+        (Known::Unknown(_), false) => {
+            let asked = must_answer(facts, rules).unwrap_or_default();
+            let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
+            if silent.is_empty() {
+                record(Record::FormingDone)
+            } else {
+                Some((BootDecision::Wait(Wait::PeersNotKnownEmpty(silent)), Rule::PeersSayEmpty))
+            }
+        }
         (Known::Unknown(why), true) if rules.on(Rule::FormingNoted) => {
             Some((BootDecision::Wait(Wait::HostAway(why.clone())), Rule::FormingNoted))
         }

@@ -43,18 +43,19 @@ pub enum BootDecision {
         /// Things worth a warning.
         warnings: Vec<Warning>,
     },
-    /// Form a new, empty cluster of one member with a fresh random token. With a host API: etcd listens on loopback only
-    /// and is stopped once it answers reads; then decide again, which records the formation and starts it.
+    /// Form a new, empty cluster of one member with a fresh random token. If other pods can exist: note `forming`
+    /// first; etcd listens on loopback only and is stopped once it answers reads; then decide again, which records the formation, looks once
+    /// more for another cluster, and starts it.
     Form,
-    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left. With a
-    /// host API: then decide again, which records the formation and starts it.
+    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left. Then, if
+    /// other pods can exist, decide again, as after `Form`.
     Import {
         /// The `state.db`.
         source: PathBuf,
     },
     /// Do this one durable thing, then decide again. If the write's outcome is not known, decide again too.
     Record(Record),
-    /// Ask the leader's pod to be added. Its answer is a member ID that was not in the list that this decision saw,
+    /// Note `setAside` with the cluster, durable; then ask the leader's pod to be added. Its answer is a member ID that was not in the list that this decision saw,
     /// with a linearizable list that has it; etcd starts with `--initial-cluster` from it, rebuilt from a fresh list
     /// before every further start while the dir is empty. The note `setAside` is removed once the WAL is there. An ID
     /// that the list of this decision already had is never started: decide again.
@@ -166,12 +167,6 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
     if let Some(source) = vanished(facts) {
         return (BootDecision::Refuse(Refusal::SourceVanished(source)), Rule::JournalTrue);
     }
-    if facts.notes.resetting && rules.on(Rule::ResetFinished) {
-        let alone = facts.log.present().is_some_and(|log| log.others.is_empty());
-        let decision =
-            if alone { BootDecision::Record(Record::ResetDone) } else { BootDecision::Reset { member, cluster } };
-        return (decision, Rule::ResetFinished);
-    }
     if marker::superseded(facts, cluster) && rules.on(Rule::Superseded) {
         let current = |served: ClusterId| !marker::superseded(facts, served);
         let served = facts.peers.iter().filter_map(|peer| peer.serves()).any(current);
@@ -185,6 +180,12 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
         && rules.on(Rule::OneCluster)
     {
         return (BootDecision::Refuse(Refusal::TwoClusters { mine: cluster, other }), Rule::OneCluster);
+    }
+    if facts.notes.resetting && rules.on(Rule::ResetFinished) {
+        let alone = facts.log.present().is_some_and(|log| log.others.is_empty());
+        let decision =
+            if alone { BootDecision::Record(Record::ResetDone) } else { BootDecision::Reset { member, cluster } };
+        return (decision, Rule::ResetFinished);
     }
     if facts.ordinal != facts.seed && marker.is_some_and(|m| m.phase == MarkerPhase::Forming) {
         return wait(Wait::SeedIsForming(cluster), Rule::FormedOnce);

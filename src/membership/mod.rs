@@ -240,11 +240,12 @@ fn is_active(o: &Observed, m: &MemberFact) -> bool {
     m.active || m.member.id == o.leader
 }
 
-/// Whether the voters other than `gone` have a quorum among themselves. A learner's removal changes no quorum.
+/// Whether the voters other than `gone` have a quorum among themselves; if `gone` is alive, one that has caught up, as
+/// writes would stall until it has. A learner's removal changes no quorum.
 fn keeps_quorum(o: &Observed, gone: &MemberFact, rules: Rules) -> bool {
     let rest = || o.members.iter().filter(|m| !m.member.learner && m.member.id != gone.member.id);
-    let active = rest().filter(|m| is_active(o, m)).count();
-    gone.member.learner || active > rest().count() / 2 || !rules.on(Rule::QuorumKept)
+    let able = |m: &&MemberFact| m.member.id == o.leader || (m.active && (m.caught_up || !gone.active));
+    gone.member.learner || rest().filter(able).count() > rest().count() / 2 || !rules.on(Rule::QuorumKept)
 }
 
 #[cfg(test)]

@@ -1,0 +1,205 @@
+//! What the pods see of the world, as the facts of the shipped functions.
+
+use std::time::Duration;
+
+use crate::boot::{
+    DataDirFact, Desired, Facts, JournalFact, Known, MarkerSeen, MemberList, PeerFact, PeerState, PodFact, StoresFact,
+};
+use crate::etcd::{Dir, member};
+use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::membership::leave::Leaving;
+use crate::membership::ready::{self, Pod};
+use crate::membership::{MemberFact, Observed, PodView, Request};
+use crate::world::{Act, Config, Process, World};
+
+pub fn list(dir: &Dir) -> MemberList {
+    MemberList { cluster: ClusterId(dir.cluster.into()), members: dir.peers().into_iter().map(member).collect() }
+}
+
+pub fn marker(w: &World, c: &Config) -> Known<MarkerSeen> {
+    match &w.marker {
+        _ if !c.host || !w.host_up => Known::default(),
+        None => Known::Absent,
+        Some(m) => Known::Present(MarkerSeen { version: m.writes.to_string(), marker: m.clone() }),
+    }
+}
+
+fn desired(w: &World, c: &Config) -> Desired {
+    match (c.host, w.host_up) {
+        (true, true) => Desired::Host(w.desired.into()),
+        (true, false) => Desired::Unknown("away".into()),
+        (false, _) => Desired::Values(w.values.into()),
+    }
+}
+
+fn pod(w: &World, c: &Config, o: usize) -> Known<PodFact> {
+    if !c.host || !w.host_up {
+        return Known::default();
+    }
+    let pod = &w.pods[o];
+    if pod.exists {
+        Known::Present(PodFact { terminating: pod.terminating, current_revision: None })
+    } else {
+        Known::Absent
+    }
+}
+
+fn dns(w: &World, o: usize) -> Known<()> {
+    if w.pods[o].exists { Known::Present(()) } else { Known::Absent }
+}
+
+fn state(w: &World, o: usize) -> Known<PeerState> {
+    if w.pods[o].process == Process::Off {
+        return Known::default();
+    }
+    Known::Present(match w.dir(o) {
+        None => match w.pods[o].process {
+            Process::Will(Act::Form | Act::Write(..)) => return Known::default(),
+            _ => PeerState::Empty,
+        },
+        Some(d) => {
+            let (member, cluster) = (MemberId(d.member.into()), ClusterId(d.cluster.into()));
+            let listed = w
+                .server(Some(d.cluster))
+                .and_then(|s| w.dir(s))
+                .is_some_and(|s| s.peers().iter().any(|p| p.id == d.member));
+            if w.runs(o) && listed {
+                PeerState::Serving { member, cluster }
+            } else {
+                PeerState::Data { member, cluster, last: None }
+            }
+        }
+    })
+}
+
+pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
+    let others = (0..w.pods.len()).filter(|p| *p != o);
+    let peers = others.clone().map(|p| {
+        let ordinal = Ordinal(p as u32);
+        if blind {
+            return PeerFact { pod: pod(w, c, p), ..PeerFact::new(ordinal) };
+        }
+        let view =
+            w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
+        PeerFact { ordinal, dns: dns(w, p), pod: pod(w, c, p), members: view, state: state(w, p), superseded: vec![] }
+    });
+    let server = w.server(None).filter(|s| *s != o && !blind).and_then(|s| w.dir(s));
+    let dir = w.dir(o);
+    Facts {
+        ordinal: Ordinal(o as u32),
+        seed: Ordinal(0),
+        desired: desired(w, c),
+        enabled: true,
+        migrate_back: false,
+        migrate_from: false,
+        data_dir: dir.map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
+            member: MemberId(d.member.into()),
+            cluster: ClusterId(d.cluster.into()),
+        }),
+        log: dir.map_or(Known::Absent, |d| Known::Present(d.fact())),
+        notes: w.volumes[o].notes.clone(),
+        journal: JournalFact::Absent,
+        stores: StoresFact::default(),
+        distro_store: None,
+        shared_ca: true,
+        host_configured: c.host,
+        marker: marker(w, c),
+        claims: if c.host && w.host_up {
+            Known::Present(others.filter(|p| w.volumes[*p].claim).map(|p| Ordinal(p as u32)).collect())
+        } else {
+            Known::default()
+        },
+        peers: peers.collect(),
+        members: server.map_or_else(Known::default, |d| Known::Present(list(d))),
+    }
+}
+
+fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
+    let dir = w.dir(l)?;
+    let facts = dir.peers().into_iter().map(|peer| {
+        let runner = w.runner(dir.cluster, peer.id).and_then(|o| w.dir(o));
+        let caught_up = runner.is_some_and(|d| !d.log.is_empty() && d.log.len() + 1 >= dir.log.len());
+        MemberFact {
+            member: member(peer),
+            active: runner.is_some(),
+            caught_up,
+            stalled: peer.learner && runner.is_none(),
+        }
+    });
+    Some(facts.collect())
+}
+
+pub fn observed(w: &World, c: &Config, l: usize) -> Option<Observed> {
+    let dir = w.dir(l)?;
+    let pods = (0..w.pods.len()).map(|o| {
+        let p = &w.pods[o];
+        let request = match &p.process {
+            Process::Will(Act::Join(replace)) => Some(Request::Join { replace: replace.map(|id| MemberId(id.into())) }),
+            _ if p.asks_to_leave => Some(Request::Leave),
+            _ if p.terminating => Some(Request::Stop),
+            _ => None,
+        };
+        PodView { ordinal: Ordinal(o as u32), pod: pod(w, c, o), dns: dns(w, o), state: state(w, o), request }
+    });
+    Some(Observed {
+        seed: Ordinal(0),
+        desired: desired(w, c),
+        cluster: ClusterId(dir.cluster.into()),
+        leader: MemberId(dir.member.into()),
+        members: member_facts(w, l)?,
+        pods: pods.collect(),
+        settled: true,
+        quiet: dir.commit == dir.log.len(),
+        replacing: None,
+        own_url_differs: false,
+    })
+}
+
+pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
+    let dir = w.dir(o);
+    let server = dir.and_then(|d| w.server(Some(d.cluster)));
+    Leaving {
+        ordinal: Ordinal(o as u32),
+        seed: Ordinal(0),
+        desired: desired(w, c),
+        host_configured: c.host,
+        member: dir.map(|d| MemberId(d.member.into())),
+        apiserver: false,
+        etcd: w.runs(o),
+        leader: server.and_then(|s| w.dir(s)).map_or(Known::Absent, |d| Known::Present(MemberId(d.member.into()))),
+        members: server.and_then(|s| member_facts(w, s)).map_or_else(Known::default, Known::Present),
+        stopping: (0..w.pods.len())
+            .filter(|p| w.pods[*p].terminating)
+            .filter_map(|p| w.dir(p))
+            .map(|d| MemberId(d.member.into()))
+            .collect(),
+        last: dir.filter(|_| !w.runs(o)).map(Dir::position),
+        noted: w.volumes[o].notes.stopped,
+        marker: marker(w, c),
+        left: Duration::from_secs(if hurry { 1 } else { 8 }),
+    }
+}
+
+pub fn ready(w: &World, c: &Config, o: usize) -> bool {
+    let p = &w.pods[o];
+    let d = w.dir(o);
+    let server = d.and_then(|d| w.server(Some(d.cluster))).and_then(|s| w.dir(s));
+    let voter = d.is_some_and(|d| server.is_some_and(|s| s.peers().iter().any(|p| p.id == d.member && !p.learner)));
+    let missing = (o + 1..usize::from(w.desired)).any(|p| !w.pods[p].exists);
+    ready::explained(
+        &Pod {
+            stopping: p.terminating,
+            serves: w.runs(o) && voter,
+            apiserver_ready: true,
+            sound: p.process != Process::Off,
+            empty: d.is_none(),
+            seed: o == 0,
+            policy: Known::Present(c.policy),
+            wanted: if c.host && !w.host_up { None } else { Some(o < usize::from(w.desired)) },
+            missing_above: if c.host && !w.host_up { None } else { Some(missing) },
+            seed_is_older: Some(false),
+        },
+        c.rules,
+    )
+    .0
+}
