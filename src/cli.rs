@@ -132,6 +132,13 @@ pub enum Command {
             5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
     )]
     Recover(Box<crate::reset::command::Args>),
+    /// Show what a boot decides on given facts, and the rule that decides it; changes nothing.
+    #[command(after_long_help = "Example:\n  syncer plan --facts facts.json")]
+    Plan {
+        /// The facts, JSON or YAML.
+        #[arg(long, value_name = "FILE")]
+        facts: PathBuf,
+    },
     /// Print the version.
     Version,
 }

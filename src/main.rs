@@ -46,6 +46,7 @@ fn run() -> anyhow::Result<()> {
                 telemetry::init(None, "info");
                 print(&syncer::reset::command::run(&RealDisk, &args)?)
             }
+            Command::Plan { facts } => print(&syncer::observe::plan(&facts)?),
             Command::Version => Ok(()),
         },
     }
