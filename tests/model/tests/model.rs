@@ -1,6 +1,6 @@
 //! The rules hold in every state within the bounds, and single rules switched off end in harm.
 //!
-//! SYNCER_MODEL_STATES bounds the generated states of each scenario (300 000 unless set; 20 000 with SYNCER_QUICK), and
+//! SYNCER_MODEL_STATES bounds the generated states of each scenario (2 500 000 unless set; 20 000 with SYNCER_QUICK), and
 //! SYNCER_MODEL_ONLY names the scenarios.
 
 use syncer_model::explore::{Outcome, explore};
@@ -90,7 +90,7 @@ fn print(c: &Config, o: &Outcome) {
 
 #[test]
 fn the_rules_hold_within_the_bound() {
-    let default = if std::env::var_os("SYNCER_QUICK").is_some() { 20_000 } else { 300_000 };
+    let default = if std::env::var_os("SYNCER_QUICK").is_some() { 20_000 } else { 2_500_000 };
     let limit = std::env::var("SYNCER_MODEL_STATES").map_or(default, |n| n.parse().unwrap());
     let only = std::env::var("SYNCER_MODEL_ONLY").unwrap_or_default();
     let mut broken = 0;
