@@ -46,6 +46,7 @@ pub mod ids;
 pub mod membership;
 pub mod migrate;
 pub mod observe;
+pub mod peer;
 pub mod pki;
 pub mod record_file;
 pub mod reset;

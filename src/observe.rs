@@ -1,11 +1,13 @@
 //! The I/O that fills [`crate::boot::Facts`]: looks at the volume, changes nothing.
 
+pub mod notes;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::boot::{Desired, Facts, Known, Notes, PeerFact, StoresFact, explained};
+use crate::boot::{Desired, Facts, Known, PeerFact, StoresFact, explained};
 use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
 use crate::exit::{Exit, refuse};
@@ -16,11 +18,11 @@ use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
 ///
-/// Other pods and the host cluster's API are not asked: every other ordinal below desired is unknown.
+/// Of other pods and the host cluster's API nothing is known: every other ordinal below desired is unknown.
 pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts> {
     let seed = Ordinal(0);
     let desired = settings.etcd.replicas;
-    let not_asked = || "other pods are not asked by this release".to_owned();
+    let not_asked = || "not asked".to_owned();
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
@@ -30,7 +32,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         migrate_from: settings.etcd.migrate_from.is_some(),
         data_dir: inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?.fact(),
         log: Known::Unknown("the end of the WAL is not read by this release".to_owned()),
-        notes: Notes::default(),
+        notes: notes::load(&settings.data_dir).context("read the notes on the volume")?,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,

@@ -3,27 +3,32 @@
 //! Everything that can be refused is looked at before anything is written. The front port answers probes from the
 //! moment at which the certificates are there, so that a long migration is not taken for a hung pod.
 
+mod again;
+mod boot;
+mod leader;
+mod pod;
+mod stop;
+
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::boot::{BootDecision, Warning, decide};
-use crate::datadir::MemberIdentity;
-use crate::datadir::inspect::SchemaVersion;
+use crate::boot::{BootDecision, decide};
 use crate::datadir::lock::{DatadirLock, LockError};
-use crate::datadir::quarantine;
-use crate::discovery::own;
+use crate::discovery::schedule::Pace;
+use crate::discovery::{Discovery, own};
 use crate::disk::{Disk, RealDisk};
 use crate::etcd::args::Bootstrap;
 use crate::etcd::launch::{self, Launch};
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
-use crate::migrate::commit::finish_commit;
-use crate::migrate::import::{ImportOutcome, ImportPlan, import};
 use crate::observe;
+use crate::peer::survey::Surveyor;
+use crate::peer::{self, Own};
 use crate::pki::ensure;
 use crate::reset;
 use crate::serve::distro::{self, Backend};
@@ -35,8 +40,13 @@ use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
-use crate::supervise::{self, Plan};
+use crate::supervise::{self, Plan, StopSignals};
 use crate::telemetry::{self, Phase};
+use boot::Booted;
+use pod::Pod;
+
+/// How long the survivors may take to say that this member is gone, etcd having stopped.
+const AFTER_ETCD: Duration = Duration::from_secs(2);
 
 /// How long an etcd that an earlier syncer left behind may take to go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -45,23 +55,18 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let disk = RealDisk;
     telemetry::set_phase(Phase::Boot);
+    let mut stop = StopSignals::new().context("listen for stop signals")?;
     disk.create_dir(&settings.data_dir).context("make the data directory")?;
-    let lock = lock(&settings)?;
+    let lock = Arc::new(lock(&settings)?);
 
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
-    let schema = version.map_or(SchemaVersion { major: 3, minor: 7 }, |v| SchemaVersion {
-        major: v.major.into(),
-        minor: v.minor.into(),
-    });
     if let Some(version) = version {
         finish_reset(&settings, &disk, &etcd, version, &lock)?;
     }
-    let facts = observe::facts(&settings, schema).context("look at the volume")?;
-    let decision = decide(&facts);
-    tracing::info!(?decision, "boot decision");
-    if let Some(refused) = refused(&decision) {
-        return Err(refused);
+    let facts = observe::facts(&settings, pod::schema(version)).context("look at the volume")?;
+    if let BootDecision::Refuse(refusal) = decide(&facts) {
+        return Err(refusal.error());
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
@@ -79,66 +84,94 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let front = front.map(|listener| {
         tokio::spawn(Front::new(&settings, distro::apiserver_address(&servers)).serve(listener, watched))
     });
-
-    let etcd_spec = |settings: &Settings, bootstrap| {
-        let Some(version) = version else { return Ok(None) };
-        launch::spec(&Launch { settings, pki: &pki, bootstrap, program: etcd.clone(), version }).map(Some)
+    let surveyor = match settings.pod.in_pod && settings.etcd.enabled {
+        true => {
+            let discovery = Discovery::new(&settings, Pace::default())?;
+            Some(Surveyor::new(settings.clone(), discovery, pki.paths.etcd_tls()))
+        }
+        false => None,
     };
-    if version.is_some() && !own::before_etcd(&settings).await? {
-        tracing::info!("told to stop while waiting for this pod's own name");
-        return Ok(());
-    }
-    let datastore = match version {
+    let own = Arc::new(Own::new(settings.pod.ordinal));
+    let words = match surveyor {
         Some(_) => {
-            let Some(bootstrap) = begin(&settings, &disk, &decision).await? else {
-                tracing::info!("told to stop during the migration; the next start begins it anew");
-                return Ok(());
-            };
-            etcd_spec(&settings, bootstrap)?
+            let listener = peer::server::bind(settings.listen.address, settings.listen.state_port).await?;
+            let (files, own, health) = (pki.paths.etcd_tls(), Arc::clone(&own), health.subscribe());
+            Some(tokio::spawn(peer::server::serve(listener, files, own, health)))
         }
         None => None,
     };
-    let specs: Vec<ChildSpec> = datastore.into_iter().chain(servers).collect();
-    let changed = crate::settings::watch::follow(loader, settings.clone());
-    let serving = health.subscribe();
-    let (control, commands) = supervise::control();
-    let plan = Plan {
-        specs,
-        lock,
-        etcd: EtcdAccess {
-            port: settings.listen.client_port,
-            metrics_port: settings.listen.metrics_port,
-            tls: pki.paths.etcd_tls(),
-        },
-        grace: settings.shutdown_grace,
-        watch: Watch::default(),
-        commands,
-    };
-    tokio::select! {
-        ended = supervise::run(plan, health) => ended?,
-        () = follow_settings(changed, serving, &control, |new| etcd_spec(new, Bootstrap::Restart)) => {}
-        () = crate::pki::follow(settings.clone(), disk, &pki, |roles| reads_at_start(&control, roles)) => {}
+    let loader = Arc::new(loader);
+    let now = crate::settings::watch::follow(Arc::clone(&loader), settings.clone());
+    let etcd = version.map(|version| (etcd, version));
+    let pod = Pod { settings, loader, now, pki, disk, lock, etcd, own, surveyor, health };
+    let result = Box::pin(live(&pod, &servers, &mut stop)).await;
+    let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
+    tasks.into_iter().flatten().for_each(|task| task.abort());
+    result
+}
+
+/// Boots and runs, and boots again when what has started turns out not to be what should run.
+async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    loop {
+        if pod.etcd.is_some() && !own::before_etcd(settings).await? {
+            tracing::info!("told to stop while waiting for this pod's own name");
+            return Ok(());
+        }
+        let bootstrap = match boot::boot(pod, stop).await? {
+            Booted::Etcd(bootstrap) => Some(bootstrap),
+            Booted::Sqlite => None,
+            Booted::Stopped => return Ok(()),
+        };
+        let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
+        let (control, commands) = supervise::control();
+        let (depart, told) = oneshot::channel();
+        let plan = Plan {
+            specs: datastore.into_iter().chain(servers.iter().cloned()).collect(),
+            lock: Arc::clone(&pod.lock),
+            etcd: EtcdAccess {
+                port: settings.listen.client_port,
+                metrics_port: settings.listen.metrics_port,
+                tls: pod.pki.paths.etcd_tls(),
+            },
+            grace: settings.shutdown_grace,
+            watch: Watch::default(),
+            commands,
+            stop: Some(StopSignals::new().context("listen for stop signals")?),
+            depart: pod.surveyor.is_some().then_some(depart),
+        };
+        let anew = std::cell::Cell::new(false);
+        tokio::select! {
+            ended = supervise::run(plan, pod.health.clone()) => ended?,
+            () = follow_settings(pod, &control) => {}
+            () = crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles)) => {}
+            () = leader::look_after(pod) => {}
+            () = stop::departure(pod, told, &control) => {}
+            () = again::decide_again(pod, &control, &anew) => {}
+        }
+        let signalled = tokio::time::timeout(Duration::ZERO, stop.next()).await.is_ok();
+        if signalled || !anew.get() {
+            return stop::after_etcd(pod, Instant::now() + AFTER_ETCD).await;
+        }
+        pod.health.send_modify(|health| *health = Health::default());
     }
-    if let Some(front) = front {
-        front.abort();
-    }
-    Ok(())
+}
+
+fn etcd_spec(pod: &Pod, settings: &Settings, bootstrap: Bootstrap) -> anyhow::Result<Option<ChildSpec>> {
+    let Some((program, version)) = pod.etcd.clone() else { return Ok(None) };
+    launch::spec(&Launch { settings, pki: &pod.pki, bootstrap, program, version }).map(Some)
 }
 
 /// Runs etcd by the new settings whenever they ask for another command line. Never ends, and holds the receiver, which
 /// is what keeps the values file watched.
-async fn follow_settings(
-    mut changed: watch::Receiver<Settings>,
-    mut serving: watch::Receiver<Health>,
-    control: &supervise::Control,
-    etcd_spec: impl Fn(&Settings) -> anyhow::Result<Option<ChildSpec>>,
-) {
+async fn follow_settings(pod: &Pod, control: &supervise::Control) {
+    let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
     let mut runs_by = changed.borrow().clone();
     // The command line of a restart would not form the cluster that a first start is about to form.
     while serving.wait_for(|health| health.datastore_ready).await.is_ok() {
         let new = changed.borrow_and_update().clone();
         if change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart) {
-            match etcd_spec(&new) {
+            match etcd_spec(pod, &new, Bootstrap::Restart) {
                 Ok(Some(spec)) => {
                     if !control.replace(spec) {
                         tracing::warn!("the supervisor does not keep up: etcd keeps its settings until its restart");
@@ -188,29 +221,6 @@ fn finish_reset(
     Ok(())
 }
 
-/// Why this decision is not carried out: it refuses, or it needs the other pods.
-fn refused(decision: &BootDecision) -> Option<anyhow::Error> {
-    let later = |what: &str| {
-        let what = format!("{what} is not part of this release");
-        Some(refuse(Exit::RefusedMembership, what, "run one replica, or use a release that does"))
-    };
-    match decision {
-        BootDecision::Refuse(refusal) => Some(refusal.error()),
-        BootDecision::Wait(wait) => Some(refuse(
-            Exit::RefusedMembership,
-            format!("{}; waiting for that is not part of this release", wait.what()),
-            wait.remedy(),
-        )),
-        BootDecision::Record(_) => later("the marker in the host cluster's API"),
-        BootDecision::Join { .. } => later("joining a cluster"),
-        BootDecision::SetAside { .. } => later("setting a data dir aside to join"),
-        BootDecision::Reset { .. } => later("resetting a cluster to one member"),
-        BootDecision::Start { .. } | BootDecision::Form | BootDecision::Import { .. } | BootDecision::RunOnSqlite => {
-            None
-        }
-    }
-}
-
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
     DatadirLock::acquire(&settings.data_dir, LOCK_PATIENCE).map_err(|e| match e {
         LockError::Held { .. } => {
@@ -218,98 +228,4 @@ fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
         }
         LockError::Io { .. } => e.into(),
     })
-}
-
-/// Does what the decision says before etcd starts; how etcd then comes to its cluster. `None`: told to stop.
-async fn begin(settings: &Settings, disk: &RealDisk, decision: &BootDecision) -> anyhow::Result<Option<Bootstrap>> {
-    match decision {
-        BootDecision::Start { member, cluster, finish, warnings } => {
-            telemetry::set_member(Some(*member));
-            tracing::info!(%cluster, "starting from the data dir");
-            for warning in warnings {
-                warn(warning);
-            }
-            if *finish {
-                finish_commit(disk, &settings.data_dir, &settings.state_db_candidates(), seconds())?;
-            }
-            Ok(Some(Bootstrap::Restart))
-        }
-        BootDecision::Form => {
-            let cleared = quarantine::clear(disk, &settings.etcd_dir(), SystemTime::now());
-            if let Some(kept) = cleared.context("set aside what a killed first start left")? {
-                tracing::warn!(kept = %kept.display(), "an earlier first start was killed; what it left was set aside");
-            }
-            Ok(Some(launch::form(settings, token())))
-        }
-        BootDecision::Import { source } => {
-            telemetry::set_phase(Phase::Migrate);
-            let Some(outcome) = migrated(settings, disk, source).await? else { return Ok(None) };
-            telemetry::set_member(Some(outcome.member));
-            tracing::info!(
-                source = %source.display(),
-                keys = outcome.keys,
-                bytes = outcome.bytes,
-                revision = outcome.revision.0,
-                leases = outcome.leases,
-                cluster = %outcome.cluster,
-                seconds = outcome.duration.as_secs_f64(),
-                "migrated and committed"
-            );
-            Ok(Some(Bootstrap::Restart))
-        }
-        BootDecision::RunOnSqlite
-        | BootDecision::Refuse(_)
-        | BootDecision::Wait(_)
-        | BootDecision::Record(_)
-        | BootDecision::Join { .. }
-        | BootDecision::SetAside { .. }
-        | BootDecision::Reset { .. } => anyhow::bail!("etcd is not to run: {decision:?}"),
-    }
-}
-
-/// Imports on a thread of its own, which also starts and ends the etcd that verifies. `None`: told to stop meanwhile;
-/// the thread ends with the process, and what it leaves is begun anew by the next start.
-async fn migrated(settings: &Settings, disk: &RealDisk, source: &Path) -> anyhow::Result<Option<ImportOutcome>> {
-    let identity = MemberIdentity {
-        name: settings.pod.name.clone(),
-        peer_urls: vec![settings.peer_url()],
-        client_urls: vec![settings.client_url()],
-        token: token(),
-    };
-    let plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity, settings.program("etcd"));
-    let disk = *disk;
-    let (done, outcome) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name("import".into())
-        .spawn(move || {
-            // The receiver is gone only when the process is about to end.
-            let _ = done.send(import(&disk, &plan));
-        })
-        .context("start the import's thread")?;
-    tokio::select! {
-        outcome = outcome => outcome.context("the import's thread ended without a result")?.map(Some),
-        signal = supervise::stop_signal() => { signal?; Ok(None) }
-    }
-}
-
-fn warn(warning: &Warning) {
-    match warning {
-        Warning::StateDbIgnored(file) => tracing::warn!(
-            file = %file.display(),
-            "a SQLite store lies beside a formed cluster; it is not imported: move it away if it is not needed"
-        ),
-        Warning::NoQuorum(wait) => tracing::warn!("{}; {}", wait.what(), wait.remedy()),
-        Warning::PeersUnknown => tracing::warn!(
-            "more than one replica is asked for; this release runs one and leaves the other members to themselves"
-        ),
-    }
-}
-
-/// A token that no cluster has had before, so that a lost and newly formed cluster has other IDs [4.1].
-fn token() -> String {
-    format!("syncer-{:032x}", rand::random::<u128>())
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use etcd_client::{AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use etcd_client::{
+    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, MemberAddOptions, TlsOptions,
+};
 use thiserror::Error;
 
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
@@ -22,6 +24,8 @@ pub struct EtcdEndpoint {
     pub url: String,
     /// CA, client certificate and key; `None` with an `http` URL.
     pub tls: Option<EtcdTlsFiles>,
+    /// The name that the certificate must be for, if it is not the URL's host: an address of a pod, found by its name.
+    pub server_name: Option<String>,
 }
 
 /// Why etcd gave no answer.
@@ -54,7 +58,7 @@ pub enum ClientError {
         source: Box<etcd_client::Error>,
     },
     /// An answer without what every such answer has.
-    #[error("{what}: the answer lacks its header")]
+    #[error("{what}: the answer lacks its header, or comes from another member than the one before it")]
     Malformed {
         /// The question.
         what: &'static str,
@@ -158,7 +162,11 @@ impl EtcdClient {
         if let Some(files) = &endpoint.tls {
             let ca = Certificate::from_pem(read_pem(&files.ca)?);
             let identity = Identity::from_pem(read_pem(&files.client_cert)?, read_pem(&files.client_key)?);
-            options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+            let mut tls = TlsOptions::new().ca_certificate(ca).identity(identity);
+            if let Some(name) = &endpoint.server_name {
+                tls = tls.domain_name(name);
+            }
+            options = options.with_tls(tls);
         }
         let client = Client::connect([&endpoint.url], Some(options))
             .await
@@ -230,11 +238,23 @@ impl EtcdClient {
     }
 
     /// The members, as a majority agrees on them now.
+    ///
+    /// The client library asks for the member's own list, which may lag. So a linearizable read of the same member comes
+    /// first: its answer means that everything committed before it is applied there, changes of the membership too,
+    /// which is what etcd itself does for a linearizable list (`MemberList` in `server/etcdserver/api/v3rpc/member.go`).
     pub async fn member_list(&mut self, deadline: Duration) -> Result<MemberList, ClientError> {
         const WHAT: &str = "list the members";
+        let options = GetOptions::new().with_count_only();
+        let read = within(WHAT, deadline, self.client.get(PROBE_KEY, Some(options))).await?;
         let answer = within(WHAT, deadline, self.client.member_list()).await?;
-        let cluster =
-            answer.header().map(|h| ClusterId(h.cluster_id())).ok_or(ClientError::Malformed { what: WHAT })?;
+        let (Some(read), Some(header)) = (read.header(), answer.header()) else {
+            return Err(ClientError::Malformed { what: WHAT });
+        };
+        // Another process at the same address, in between, has agreed with nobody on anything.
+        if (read.member_id(), read.cluster_id()) != (header.member_id(), header.cluster_id()) {
+            return Err(ClientError::Malformed { what: WHAT });
+        }
+        let cluster = ClusterId(header.cluster_id());
         let members = answer.members().iter().map(|m| Member {
             id: MemberId(m.id()),
             name: m.name().to_owned(),
@@ -253,6 +273,27 @@ impl EtcdClient {
         deadline: Duration,
     ) -> Result<(), ClientError> {
         within("change a member's peer URLs", deadline, self.client.member_update(id.0, peer_urls)).await.map(drop)
+    }
+
+    /// Adds a learner with these peer URLs.
+    pub async fn member_add_learner(&mut self, peer_urls: Vec<String>, deadline: Duration) -> Result<(), ClientError> {
+        let options = MemberAddOptions::new().with_is_learner();
+        within("add a learner", deadline, self.client.member_add(peer_urls, Some(options))).await.map(drop)
+    }
+
+    /// Makes a learner a voter.
+    pub async fn member_promote(&mut self, id: MemberId, deadline: Duration) -> Result<(), ClientError> {
+        within("promote a learner", deadline, self.client.member_promote(id.0)).await.map(drop)
+    }
+
+    /// Removes a member.
+    pub async fn member_remove(&mut self, id: MemberId, deadline: Duration) -> Result<(), ClientError> {
+        within("remove a member", deadline, self.client.member_remove(id.0)).await.map(drop)
+    }
+
+    /// Moves leadership to this voter. Only the leader can be asked.
+    pub async fn move_leader(&mut self, to: MemberId, deadline: Duration) -> Result<(), ClientError> {
+        within("move leadership", deadline, self.client.move_leader(to.0)).await.map(drop)
     }
 
     /// Raised alarms, each with the member that raised it.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::header::{CONNECTION, HOST};
-use hyper::{HeaderMap, Request, StatusCode};
+use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use thiserror::Error;
@@ -116,15 +116,27 @@ fn parse_members(body: &[u8]) -> Result<Vec<Member>, HttpError> {
     Ok(members.into_iter().map(member).collect())
 }
 
-/// One request on a connection of its own.
+/// One question on a connection of its own.
 pub(crate) async fn get(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     host: &str,
     path: &'static str,
 ) -> Result<(StatusCode, HeaderMap, Bytes), HttpError> {
+    exchange(stream, Method::GET, host, path).await
+}
+
+/// One request without a body on a connection of its own.
+pub(crate) async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
+    host: &str,
+    path: &'static str,
+) -> Result<(StatusCode, HeaderMap, Bytes), HttpError> {
     let fail = |e: hyper::Error| io(path, e);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, host)
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())

@@ -77,7 +77,8 @@ pub fn explained(o: &Observed, rules: Rules) -> (Plan, Rule) {
     let mut held = None;
     for passed in [surplus, replaced, stalled, caught_up, joining, leadership] {
         match passed(o, rules) {
-            Some((Plan::Do(step), _)) if !o.settled && !matches!(step, Step::MoveLeader(_)) => {
+            // Only what gets a new ID must wait: the list already shows what was removed.
+            Some((Plan::Do(step), _)) if !o.settled && matches!(step, Step::AddLearner(_)) => {
                 return (Plan::Wait(Hold::JustChanged), Rule::OneWriter);
             }
             Some((Plan::Do(step), rule)) => return (Plan::Do(step), rule),

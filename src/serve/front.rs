@@ -204,7 +204,7 @@ mod tests {
         let settings = crate::serve::tests::pod(crate::settings::Distro::K8s);
         let apiserver = SocketAddr::from(([127, 0, 0, 1], 6443));
         let front = Arc::new(Front::new(&settings, Some(apiserver)));
-        let health = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+        let health = Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let route = front.route(health).unwrap();

@@ -16,6 +16,9 @@ pub struct Health {
     pub apiserver_ready: bool,
     /// A stop was asked for: from here on the pod is not ready, and nothing returns from this.
     pub stopping: bool,
+    /// Ready although it does not serve: the StatefulSet waits for this pod's readiness, and it for another pod
+    /// ([`crate::membership::ready`]).
+    pub stands_by: bool,
 }
 
 /// Whether readiness includes an API server in this pod.
@@ -56,6 +59,8 @@ impl Health {
     fn readiness(self, serves: Serves) -> Answer {
         if self.stopping {
             answer(503, "stopping\n")
+        } else if self.stands_by {
+            answer(200, "ok: standing by for another pod\n")
         } else if !self.datastore_ready {
             answer(503, "waiting for the datastore to answer linearizable reads\n")
         } else if serves == Serves::ApiServer && !self.apiserver_ready {
@@ -87,10 +92,11 @@ mod tests {
     use super::*;
 
     fn states() -> impl Iterator<Item = Health> {
-        (0..8u8).map(|bits| Health {
+        (0..16u8).map(|bits| Health {
             datastore_ready: bits & 1 != 0,
             apiserver_ready: bits & 2 != 0,
             stopping: bits & 4 != 0,
+            stands_by: bits & 8 != 0,
         })
     }
 
@@ -126,7 +132,7 @@ mod tests {
 
     #[test]
     fn other_paths_and_methods() {
-        let ready = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+        let ready = Health { datastore_ready: true, apiserver_ready: true, ..Health::default() };
         assert_eq!(answer_to("GET", "/api/v1/pods", Health::default(), Serves::ApiServer).status, 503);
         assert_eq!(answer_to("GET", "/api/v1/pods", ready, Serves::DatastoreOnly).status, 404);
         assert_eq!(answer_to("POST", "/readyz", ready, Serves::ApiServer).status, 405);

@@ -48,6 +48,7 @@ pub(super) fn pod(distro: Distro) -> Settings {
             client_port: 2379,
             peer_port: 2380,
             metrics_port: 2381,
+            state_port: 2382,
             front_port: 8443,
             apiserver_port: 6443,
         },

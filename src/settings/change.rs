@@ -91,7 +91,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         k0s_config,
     } = programs;
     let DnsSettings { server, resolv_conf } = dns;
-    let Listen { address, client_port, peer_port, metrics_port, front_port, apiserver_port } = listen;
+    let Listen { address, client_port, peer_port, metrics_port, state_port, front_port, apiserver_port } = listen;
 
     use Effect::{EtcdRestart, Live, PodRestart};
     differ!("name", name, &new.name, PodRestart);
@@ -147,6 +147,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("listen.clientPort", client_port, &new.listen.client_port, PodRestart);
     differ!("listen.peerPort", peer_port, &new.listen.peer_port, PodRestart);
     differ!("listen.metricsPort", metrics_port, &new.listen.metrics_port, PodRestart);
+    differ!("listen.statePort", state_port, &new.listen.state_port, PodRestart);
     differ!("listen.port", front_port, &new.listen.front_port, PodRestart);
     differ!("listen.apiserverPort", apiserver_port, &new.listen.apiserver_port, PodRestart);
     differ!("dns.server", server, &new.dns.server, PodRestart);

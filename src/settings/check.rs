@@ -126,6 +126,7 @@ pub fn distinct_ports(listen: &Listen) -> anyhow::Result<()> {
         ("--client-port", listen.client_port),
         ("--peer-port", listen.peer_port),
         ("--metrics-port", listen.metrics_port),
+        ("--state-port", listen.state_port),
         ("--port", listen.front_port),
         ("--apiserver-port", listen.apiserver_port),
     ];
@@ -211,6 +212,7 @@ mod tests {
             client_port: 1,
             peer_port: 2,
             metrics_port: 3,
+            state_port: 6,
             front_port: 4,
             apiserver_port: 5,
         };

@@ -114,6 +114,10 @@ pub struct Flags {
     #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Network")]
     pub metrics_port: Option<u16>,
 
+    /// The port on which the pods of a virtual cluster tell each other their state, over mTLS. Default: 2382.
+    #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Network")]
+    pub state_port: Option<u16>,
+
     /// The port of the charts' Service and probes, passed through to the API server. Default: 8443.
     #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Network")]
     pub port: Option<u16>,

@@ -189,6 +189,8 @@ pub struct Listen {
     pub peer_port: u16,
     /// etcd metrics and health port, loopback only, 2381.
     pub metrics_port: u16,
+    /// Port on which this pod tells the others its state, over mTLS, 2382.
+    pub state_port: u16,
     /// The port of the charts' Service and probes, 8443.
     pub front_port: u16,
     /// The API server's own port on loopback, 6443.

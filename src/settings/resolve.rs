@@ -301,6 +301,7 @@ impl Resolver<'_> {
             client_port: self.take("listen.clientPort", given!(self, client_port, "client-port"), "", || 2379),
             peer_port: self.take("listen.peerPort", given!(self, peer_port, "peer-port"), "", || 2380),
             metrics_port: self.take("listen.metricsPort", given!(self, metrics_port, "metrics-port"), "", || 2381),
+            state_port: self.take("listen.statePort", given!(self, state_port, "state-port"), "", || 2382),
             front_port: {
                 let given = given!(self, port, "port").or(self.spot(self.values.front_port.clone()));
                 self.take("listen.port", given, "", || 8443)

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -38,7 +39,7 @@ const MAX_LINKS: usize = 40;
 
 /// Watches the values file of a [`Loader`].
 pub struct Watch {
-    loader: Loader,
+    loader: Arc<Loader>,
     path: PathBuf,
     queue: AsyncFd<Queue>,
     /// Names on the way to the file; events of other files in the same directories do not concern us.
@@ -63,13 +64,13 @@ pub struct Changed {
 impl Watch {
     /// Watches the file that `settings` came from; `None` if there was none. An error means that inotify is not to be
     /// had (a limit of the node): the pod can run on without noticing changes. Needs a tokio runtime with I/O.
-    pub fn new(loader: Loader, settings: Settings) -> io::Result<Option<Watch>> {
+    pub fn new(loader: impl Into<Arc<Loader>>, settings: Settings) -> io::Result<Option<Watch>> {
         let Some(path) = settings.values_file.clone() else { return Ok(None) };
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         let names = add(&inotify, &path)?;
         // SAFETY: `Queue` owns its descriptor, which is open and stays the same for as long as it lives.
         let queue = unsafe { AsyncFd::register_with_interest(Queue(inotify), Interest::READABLE) }?;
-        Ok(Some(Watch { loader, path, queue, names, settings, seen: None, broken: false }))
+        Ok(Some(Watch { loader: loader.into(), path, queue, names, settings, seen: None, broken: false }))
     }
 
     /// Waits for the next change of the settings. An error is a bad file, or the end of watching: report it and call
@@ -160,7 +161,7 @@ impl Watch {
 /// Follows the values file in a task of its own for as long as somebody holds the receiver: logs what changes and what
 /// it takes to act, sets the log level at once, and gives the settings that hold from then on. Without a values file,
 /// or without inotify (which is logged), they never change.
-pub fn follow(loader: Loader, settings: Settings) -> watch::Receiver<Settings> {
+pub fn follow(loader: impl Into<Arc<Loader>>, settings: Settings) -> watch::Receiver<Settings> {
     let (sender, receiver) = watch::channel(settings.clone());
     let watch = match Watch::new(loader, settings) {
         Ok(Some(watch)) => watch,

@@ -15,18 +15,18 @@ pub mod signals;
 pub mod spec;
 pub mod state;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::datadir::DatadirLock;
 use crate::serve::health::Health;
 use probe::{EtcdAccess, Watch};
-use running::Running;
-use signals::StopSignals;
-pub use signals::stop_signal;
+use running::{Children, Running};
+pub use signals::{StopSignals, stop_signal};
 use spec::{ChildSpec, Role};
 use state::Event;
 
@@ -41,7 +41,7 @@ pub struct Plan {
     /// The children.
     pub specs: Vec<ChildSpec>,
     /// The data dir's lock, which the child that has the data open inherits.
-    pub lock: DatadirLock,
+    pub lock: Arc<DatadirLock>,
     /// How etcd is asked whether it serves.
     pub etcd: EtcdAccess,
     /// From the stop signal to the last child's end. The API server and its companions get what the datastore leaves.
@@ -50,6 +50,11 @@ pub struct Plan {
     pub watch: Watch,
     /// What [`Control`] asks for.
     pub commands: Commands,
+    /// What asks to stop, if it is listened for already; otherwise it is from the first start on.
+    pub stop: Option<StopSignals>,
+    /// Told, with the time by which all is to have ended, once only the datastore is left to be stopped. It is told to
+    /// stop after [`Control::departed`], or when only what it needs itself is left of that time.
+    pub depart: Option<oneshot::Sender<Instant>>,
 }
 
 /// What a running supervisor can be asked for.
@@ -59,6 +64,10 @@ enum Command {
     Restart(Vec<Role>),
     /// Run the child of this role by this spec from now on.
     Replace(Box<ChildSpec>),
+    /// The departure is done.
+    Departed,
+    /// Stop everything, as at a signal.
+    Stop,
 }
 
 /// Asks a running supervisor for changes. Dropping it changes nothing.
@@ -87,16 +96,27 @@ impl Control {
     pub fn replace(&self, spec: ChildSpec) -> bool {
         self.0.try_send(Command::Replace(Box::new(spec))).is_ok()
     }
+
+    /// The datastore may be told to stop ([`Plan::depart`]). False as for [`Control::restart`].
+    pub fn departed(&self) -> bool {
+        self.0.try_send(Command::Departed).is_ok()
+    }
+
+    /// Stops everything, as at a signal. False as for [`Control::restart`].
+    pub fn stop(&self) -> bool {
+        self.0.try_send(Command::Stop).is_ok()
+    }
 }
 
 /// Runs the children until told to stop, or until one cannot be kept running, which is an error with its own exit code.
 ///
 /// While it runs, no other part of the process may start children: as PID 1 it reaps every child that it does not know.
 pub async fn run(plan: Plan, health: watch::Sender<Health>) -> anyhow::Result<()> {
-    let mut stop = StopSignals::new().context("listen for stop signals")?;
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
-    let Plan { specs, lock, etcd, grace, watch, commands: Commands(mut commands) } = plan;
-    let (mut running, mut received) = Running::new(specs, lock, etcd, watch, grace, health);
+    let mut commands = plan.commands.0;
+    let mut stop = plan.stop.map_or_else(StopSignals::new, Ok).context("listen for stop signals")?;
+    let children = Children { specs: plan.specs, lock: plan.lock, etcd: plan.etcd, watch: plan.watch };
+    let (mut running, mut received) = Running::new(children, plan.grace, plan.depart, health);
     running.take(Event::Begin);
     // What ended before the signal was listened for.
     running.collect();

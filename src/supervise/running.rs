@@ -1,12 +1,13 @@
 //! The processes behind the state: carries out what [`super::state`] decides, and tells it what happens.
 
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::Command;
@@ -18,6 +19,7 @@ use super::spec::{ChildSpec, Role};
 use super::state::{Action, Event, FAILURES_MAX, Index, State};
 use crate::datadir::DatadirLock;
 use crate::exit::{Exit, refuse};
+use crate::membership::leave::FOR_ETCD;
 use crate::serve::health::Health;
 use crate::telemetry::{self, Phase};
 
@@ -46,13 +48,22 @@ enum What {
     Ended(ExitStatus, ExitCause),
 }
 
+/// What is run, and how it is looked after.
+pub struct Children {
+    pub specs: Vec<ChildSpec>,
+    pub lock: Arc<DatadirLock>,
+    pub etcd: EtcdAccess,
+    pub watch: Watch,
+}
+
 /// All children.
 pub struct Running {
     specs: Vec<ChildSpec>,
-    lock: DatadirLock,
+    lock: Arc<DatadirLock>,
     etcd: EtcdAccess,
     watch: Watch,
     grace: Duration,
+    depart: Option<oneshot::Sender<Instant>>,
     state: State,
     children: Vec<Option<Live>>,
     /// Why each child ended the last time.
@@ -67,17 +78,18 @@ pub struct Running {
 impl Running {
     /// Nothing runs yet.
     pub fn new(
-        specs: Vec<ChildSpec>,
-        lock: DatadirLock,
-        etcd: EtcdAccess,
-        watch: Watch,
+        children: Children,
         grace: Duration,
+        depart: Option<oneshot::Sender<Instant>>,
         health: watch::Sender<Health>,
     ) -> (Running, mpsc::UnboundedReceiver<Told>) {
         // Bounded by the tasks: each child has one probe, one judge and a timer or two, each of which tells rarely.
         let (tell, told) = mpsc::unbounded_channel();
+        let Children { specs, lock, etcd, watch } = children;
+        let state = State::new(specs.iter().map(|spec| spec.role));
         let running = Running {
-            state: State::new(specs.iter().map(|spec| spec.role)),
+            state: if depart.is_some() { state.departing() } else { state },
+            depart,
             children: specs.iter().map(|_| None).collect(),
             causes: specs.iter().map(|_| None).collect(),
             specs,
@@ -146,6 +158,8 @@ impl Running {
                     }
                 }
             }
+            Command::Departed => self.take(Event::Departed),
+            Command::Stop => self.take(Event::Stop),
         }
     }
 
@@ -206,8 +220,12 @@ impl Running {
             datastore_ready: datastore.is_none_or(|role| self.state.serves(role)),
             apiserver_ready: has(Role::ApiServer) && self.state.serves(Role::ApiServer),
             stopping: self.state.stopping(),
+            stands_by: false,
         };
-        self.health.send_if_modified(|health| std::mem::replace(health, now) != now);
+        self.health.send_if_modified(|health| {
+            let now = Health { stands_by: health.stands_by, ..now };
+            std::mem::replace(health, now) != now
+        });
         if !now.stopping {
             telemetry::set_phase(match (now.datastore_ready, has(Role::ApiServer), now.apiserver_ready) {
                 (false, ..) => Phase::Etcd,
@@ -234,11 +252,22 @@ impl Running {
                 tracing::info!(child = self.name(child), "did not end in its time: killed");
                 self.signal(child, Signal::SIGKILL);
             }
+            Action::Depart => self.depart(),
             Action::Finished => self.finished = true,
             Action::GiveUp(child) => {
                 let failure = self.give_up(child);
                 self.failure.get_or_insert(failure);
             }
+        }
+    }
+
+    fn depart(&mut self) {
+        let by = self.stop_by.unwrap_or_else(Instant::now);
+        let asked = self.depart.take().is_some_and(|depart| depart.send(by).is_ok());
+        let left = by.saturating_duration_since(Instant::now()).saturating_sub(FOR_ETCD);
+        let wait = if asked { left } else { Duration::ZERO };
+        if let Some(etcd) = self.of_roles(&[Role::Etcd]).first() {
+            self.later(*etcd, wait, Event::Departed);
         }
     }
 
@@ -253,7 +282,7 @@ impl Running {
 
     fn start(&mut self, child: Index) {
         let Some(spec) = self.specs.get(child) else { return };
-        let lock = self.has_the_data(spec.role).then_some(&self.lock);
+        let lock = self.has_the_data(spec.role).then_some(&*self.lock);
         let (process, output) = match child::spawn(spec, lock) {
             Ok(started) => started,
             Err(error) => {

@@ -50,6 +50,8 @@ pub enum Event {
     Stop,
     /// A child did not end within its grace.
     GraceOver(Index),
+    /// What [`Action::Depart`] asked for is done, or its time is over.
+    Departed,
 }
 
 /// What is to be done.
@@ -63,6 +65,9 @@ pub enum Action {
     Terminate(Index),
     /// Send it SIGKILL.
     Kill(Index),
+    /// Everything above the datastore has ended: see to this member's leaving while its etcd runs, then send
+    /// [`Event::Departed`].
+    Depart,
     /// All children have ended as asked.
     Finished,
     /// This child cannot be kept running: end the program once everything has stopped.
@@ -77,6 +82,18 @@ pub struct State {
     backoffs: Vec<Backoff>,
     stopping: bool,
     finished: bool,
+    departure: Departure,
+}
+
+/// What is between the last API server's end and the datastore's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Departure {
+    /// To be asked for.
+    Due,
+    /// Asked for.
+    Begun,
+    /// Over, or not wanted.
+    Done,
 }
 
 fn tier(role: Role) -> u8 {
@@ -98,7 +115,14 @@ impl State {
             backoffs: vec![Backoff::default(); count],
             stopping: false,
             finished: false,
+            departure: Departure::Done,
         }
+    }
+
+    /// With [`Action::Depart`] before the datastore is told to stop.
+    pub fn departing(mut self) -> State {
+        self.departure = Departure::Due;
+        self
     }
 
     /// Whether a stop was asked for or decided.
@@ -142,8 +166,13 @@ impl State {
                 self.set(child, Stage::Waiting);
                 self.start_what_may()
             }
+            Event::Stop if self.stopping && self.departure == Departure::Begun => self.next(Event::Departed),
             Event::Stop if self.stopping => {
                 (0..self.stages.len()).filter(|c| self.runs(*c) && self.tiers[*c] > 0).map(Action::Kill).collect()
+            }
+            Event::Departed if self.departure == Departure::Begun => {
+                self.departure = Departure::Done;
+                self.stop_next_tier(u8::MAX)
             }
             Event::Stop => self.stop(),
             Event::GraceOver(child) if self.told_to_end(child) && self.runs(child) => vec![Action::Kill(child)],
@@ -184,6 +213,11 @@ impl State {
                 vec![Action::Finished]
             }
             Some(tier) if tier == ended => Vec::new(),
+            Some(0) if self.departure == Departure::Due => {
+                self.departure = Departure::Begun;
+                vec![Action::Depart]
+            }
+            Some(0) if self.departure == Departure::Begun => Vec::new(),
             Some(tier) => {
                 let in_tier = (0..self.stages.len()).filter(|c| self.runs(*c) && self.tiers[*c] == tier);
                 in_tier.map(Action::Terminate).collect()
@@ -311,6 +345,28 @@ mod tests {
         assert_eq!(state.next(Event::Ready(0)), [Action::Start(1)]);
     }
 
+    #[test]
+    fn a_departure_stands_between_the_api_servers_end_and_the_datastores() {
+        let begun = || {
+            let mut state = State::new([Role::Etcd, Role::ApiServer]).departing();
+            state.next(Event::Begin);
+            state.next(Event::Ready(0));
+            assert_eq!(state.next(Event::Stop), [Action::Terminate(1)]);
+            assert_eq!(state.next(Event::Departed), [], "not asked for yet");
+            assert_eq!(state.next(Event::Exited(1, Duration::ZERO)), [Action::Depart]);
+            state
+        };
+        let mut state = begun();
+        assert_eq!(state.next(Event::Departed), [Action::Terminate(0)]);
+        assert_eq!(state.next(Event::Departed), [], "once");
+        assert_eq!(state.next(Event::Exited(0, Duration::ZERO)), [Action::Finished]);
+        // Hurried, or with an etcd that ends by itself.
+        assert_eq!(begun().next(Event::Stop), [Action::Terminate(0)]);
+        let mut state = begun();
+        assert_eq!(state.next(Event::Exited(0, Duration::ZERO)), [Action::Finished]);
+        assert_eq!(state.next(Event::Departed), []);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let child = 0..4usize;
         prop_oneof![
@@ -354,7 +410,7 @@ mod tests {
                         Action::GiveUp(_) => stopped = true,
                         Action::Finished => prop_assert!(running.iter().all(|r| !r)),
                         Action::Terminate(child) => prop_assert!(running[child], "{child} does not run"),
-                        Action::Pause(..) => {}
+                        Action::Pause(..) | Action::Depart => {}
                     }
                 }
             }

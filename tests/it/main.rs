@@ -8,6 +8,7 @@ mod journey;
 mod migrate;
 mod pki;
 mod reset;
+mod scaling;
 mod serve;
 mod settings;
 mod start;

@@ -35,7 +35,7 @@ use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
 use crate::support::{free_port, part, poll};
 
-const READY: Health = Health { datastore_ready: true, apiserver_ready: true, stopping: false };
+const READY: Health = Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false };
 
 /// Settings as `syncer start` would have them on a laptop, with ports of their own.
 fn settings(data_dir: &Path, flags: Flags, env: &[(&str, &str)]) -> Settings {

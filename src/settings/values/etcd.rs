@@ -212,7 +212,7 @@ const FORBIDDEN: &[(&[&str], &str)] = &[
     (&["unsafe-no-fsync"], "without fsync a crash loses acknowledged writes"),
     (
         &["listen-*", "socket-reuse-*"],
-        "set ports and addresses by --listen-address, --client-port, --peer-port, --metrics-port",
+        "set ports and addresses by --listen-address, --client-port, --peer-port, --metrics-port, --state-port",
     ),
     (
         &[

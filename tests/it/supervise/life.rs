@@ -1,6 +1,7 @@
 //! The supervisor at work: what is restarted, what ends it, in which order it stops, and its duties as PID 1.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -34,9 +35,10 @@ fn shell(script: &str) -> ChildSpec {
 
 fn plan(solo: &Solo, dir: &Path, specs: Vec<ChildSpec>) -> (Plan, Control) {
     let (control, commands) = control();
-    let lock = DatadirLock::acquire(dir, Duration::ZERO).expect("lock the folder");
+    let lock = Arc::new(DatadirLock::acquire(dir, Duration::ZERO).expect("lock the folder"));
     let watch = Watch { every: Duration::from_millis(200), hangs_after: Duration::from_secs(1) };
-    (Plan { specs, lock, etcd: solo.access(), grace: Duration::from_secs(8), watch, commands }, control)
+    let etcd = solo.access();
+    (Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, stop: None, depart: None }, control)
 }
 
 /// Runs the supervisor and `script` beside it; ends both when the script ends.

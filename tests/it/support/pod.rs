@@ -17,6 +17,7 @@ pub struct TestPod {
     client_port: u16,
     peer_port: u16,
     metrics_port: u16,
+    state_port: u16,
     pub front_port: u16,
     pub apiserver_port: u16,
     child: Option<Child>,
@@ -33,6 +34,7 @@ impl TestPod {
             client_port: free_port(),
             peer_port: free_port(),
             metrics_port: free_port(),
+            state_port: free_port(),
             front_port: free_port(),
             apiserver_port: free_port(),
             child: None,
@@ -79,6 +81,7 @@ impl TestPod {
             .arg(format!("--client-port={}", self.client_port))
             .arg(format!("--peer-port={}", self.peer_port))
             .arg(format!("--metrics-port={}", self.metrics_port))
+            .arg(format!("--state-port={}", self.state_port))
             .arg(format!("--port={}", self.front_port))
             .arg(format!("--apiserver-port={}", self.apiserver_port))
             .args(extra)

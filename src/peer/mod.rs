@@ -1,0 +1,199 @@
+//! What the pods of a StatefulSet tell each other, over mTLS with etcd's peer certificates, on a port of its own (2382).
+//!
+//! * `GET /v1/state`: the pod's [`Word`]: what is on its volume, whether its etcd serves, and what it asks for. It is
+//!   answered while etcd is down: that is what it is for.
+//! * `POST /v1/wake`: look again now. Carries nothing and proves nothing; whoever is woken asks for himself.
+//!
+//! Nobody is ordered to do anything: a pod *says* that it wants to join or to leave, and the syncer beside the leader,
+//! which alone changes membership (rule 5.1), reads that. A request that is lost is read a moment later, and one that is
+//! seen twice is one request.
+//!
+//! [`server`] answers, [`dial`] asks, [`survey`] asks all and gives the facts that decisions rest on.
+
+pub mod dial;
+pub mod server;
+pub mod survey;
+mod tls;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use crate::boot::PeerState;
+use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::membership::Request;
+use crate::serve::health::Health;
+use crate::settings::Settings;
+
+/// The path of a pod's word.
+pub const STATE: &str = "/v1/state";
+/// The path that wakes.
+pub const WAKE: &str = "/v1/wake";
+
+/// A pod's word on itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Word {
+    /// Whose it is.
+    pub ordinal: Ordinal,
+    /// Its state; `None` while it is in between: nobody may rely on anything.
+    pub state: Option<PeerState>,
+    /// Cluster IDs that its volume notes as superseded.
+    #[serde(default)]
+    pub superseded: Vec<ClusterId>,
+    /// What it asks for.
+    #[serde(default)]
+    pub request: Option<Request>,
+}
+
+/// This pod's own word, as its parts keep it up to date.
+#[derive(Debug)]
+pub struct Own {
+    ordinal: Ordinal,
+    says: Mutex<Says>,
+    /// Somebody wants the leader's pod to look again.
+    pub wake: Notify,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Says {
+    /// What is on the volume while etcd does not run; `None`: it is being changed.
+    volume: Option<PeerState>,
+    /// Whose etcd runs.
+    running: Option<(MemberId, ClusterId)>,
+    superseded: Vec<ClusterId>,
+    request: Option<Request>,
+}
+
+impl Own {
+    /// Of a pod of which nothing is known yet.
+    pub fn new(ordinal: Ordinal) -> Own {
+        Own { ordinal, says: Mutex::default(), wake: Notify::new() }
+    }
+
+    fn says(&self) -> MutexGuard<'_, Says> {
+        self.says.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is on the volume, etcd not running. `None` before anything there is changed.
+    pub fn volume(&self, state: Option<PeerState>, superseded: Vec<ClusterId>) {
+        let mut says = self.says();
+        says.running = None;
+        says.volume = state;
+        says.superseded = superseded;
+    }
+
+    /// From here on etcd runs, or may be about to write: as this member, if that is known already.
+    pub fn runs(&self, member: Option<(MemberId, ClusterId)>) {
+        let mut says = self.says();
+        says.volume = None;
+        says.running = member;
+    }
+
+    /// Whose etcd runs here.
+    pub fn member(&self) -> Option<(MemberId, ClusterId)> {
+        self.says().running
+    }
+
+    /// What is asked of the leader's pod from here on.
+    pub fn ask(&self, request: Option<Request>) {
+        self.says().request = request;
+    }
+
+    /// The word now.
+    pub fn word(&self, health: Health) -> Word {
+        let says = self.says().clone();
+        let state = match says.running {
+            Some((member, cluster)) if health.datastore_ready => Some(PeerState::Serving { member, cluster }),
+            Some((member, cluster)) => Some(PeerState::Data { member, cluster, last: None }),
+            None => says.volume,
+        };
+        let request = says.request.or(health.stopping.then_some(Request::Stop));
+        Word { ordinal: self.ordinal, state, superseded: says.superseded, request }
+    }
+}
+
+/// The name under which etcd and we reach a pod, which its certificate is for.
+pub fn host_of(settings: &Settings, ordinal: Ordinal) -> String {
+    format!("{0}-{ordinal}.{0}-headless.{1}", settings.name, settings.namespace)
+}
+
+/// The peer URL of a pod's member.
+pub fn peer_url_of(settings: &Settings, ordinal: Ordinal) -> String {
+    format!("https://{}:{}", host_of(settings, ordinal), settings.listen.peer_port)
+}
+
+/// The pod whose peer URL is among these, if it is one of this StatefulSet.
+pub fn ordinal_of(settings: &Settings, peer_urls: &[String]) -> Option<Ordinal> {
+    let suffix = format!(".{}-headless.{}:{}", settings.name, settings.namespace, settings.listen.peer_port);
+    peer_urls.iter().find_map(|url| {
+        let pod = url.strip_prefix("https://")?.strip_suffix(&suffix)?;
+        let (set, ordinal) = Ordinal::of_pod(pod)?;
+        (set == settings.name).then_some(ordinal)
+    })
+}
+
+/// A member list as decisions take it.
+pub fn list_of(settings: &Settings, list: &crate::etcd::client::MemberList) -> crate::boot::MemberList {
+    let member = |m: &crate::etcd::client::Member| crate::boot::Member {
+        id: m.id,
+        ordinal: ordinal_of(settings, &m.peer_urls),
+        learner: m.learner,
+    };
+    crate::boot::MemberList { cluster: list.cluster, members: list.members.iter().map(member).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::env::Env;
+    use crate::settings::flags::Flags;
+    use crate::settings::load::{Loader, Surroundings};
+
+    fn settings() -> Settings {
+        let surroundings =
+            Surroundings { values_files: Vec::new(), namespace_file: "/nonexistent".into(), folders: Vec::new() };
+        let env: Box<dyn Env> = Box::new(std::collections::BTreeMap::new());
+        let settings = Loader { flags: Flags::default(), wrapped: None, env, surroundings }.load().unwrap().settings;
+        Settings { name: "my".into(), namespace: "ns".into(), ..settings }
+    }
+
+    #[test]
+    fn a_peer_url_tells_its_ordinal_and_no_other_does() {
+        let settings = settings();
+        for n in [0, 7, 12] {
+            assert_eq!(ordinal_of(&settings, &[peer_url_of(&settings, Ordinal(n))]), Some(Ordinal(n)));
+        }
+        for other in [
+            "https://my-0.my-headless.other:2380",
+            "https://my-0.my-headless.ns:2379",
+            "http://my-0.my-headless.ns:2380",
+            "https://you-0.my-headless.ns:2380",
+            "https://my-00.my-headless.ns:2380",
+            "https://localhost:2380",
+            "",
+        ] {
+            assert_eq!(ordinal_of(&settings, &[other.to_owned()]), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_word_says_no_more_than_is_known() {
+        let own = Own::new(Ordinal(1));
+        let (id, cluster) = (MemberId(1), ClusterId(2));
+        let serving = Health { datastore_ready: true, ..Health::default() };
+        assert_eq!(own.word(serving).state, None);
+        own.volume(Some(PeerState::Empty), vec![]);
+        assert_eq!(own.word(serving).state, Some(PeerState::Empty));
+        own.runs(None);
+        assert_eq!(own.word(serving).state, None, "it may be writing");
+        own.runs(Some((id, cluster)));
+        assert_eq!(own.word(serving).state, Some(PeerState::Serving { member: id, cluster }));
+        let state = Some(PeerState::Data { member: id, cluster, last: None });
+        assert_eq!(own.word(Health::default()).state, state);
+        assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Stop));
+        own.ask(Some(Request::Leave));
+        assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Leave));
+    }
+}

@@ -1,0 +1,96 @@
+//! The answers to the other pods.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::{Own, STATE, WAKE, tls};
+use crate::exit::{Exit, refuse};
+use crate::pki::EtcdTlsFiles;
+use crate::serve::health::Health;
+
+/// A connection, from its first byte to its last: one question, one answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Connections at once: a few from each pod.
+const CONNECTIONS_MAX: usize = 64;
+/// Between two tries to accept when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens for the other pods.
+pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    TcpListener::bind((address, port)).await.map_err(|error| {
+        let what = format!("the port for the other pods' questions, {address}:{port}, cannot be used: {error}");
+        refuse(Exit::Usage, what, "free it, or choose another by --state-port, the same in every pod")
+    })
+}
+
+/// Answers for ever.
+pub async fn serve(listener: TcpListener, files: EtcdTlsFiles, own: Arc<Own>, health: watch::Receiver<Health>) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (files, own, health) = (files.clone(), Arc::clone(&own), health.clone());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    match tokio::time::timeout(DEADLINE, connection(stream, &files, &own, &health)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::debug!("a pod's question could not be answered: {error:#}"),
+                        Err(_) => tracing::debug!("a pod took too long over its question"),
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "accept a pod's connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    files: &EtcdTlsFiles,
+    own: &Own,
+    health: &watch::Receiver<Health>,
+) -> anyhow::Result<()> {
+    let stream = TlsAcceptor::from(tls::server(files)?).accept(stream).await.context("speak TLS")?;
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, own, *health.borrow())) });
+    hyper::server::conn::http1::Builder::new()
+        .max_buf_size(16 << 10)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .context("answer")
+}
+
+fn answer(request: &Request<Incoming>, own: &Own, health: Health) -> Response<Full<Bytes>> {
+    let (status, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, STATE) => match serde_json::to_vec(&own.word(health)) {
+            Ok(word) => (StatusCode::OK, word),
+            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
+        },
+        (&Method::POST, WAKE) => {
+            own.wake.notify_one();
+            (StatusCode::NO_CONTENT, Vec::new())
+        }
+        _ => (StatusCode::NOT_FOUND, Vec::new()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}

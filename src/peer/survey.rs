@@ -1,0 +1,230 @@
+//! A look at all other pods at once: DNS, their word, their etcd's view, and a linearizable member list if one is to be
+//! had. Every answer that did not come is unknown, with the reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::dial::{DEADLINE, Dial, Pod};
+use super::{Word, list_of};
+use crate::boot::{Known, MemberList, PeerFact, PeerState};
+use crate::discovery::Discovery;
+use crate::discovery::answer::Answer;
+use crate::etcd::client;
+use crate::ids::Ordinal;
+use crate::pki::EtcdTlsFiles;
+use crate::settings::Settings;
+
+/// More pods than any StatefulSet of this kind has are not asked.
+const PODS_MAX: usize = 64;
+
+/// The headless service is asked no more often for pods that nothing else speaks of.
+const NAMED_EVERY: Duration = Duration::from_secs(15);
+
+/// Looks at the other pods.
+pub struct Surveyor {
+    settings: Arc<Settings>,
+    discovery: Discovery,
+    files: EtcdTlsFiles,
+    /// Where each pod was last. While DNS does not say, it is asked there: who answers says which pod it is.
+    last: Mutex<BTreeMap<Ordinal, IpAddr>>,
+    /// When the headless service was asked for its pods, and whom it named.
+    named: Mutex<(Option<Instant>, BTreeSet<Ordinal>)>,
+}
+
+/// What a look found.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// For the boot decision.
+    pub peers: Vec<PeerFact>,
+    /// What each said.
+    pub words: BTreeMap<Ordinal, Word>,
+    /// Where each is.
+    pub pods: BTreeMap<Ordinal, Pod>,
+    /// A linearizable list of a cluster that a pod serves, for the boot decision.
+    pub members: Known<MemberList>,
+    /// The same as etcd gave it.
+    pub listed: Option<client::MemberList>,
+    /// Whether any pod answered over mTLS, which proves that it has the same CA.
+    pub shared_ca: bool,
+}
+
+struct Asked {
+    word: Result<Word, String>,
+    members: Result<MemberList, String>,
+}
+
+impl Surveyor {
+    /// For this pod.
+    pub fn new(settings: Settings, discovery: Discovery, files: EtcdTlsFiles) -> Surveyor {
+        Surveyor { settings: Arc::new(settings), discovery, files, last: Mutex::default(), named: Mutex::default() }
+    }
+
+    /// This pod's settings at start.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Looks at the pods below `desired`, those that the headless service names, and `others`. Whoever answers where it
+    /// was last is there: DNS is asked for the others only, and its budget lasts.
+    pub async fn look(&self, desired: u32, others: impl IntoIterator<Item = Ordinal>) -> anyhow::Result<Survey> {
+        let dial = Dial::new(&self.settings, &self.files)?;
+        let mut ordinals: BTreeSet<Ordinal> = (0..desired).map(Ordinal).chain(others).collect();
+        ordinals.extend(self.named().await);
+        ordinals.remove(&self.settings.pod.ordinal);
+        let ordinals: Vec<_> = ordinals.into_iter().take(PODS_MAX).collect();
+
+        let mut found = Survey::default();
+        let last: Vec<_> = ordinals.iter().filter_map(|ordinal| self.pod(*ordinal, None)).collect();
+        let mut asked = self.ask_all(&dial, &last, &mut found).await;
+        asked.retain(|_, answers| answers.word.is_ok());
+        let silent = ordinals.iter().filter(|ordinal| !asked.contains_key(ordinal));
+        let addresses = self.discovery.pods(silent.copied()).await;
+        let moved: Vec<_> = addresses
+            .iter()
+            .filter_map(|(ordinal, answer)| self.pod(*ordinal, Some(answer)))
+            .filter(|pod| !last.contains(pod))
+            .collect();
+        asked.extend(self.ask_all(&dial, &moved, &mut found).await);
+        for ordinal in ordinals {
+            let answered = asked.get(&ordinal).is_some_and(|answers| answers.word.is_ok());
+            let dns = match addresses.get(&ordinal) {
+                Some(answer) => dns_fact(answer),
+                None if answered => Known::Present(()),
+                None => Known::default(),
+            };
+            found.add(PeerFact { dns, ..PeerFact::new(ordinal) }, asked.remove(&ordinal));
+        }
+        found.list(&dial, &self.settings).await;
+        Ok(found)
+    }
+
+    /// The pods that the headless service names, asked for rarely.
+    async fn named(&self) -> BTreeSet<Ordinal> {
+        let due = {
+            let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = named.0.is_none_or(|at| at.elapsed() >= NAMED_EVERY);
+            if due {
+                named.0 = Some(Instant::now());
+            }
+            due
+        };
+        let answer = if due { Some(self.discovery.service().await) } else { None };
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Answer::Present { value, .. }) = answer {
+            named.1 = value;
+        }
+        named.1.clone()
+    }
+
+    async fn ask_all(&self, dial: &Dial, pods: &[Pod], found: &mut Survey) -> BTreeMap<Ordinal, Asked> {
+        let mut questions = JoinSet::new();
+        for pod in pods {
+            found.pods.insert(pod.ordinal, pod.clone());
+            let (dial, settings, pod) = (dial.clone(), Arc::clone(&self.settings), pod.clone());
+            questions.spawn(async move { (pod.ordinal, Box::pin(ask(&dial, &settings, &pod)).await) });
+        }
+        let mut asked = BTreeMap::new();
+        while let Some(done) = questions.join_next().await {
+            if let Ok((ordinal, answers)) = done {
+                asked.insert(ordinal, answers);
+            }
+        }
+        asked
+    }
+
+    fn pod(&self, ordinal: Ordinal, answer: Option<&Answer<BTreeSet<IpAddr>>>) -> Option<Pod> {
+        self.address(ordinal, answer).map(|address| Pod::new(&self.settings, ordinal, address))
+    }
+
+    fn address(&self, ordinal: Ordinal, answer: Option<&Answer<BTreeSet<IpAddr>>>) -> Option<IpAddr> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Some(Answer::Present { value, .. }) => {
+                let address = value.iter().next().copied()?;
+                last.insert(ordinal, address);
+                Some(address)
+            }
+            Some(Answer::Absent { .. }) => {
+                last.remove(&ordinal);
+                None
+            }
+            Some(Answer::Unknown(_)) | None => last.get(&ordinal).copied(),
+        }
+    }
+
+    /// Has the pods that serve look again now.
+    pub async fn wake(&self, survey: &Survey) {
+        let Ok(dial) = Dial::new(&self.settings, &self.files) else { return };
+        for (ordinal, word) in &survey.words {
+            if let (Some(PeerState::Serving { .. }), Some(pod)) = (&word.state, survey.pods.get(ordinal))
+                && let Err(error) = dial.wake(pod).await
+            {
+                tracing::debug!(pod = pod.host, "wake it: {error:#}");
+            }
+        }
+    }
+
+    /// Asks pods directly.
+    pub fn dial(&self) -> anyhow::Result<Dial> {
+        Dial::new(&self.settings, &self.files)
+    }
+}
+
+async fn ask(dial: &Dial, settings: &Settings, pod: &Pod) -> Asked {
+    let members = async {
+        let view = dial.members(pod).await.map_err(|e| format!("{e:#}"))?;
+        let list = client::MemberList { cluster: view.cluster, members: view.members };
+        Ok(list_of(settings, &list))
+    };
+    let word = async { dial.word(pod).await.map_err(|e| format!("{e:#}")) };
+    let (word, members) = tokio::join!(word, members);
+    Asked { word, members }
+}
+
+fn dns_fact(answer: &Answer<BTreeSet<IpAddr>>) -> Known<()> {
+    match answer {
+        Answer::Present { .. } => Known::Present(()),
+        Answer::Absent { .. } => Known::Absent,
+        Answer::Unknown(why) => Known::Unknown(why.clone()),
+    }
+}
+
+impl Survey {
+    fn add(&mut self, mut fact: PeerFact, asked: Option<Asked>) {
+        let Some(Asked { word, members }) = asked else { return self.peers.push(fact) };
+        self.shared_ca |= word.is_ok() || members.is_ok();
+        fact.members = members.map_or_else(Known::Unknown, Known::Present);
+        match word {
+            Ok(word) => {
+                let between = || "it is in between two states".to_owned();
+                fact.state = word.state.clone().map_or_else(|| Known::Unknown(between()), Known::Present);
+                fact.superseded.clone_from(&word.superseded);
+                self.words.insert(fact.ordinal, word);
+            }
+            Err(why) => fact.state = Known::Unknown(why),
+        }
+        self.peers.push(fact);
+    }
+
+    /// Asks those that say that they serve for a linearizable list, until one gives it.
+    async fn list(&mut self, dial: &Dial, settings: &Settings) {
+        let mut why = "no pod serves".to_owned();
+        for (ordinal, word) in &self.words {
+            let (Some(PeerState::Serving { .. }), Some(pod)) = (&word.state, self.pods.get(ordinal)) else { continue };
+            let asked = async { anyhow::Ok(dial.etcd(pod).await?.member_list(DEADLINE).await?) };
+            match asked.await {
+                Ok(list) => {
+                    self.members = Known::Present(list_of(settings, &list));
+                    self.listed = Some(list);
+                    return;
+                }
+                Err(error) => why = format!("{}: {error:#}", pod.host),
+            }
+        }
+        self.members = Known::Unknown(why);
+    }
+}

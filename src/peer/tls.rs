@@ -1,0 +1,73 @@
+//! mTLS with etcd's peer certificates: both sides show one, both verify it against etcd's CA.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::pki::EtcdTlsFiles;
+
+/// No certificate or key is larger.
+const PEM_MAX: u64 = 1 << 20;
+
+struct Files {
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Read anew for each configuration: certificates are renewed while the pod runs.
+fn read(files: &EtcdTlsFiles) -> anyhow::Result<Files> {
+    let mut roots = RootCertStore::empty();
+    for ca in certificates(&files.peer_ca)? {
+        roots.add(ca).with_context(|| format!("use the CA in {}", files.peer_ca.display()))?;
+    }
+    let key = PrivateKeyDer::from_pem_slice(&bytes(&files.peer_key)?)
+        .with_context(|| format!("read the key in {}", files.peer_key.display()))?;
+    Ok(Files { roots: Arc::new(roots), chain: certificates(&files.peer_cert)?, key })
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(&bytes(path)?)
+        .collect::<Result<Vec<_>, _>>()
+        .with_context(|| format!("read the certificates in {}", path.display()))
+}
+
+fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, PEM_MAX), &mut bytes)
+        .with_context(|| format!("read {}", path.display()))?;
+    Ok(bytes)
+}
+
+/// For asking: shows the peer certificate, verifies the other's CA and name.
+pub fn client(files: &EtcdTlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
+    let Files { roots, chain, key } = read(files)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .context("use the peer certificate with its key")?;
+    Ok(Arc::new(config))
+}
+
+/// For answering: whoever asks must show a certificate of etcd's CA.
+pub fn server(files: &EtcdTlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
+    let Files { roots, chain, key } = read(files)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        .build()
+        .context("verify callers by etcd's CA")?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .context("use the peer certificate with its key")?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,360 @@
+//! Carries out the boot decision: looks, decides, does one durable step, and looks again, until etcd may be started.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+
+use super::pod::Pod;
+use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerState, Record, Warning};
+use crate::datadir::{MemberIdentity, quarantine};
+use crate::etcd::args::{Bootstrap, InitialMember};
+use crate::etcd::{client, launch};
+use crate::exit::{Exit, refuse};
+use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::membership::Request;
+use crate::membership::ready::{self, PodManagement};
+use crate::migrate::commit::finish_commit;
+use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::observe::notes;
+use crate::peer::survey::Survey;
+use crate::peer::{host_of, list_of, ordinal_of};
+use crate::rules::Rules;
+use crate::supervise::StopSignals;
+use crate::telemetry::{self, Phase};
+
+/// Between two looks of a pod that waits, at first and at most.
+const WAIT_FIRST: Duration = Duration::from_millis(250);
+const WAIT_MOST: Duration = Duration::from_secs(3);
+/// A wait is said again after this time.
+const SAY_EVERY: Duration = Duration::from_secs(30);
+/// Between two looks at whether the leader's pod has added us.
+const ADDED_EVERY: Duration = Duration::from_millis(100);
+/// Between two requests that the leader's pod look again.
+const WAKE_EVERY: Duration = Duration::from_secs(1);
+/// After this time without having been added, everything is looked at anew.
+const ADDED_WITHIN: Duration = Duration::from_secs(15);
+/// A seed that resolves and has not spoken for so long runs another program or an older release of this one.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// How etcd comes to its cluster.
+#[derive(Debug)]
+pub enum Booted {
+    /// Start it so.
+    Etcd(Bootstrap),
+    /// There is no etcd: the API server runs on SQLite.
+    Sqlite,
+    /// Told to stop meanwhile.
+    Stopped,
+}
+
+/// Decides and acts until etcd may be started. `stop` is listened to all the while.
+pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
+    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None };
+    loop {
+        let step = async {
+            let survey = pod.survey([]).await;
+            boot.step(&survey).await
+        };
+        tokio::select! {
+            booted = step => if let Some(booted) = booted? { return Ok(booted) },
+            signal = stop.next() => {
+                tracing::info!(signal, "told to stop before etcd was started");
+                return Ok(Booted::Stopped);
+            }
+        }
+    }
+}
+
+struct Boot<'a> {
+    pod: &'a Pod,
+    said: Option<(BootDecision, Instant)>,
+    wait: Duration,
+    seed_silent: Option<Instant>,
+}
+
+impl Boot<'_> {
+    /// One decision carried out; `None`: decide again.
+    async fn step(&mut self, survey: &Survey) -> anyhow::Result<Option<Booted>> {
+        let pod = self.pod;
+        let facts = pod.facts(survey).context("look at the volume")?;
+        let (decision, rule) = boot::explained(&facts, Rules::ALL);
+        let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
+        if news {
+            self.said = Some((decision.clone(), Instant::now()));
+            tracing::info!(?decision, %rule, "boot decision");
+        }
+        pod.own.volume(said_of(&facts), facts.notes.superseded.clone());
+        if !matches!(decision, BootDecision::Wait(_)) {
+            self.wait = WAIT_FIRST;
+            pod.stands_by(false);
+        }
+        if !matches!(decision, BootDecision::Join { .. }) {
+            pod.own.ask(None);
+        }
+        match decision {
+            BootDecision::Start { member, cluster, finish, warnings } => {
+                self.start(member, cluster, finish, &warnings)?;
+                Ok(Some(Booted::Etcd(Bootstrap::Restart)))
+            }
+            BootDecision::Form => Ok(Some(Booted::Etcd(self.form()?))),
+            BootDecision::Import { source } => {
+                self.import(&source).await?;
+                Ok(Some(Booted::Etcd(Bootstrap::Restart)))
+            }
+            BootDecision::Join { cluster, replace } => self.join(survey, cluster, replace).await,
+            BootDecision::SetAside { member, cluster } => {
+                self.set_aside(member, cluster)?;
+                Ok(None)
+            }
+            BootDecision::Record(Record::FormingDone) => {
+                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.forming = false)?;
+                Ok(None)
+            }
+            BootDecision::Record(Record::ResetDone) => {
+                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.resetting = false)?;
+                Ok(None)
+            }
+            BootDecision::Record(_) => later("the marker in the host cluster's API"),
+            BootDecision::Reset { .. } => later("resetting a cluster to one member"),
+            BootDecision::Wait(wait) => {
+                if news {
+                    tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
+                }
+                if pod.surveyor.is_none() {
+                    // Nobody else could ever answer.
+                    return Err(refuse(Exit::RefusedMembership, wait.what(), wait.remedy()));
+                }
+                let seed_is_older = self.seed_is_older(survey);
+                pod.stands_by(ready::ready(&readiness(&facts, seed_is_older)).0);
+                tokio::time::sleep(self.wait).await;
+                self.wait = (self.wait * 3 / 2).min(WAIT_MOST);
+                Ok(None)
+            }
+            BootDecision::RunOnSqlite => Ok(Some(Booted::Sqlite)),
+            BootDecision::Refuse(refusal) => Err(refusal.error()),
+        }
+    }
+
+    fn start(&self, member: MemberId, cluster: ClusterId, finish: bool, warnings: &[Warning]) -> anyhow::Result<()> {
+        let pod = self.pod;
+        telemetry::set_member(Some(member));
+        tracing::info!(%cluster, "starting from the data dir");
+        warnings.iter().for_each(warn);
+        if finish {
+            let settings = &pod.settings;
+            finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), seconds())?;
+        }
+        pod.own.runs(Some((member, cluster)));
+        Ok(())
+    }
+
+    fn form(&self) -> anyhow::Result<Bootstrap> {
+        self.pod.own.runs(None);
+        self.clear().context("set aside what a killed first start left")?;
+        Ok(launch::form(&self.pod.settings, token()))
+    }
+
+    async fn import(&self, source: &Path) -> anyhow::Result<()> {
+        let pod = self.pod;
+        pod.own.runs(None);
+        telemetry::set_phase(Phase::Migrate);
+        let outcome = imported(pod, source).await?;
+        telemetry::set_member(Some(outcome.member));
+        tracing::info!(
+            source = %source.display(),
+            keys = outcome.keys,
+            bytes = outcome.bytes,
+            revision = outcome.revision.0,
+            leases = outcome.leases,
+            cluster = %outcome.cluster,
+            seconds = outcome.duration.as_secs_f64(),
+            "migrated and committed"
+        );
+        pod.own.runs(Some((outcome.member, outcome.cluster)));
+        Ok(())
+    }
+
+    /// Asks to be added, and waits for a new member of this pod's URL in a linearizable list.
+    async fn join(
+        &self,
+        survey: &Survey,
+        cluster: ClusterId,
+        replace: Option<MemberId>,
+    ) -> anyhow::Result<Option<Booted>> {
+        let pod = self.pod;
+        let (Some(surveyor), Some(known)) = (&pod.surveyor, &survey.listed) else { return Ok(None) };
+        let known: Vec<_> = known.members.iter().map(|m| m.id).collect();
+        pod.own.ask(Some(Request::Join { replace }));
+        let deadline = Instant::now() + ADDED_WITHIN;
+        let ordinal = pod.settings.pod.ordinal;
+        let mut woken: Option<Instant> = None;
+        while Instant::now() < deadline {
+            if woken.is_none_or(|at| at.elapsed() >= WAKE_EVERY) {
+                surveyor.wake(survey).await;
+                woken = Some(Instant::now());
+            }
+            tokio::time::sleep(ADDED_EVERY).await;
+            let dial = surveyor.dial()?;
+            for peer in survey.pods.values() {
+                let asked = async {
+                    dial.etcd(peer).await?.member_list(super::pod::ETCD_DEADLINE).await.map_err(anyhow::Error::from)
+                };
+                let Ok(list) = asked.await else { continue };
+                let me = list_of(&pod.settings, &list).of(ordinal).map(|member| member.id);
+                let Some(me) = me.filter(|id| list.cluster == cluster && !known.contains(id)) else { continue };
+                self.clear().context("set aside what a killed join left")?;
+                telemetry::set_member(Some(me));
+                tracing::info!(%cluster, member = %me, "added as a learner: joining");
+                pod.own.ask(None);
+                pod.own.runs(Some((me, cluster)));
+                let members = initial_cluster(pod, &list);
+                return Ok(Some(Booted::Etcd(Bootstrap::Existing { members })));
+            }
+        }
+        tracing::info!("not added yet: looking anew");
+        Ok(None)
+    }
+
+    fn set_aside(&self, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
+        let pod = self.pod;
+        pod.own.runs(None);
+        set_aside(pod, member, cluster)
+    }
+
+    /// An inspection said that there is nothing worth starting from.
+    fn clear(&self) -> anyhow::Result<()> {
+        let etcd_dir = self.pod.settings.etcd_dir();
+        if let Some(kept) = quarantine::clear(&self.pod.disk, &etcd_dir, SystemTime::now())? {
+            tracing::warn!(kept = %kept.display(), "an earlier first start was killed; what it left was set aside");
+        }
+        Ok(())
+    }
+
+    /// Without the host API: the seed resolves and has not said a word for a while.
+    fn seed_is_older(&mut self, survey: &Survey) -> bool {
+        let seed = Ordinal(0);
+        let silent = survey.peers.iter().any(|p| p.ordinal == seed && p.dns == Known::Present(()))
+            && !survey.words.contains_key(&seed);
+        let since = self.seed_silent.get_or_insert_with(Instant::now);
+        if !silent {
+            *since = Instant::now();
+        }
+        silent && since.elapsed() >= SILENT
+    }
+}
+
+/// Renames a data dir that is no member's any more, and keeps the newest few of such.
+pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    notes::change(&pod.disk, &settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
+    let kept =
+        quarantine::set_aside(&pod.disk, &settings.etcd_dir(), SystemTime::now()).context("set the data dir aside")?;
+    if let Some(kept) = kept {
+        tracing::warn!(%member, %cluster, kept = %kept.display(), "the data dir is no member's any more: it was set aside");
+    }
+    for gone in quarantine::prune(&pod.disk, &settings.etcd_dir(), quarantine::KEEP)? {
+        tracing::info!(removed = %gone.display(), "an older data dir that was set aside");
+    }
+    Ok(())
+}
+
+/// What the volume lets us say to the others.
+fn said_of(facts: &Facts) -> Option<PeerState> {
+    match &facts.data_dir {
+        DataDirFact::Valid { member, cluster } => {
+            let last = facts.log.present().map(|log| log.last);
+            Some(PeerState::Data { member: *member, cluster: *cluster, last })
+        }
+        DataDirFact::Damaged(_) => None,
+        DataDirFact::Empty => match facts.stores.state_dbs.first() {
+            Some(store) => Some(PeerState::Store(store.clone())),
+            None => Some(PeerState::Empty),
+        },
+    }
+}
+
+/// Readiness of a pod that waits (rule 4.8).
+fn readiness(facts: &Facts, seed_is_older: bool) -> ready::Pod {
+    let above = |peer: &&boot::PeerFact| {
+        peer.ordinal > facts.ordinal && facts.desired.wants(facts.seed, peer.ordinal) == Some(true)
+    };
+    ready::Pod {
+        stopping: false,
+        serves: false,
+        apiserver_ready: false,
+        sound: true,
+        empty: facts.data_dir == DataDirFact::Empty,
+        seed: facts.ordinal == facts.seed,
+        policy: Known::<PodManagement>::default(),
+        wanted: facts.desired.wants(facts.seed, facts.ordinal),
+        missing_above: Some(facts.peers.iter().filter(above).any(|peer| peer.dns.is_absent())),
+        seed_is_older: Some(seed_is_older),
+    }
+}
+
+/// `--initial-cluster` of a joiner: every member by the name of its pod.
+fn initial_cluster(pod: &Pod, list: &client::MemberList) -> Vec<InitialMember> {
+    let settings = &pod.settings;
+    let member = |m: &client::Member| {
+        let ordinal = ordinal_of(settings, &m.peer_urls);
+        let name = ordinal.map(|o| host_of(settings, o)).and_then(|host| host.split('.').next().map(str::to_owned));
+        let name = name.unwrap_or_else(|| format!("member-{}", m.id));
+        m.peer_urls
+            .iter()
+            .map(move |url| InitialMember { name: name.clone(), peer_url: url.clone() })
+            .collect::<Vec<_>>()
+    };
+    list.members.iter().flat_map(member).collect()
+}
+
+/// Imports on a thread of its own, which also starts and ends the etcd that verifies. Dropped when told to stop: the
+/// thread ends with the process, and what it leaves is begun anew by the next start.
+async fn imported(pod: &Pod, source: &Path) -> anyhow::Result<ImportOutcome> {
+    let settings = &pod.settings;
+    let (etcd, _) = pod.etcd.as_ref().context("an import needs etcd")?;
+    let identity = MemberIdentity {
+        name: settings.pod.name.clone(),
+        peer_urls: vec![settings.peer_url()],
+        client_urls: vec![settings.client_url()],
+        token: token(),
+    };
+    let mut plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity, etcd.clone());
+    plan.lock = Some(Arc::clone(&pod.lock));
+    let disk = pod.disk;
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("import".into())
+        .spawn(move || {
+            // The receiver is gone only when the process is about to end.
+            let _ = done.send(import(&disk, &plan));
+        })
+        .context("start the import's thread")?;
+    outcome.await.context("the import's thread ended without a result")?
+}
+
+fn later<T>(what: &str) -> anyhow::Result<T> {
+    let what = format!("{what} is not part of this release");
+    Err(refuse(Exit::RefusedMembership, what, "see `syncer plan` for the decision; nothing was changed"))
+}
+
+fn warn(warning: &Warning) {
+    match warning {
+        Warning::StateDbIgnored(file) => tracing::warn!(
+            file = %file.display(),
+            "a SQLite store lies beside a formed cluster; it is not imported: move it away if it is not needed"
+        ),
+        Warning::NoQuorum(wait) => tracing::warn!(remedy = wait.remedy(), "{}", wait.what()),
+        Warning::PeersUnknown => tracing::warn!("no other pod has answered; starting from the data dir all the same"),
+    }
+}
+
+/// A token that no cluster has had before, so that a lost and newly formed cluster has other IDs [4.1].
+fn token() -> String {
+    format!("syncer-{:032x}", rand::random::<u128>())
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

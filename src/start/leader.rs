@@ -1,0 +1,233 @@
+//! What the syncer beside the etcd leader does: looks at members and pods, plans at most one step, takes it, looks
+//! again. Beside a follower it does nothing but see that it is one.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::pod::{ETCD_DEADLINE, Pod};
+use crate::boot::{Desired, Known};
+use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
+use crate::ids::{MemberId, Ordinal, RaftIndex};
+use crate::membership::{self, MemberFact, Observed, Plan, PodView, Step};
+use crate::peer::survey::Survey;
+use crate::peer::{list_of, peer_url_of};
+use crate::rules::Rules;
+use crate::telemetry;
+
+/// Between two passes while nothing is to be done, and while something is.
+const AT_REST: Duration = Duration::from_secs(5);
+const AT_WORK: Duration = Duration::from_millis(250);
+/// Between two passes at least.
+const AT_LEAST: Duration = Duration::from_millis(50);
+/// IDs have one-second grain, and a change that was just made may not be applied everywhere.
+const SETTLED: Duration = Duration::from_millis(1100);
+/// A learner that has applied nothing for so long is stuck.
+const STALLED: Duration = Duration::from_secs(5 * 60);
+/// So many entries behind the leader a member counts as caught up: less than a busy API server writes in a second.
+const CAUGHT_UP: u64 = 500;
+/// No entry in this time: moving leadership stalls nobody.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Looks after the membership for as long as it is polled.
+pub async fn look_after(pod: &Pod) {
+    let mut leader = Leader { pod, changed: None, replacing: None, progress: BTreeMap::new(), said: None };
+    let mut serving = pod.health.subscribe();
+    let mut now = pod.now.clone();
+    loop {
+        if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
+            return std::future::pending().await;
+        }
+        let wait = match Box::pin(leader.pass()).await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::debug!("the membership was not looked after: {error:#}");
+                AT_WORK
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = pod.own.wake.notified() => {}
+            Ok(()) = now.changed() => {}
+        }
+        // However often it is woken.
+        tokio::time::sleep(AT_LEAST).await;
+    }
+}
+
+struct Leader<'a> {
+    pod: &'a Pod,
+    /// When this syncer last changed the membership.
+    changed: Option<Instant>,
+    replacing: Option<Ordinal>,
+    /// The last applied entry of each member, and since when it is that.
+    progress: BTreeMap<MemberId, (RaftIndex, Instant)>,
+    said: Option<Plan>,
+}
+
+impl Leader<'_> {
+    /// One look and at most one step; how long until the next.
+    async fn pass(&mut self) -> anyhow::Result<Duration> {
+        let pod = self.pod;
+        let mut etcd = pod.etcd_here().await?;
+        let status = etcd.status(ETCD_DEADLINE).await?;
+        if pod.own.member() != Some((status.member, status.cluster)) {
+            pod.own.runs(Some((status.member, status.cluster)));
+            telemetry::set_member(Some(status.member));
+        }
+        if status.leader != Some(status.member) {
+            self.said = None;
+            return Ok(AT_REST);
+        }
+        let before = etcd.member_list(ETCD_DEADLINE).await?;
+        let ordinals = list_of(&pod.settings, &before).members.into_iter().filter_map(|m| m.ordinal);
+        let survey = pod.survey(ordinals).await;
+        let states = self.states(&before, &status, &survey).await;
+        // The list comes last: what it says is acted upon.
+        let list = etcd.member_list(ETCD_DEADLINE).await?;
+        let observed = self.observed(&mut etcd, &status, &list, &states, &survey).await?;
+        let (plan, rule) = membership::explained(&observed, Rules::ALL);
+        if self.said.as_ref() != Some(&plan) && plan != Plan::Nothing {
+            tracing::info!(?plan, %rule, "membership plan");
+        }
+        self.said = Some(plan.clone());
+        let step = match plan {
+            Plan::Do(step) => step,
+            Plan::Wait(_) => return Ok(AT_WORK),
+            Plan::Nothing => {
+                let learning = observed.members.iter().any(|m| m.member.learner);
+                return Ok(if learning { AT_WORK } else { AT_REST });
+            }
+        };
+        self.take(&mut etcd, step, &observed).await?;
+        Ok(Duration::ZERO)
+    }
+
+    /// Takes a step. Whatever comes of it, the next pass looks again.
+    async fn take(&mut self, etcd: &mut EtcdClient, step: Step, observed: &Observed) -> anyhow::Result<()> {
+        let pod = self.pod;
+        if let Step::Remove(id) = step {
+            let member = observed.members.iter().find(|m| m.member.id == id).map(|m| &m.member);
+            let wanted = |ordinal: &Ordinal| observed.wants(*ordinal) != Some(false);
+            self.replacing = member.filter(|m| !m.learner).and_then(|m| m.ordinal).filter(wanted);
+        }
+        let taken = match step {
+            Step::AddLearner(ordinal) => {
+                etcd.member_add_learner(vec![peer_url_of(&pod.settings, ordinal)], ETCD_DEADLINE).await
+            }
+            Step::Promote(id) => etcd.member_promote(id, ETCD_DEADLINE).await,
+            Step::Remove(id) => etcd.member_remove(id, ETCD_DEADLINE).await,
+            Step::MoveLeader(id) => etcd.move_leader(id, ETCD_DEADLINE).await,
+            Step::UpdateOwnPeerUrl => {
+                etcd.member_update(observed.leader, vec![pod.settings.peer_url()], ETCD_DEADLINE).await
+            }
+        };
+        if let (Ok(()), Step::AddLearner(_)) = (&taken, step) {
+            self.replacing = None;
+        }
+        // etcd's own no has changed nothing; no answer in time may have.
+        if !matches!(step, Step::MoveLeader(_)) && !matches!(taken, Err(ClientError::Etcd { .. })) {
+            self.changed = Some(Instant::now());
+        }
+        match taken {
+            Ok(()) => tracing::info!(?step, "membership changed"),
+            Err(error) => {
+                // Often "not yet": an unhealthy cluster, a learner that is still behind.
+                tracing::debug!(?step, "{:#}", anyhow::Error::from(error));
+                tokio::time::sleep(AT_WORK).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// What each other member says of itself; `None`: it did not answer.
+    async fn states(&self, list: &MemberList, own: &Status, survey: &Survey) -> BTreeMap<MemberId, Option<Status>> {
+        let pod = self.pod;
+        let mut states = BTreeMap::from([(own.member, Some(own.clone()))]);
+        let Some(dial) = pod.surveyor.as_ref().and_then(|surveyor| surveyor.dial().ok()) else { return states };
+        for member in list_of(&pod.settings, list).members {
+            if member.id == own.member {
+                continue;
+            }
+            let peer = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal));
+            let state = match peer {
+                Some(peer) => {
+                    let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
+                    asked.await.ok().filter(|status| status.member == member.id && status.cluster == own.cluster)
+                }
+                None => None,
+            };
+            states.insert(member.id, state);
+        }
+        states
+    }
+
+    async fn observed(
+        &mut self,
+        etcd: &mut EtcdClient,
+        own: &Status,
+        list: &MemberList,
+        states: &BTreeMap<MemberId, Option<Status>>,
+        survey: &Survey,
+    ) -> anyhow::Result<Observed> {
+        let pod = self.pod;
+        let members = list_of(&pod.settings, list);
+        self.progress.retain(|id, _| members.has(*id));
+        let facts: Vec<_> = members
+            .members
+            .iter()
+            .map(|member| {
+                let state = states.get(&member.id).cloned().flatten();
+                let applied = state.as_ref().map_or(RaftIndex(0), |state| state.applied);
+                let entry = self.progress.entry(member.id).or_insert((applied, Instant::now()));
+                if applied > entry.0 {
+                    *entry = (applied, Instant::now());
+                }
+                let behind = own.applied.0.saturating_sub(applied.0);
+                MemberFact {
+                    active: state.is_some(),
+                    caught_up: state.is_some() && applied.0 > 0 && behind <= CAUGHT_UP,
+                    stalled: member.learner && behind > CAUGHT_UP && entry.1.elapsed() >= STALLED,
+                    member: member.clone(),
+                }
+            })
+            .collect();
+        // Only leadership waits for it, and only if another is to have it.
+        let here = pod.settings.pod.ordinal;
+        let lowest = members.members.iter().filter(|m| !m.learner).all(|m| m.ordinal.is_none_or(|o| o >= here));
+        let quiet = lowest || quiet(etcd, own).await?;
+        let own_urls = list.members.iter().find(|m| m.id == own.member).map(|m| &m.peer_urls);
+        let own_url_differs = own_urls.context("the leader is not in its own list")? != &[pod.settings.peer_url()];
+        Ok(Observed {
+            seed: Ordinal(0),
+            desired: Desired::Values(pod.desired()),
+            cluster: list.cluster,
+            leader: own.member,
+            members: facts,
+            pods: survey.peers.iter().map(|peer| view(peer, survey)).collect(),
+            settled: self.changed.is_none_or(|at| at.elapsed() >= SETTLED),
+            quiet,
+            replacing: self.replacing,
+            own_url_differs,
+        })
+    }
+}
+
+/// Whether no entry is written for a moment.
+async fn quiet(etcd: &mut EtcdClient, before: &Status) -> anyhow::Result<bool> {
+    let first = etcd.status(ETCD_DEADLINE).await?;
+    tokio::time::sleep(QUIET).await;
+    let second = etcd.status(ETCD_DEADLINE).await?;
+    Ok(second.raft_index == first.raft_index && second.term == before.term)
+}
+
+fn view(peer: &crate::boot::PeerFact, survey: &Survey) -> PodView {
+    PodView {
+        dns: peer.dns.clone(),
+        state: peer.state.clone(),
+        request: survey.words.get(&peer.ordinal).and_then(|word| word.request),
+        pod: Known::default(),
+        ..PodView::new(peer.ordinal)
+    }
+}

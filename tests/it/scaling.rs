@@ -1,0 +1,225 @@
+//! Members come and go with the StatefulSet's replicas, under a steady writer: no acknowledged write is lost.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+
+use crate::statefulset_box::protocol::Policy;
+use crate::support::poll;
+use crate::support::statefulset::TestBox;
+
+/// One try of a write or a question.
+const TRY: Duration = Duration::from_secs(2);
+
+/// How long a change of the members may take on a busy machine: etcd itself waits for five seconds after each.
+const CHANGE: Duration = Duration::from_secs(120);
+
+/// Where to reach a pod's etcd, and the files to do it with.
+#[derive(Clone)]
+struct Access {
+    url: String,
+    tls: TlsOptions,
+}
+
+impl Access {
+    fn of(set: &TestBox, ordinal: u32) -> Access {
+        let port = set.forward(ordinal, 2379).expect("a forward").port();
+        let read = |name: &str| std::fs::read(set.dir().join("pki").join(name)).expect("read a certificate");
+        let identity = Identity::from_pem(read("etcd/healthcheck-client.crt"), read("etcd/healthcheck-client.key"));
+        let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read("etcd/ca.crt"))).identity(identity);
+        Access { url: format!("https://localhost:{port}"), tls }
+    }
+
+    async fn connect(&self) -> Option<Client> {
+        let options = ConnectOptions::new().with_tls(self.tls.clone()).with_timeout(TRY).with_connect_timeout(TRY);
+        Client::connect([&self.url], Some(options)).await.ok()
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Writes one key after the other through pod 0 and remembers those that were acknowledged.
+struct Writer {
+    acknowledged: Arc<Mutex<BTreeSet<String>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(access: Access) -> Writer {
+        let (acknowledged, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
+        let (told, over) = (Arc::clone(&acknowledged), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let mut client = None;
+                for n in 0_u64.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let key = format!("/written/{n:08}");
+                    let mut with = match client.take() {
+                        Some(client) => client,
+                        None => match access.connect().await {
+                            Some(client) => client,
+                            None => continue,
+                        },
+                    };
+                    if matches!(tokio::time::timeout(TRY, with.put(key.clone(), "x", None)).await, Ok(Ok(_))) {
+                        told.lock().expect("the set").insert(key);
+                        client = Some(with);
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+        });
+        Writer { acknowledged, stop, thread: Some(thread) }
+    }
+
+    fn acknowledged(&self) -> BTreeSet<String> {
+        self.acknowledged.lock().expect("the set").clone()
+    }
+
+    fn finish(mut self) -> BTreeSet<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().expect("once").join().expect("the writer ends");
+        self.acknowledged()
+    }
+}
+
+/// What a member says: cluster, voters, learners, HashKV with its revision.
+#[derive(Clone, Debug, PartialEq)]
+struct Said {
+    cluster: u64,
+    voters: BTreeSet<u64>,
+    learners: usize,
+}
+
+fn ask(access: &Access) -> Option<Said> {
+    runtime().block_on(async {
+        let mut client = access.connect().await?;
+        // A linearizable read first: the list that follows is not older.
+        client.get("health", Some(GetOptions::new().with_count_only())).await.ok()?;
+        let list = client.member_list().await.ok()?;
+        let voters = list.members().iter().filter(|m| !m.is_learner()).map(|m| m.id()).collect();
+        let learners = list.members().iter().filter(|m| m.is_learner()).count();
+        Some(Said { cluster: list.header()?.cluster_id(), voters, learners })
+    })
+}
+
+fn hash(access: &Access, revision: i64) -> Option<u32> {
+    runtime().block_on(async { Some(access.connect().await?.hash_kv(revision).await.ok()?.hash()) })
+}
+
+fn keys(access: &Access) -> Option<(i64, BTreeSet<String>)> {
+    runtime().block_on(async {
+        let mut client = access.connect().await?;
+        let options = GetOptions::new().with_prefix().with_keys_only();
+        let answer = client.get("/written/", Some(options)).await.ok()?;
+        let keys = answer.kvs().iter().map(|kv| String::from_utf8_lossy(kv.key()).into_owned()).collect();
+        Some((answer.header()?.revision(), keys))
+    })
+}
+
+struct Scene {
+    set: TestBox,
+    writer: Writer,
+    cluster: Option<u64>,
+}
+
+impl Scene {
+    fn begin(policy: Policy) -> Scene {
+        let set = TestBox::syncer(3, policy);
+        let writer = Writer::start(Access::of(&set, 0));
+        let mut scene = Scene { set, writer, cluster: None };
+        scene.rests("at first", 3);
+        scene
+    }
+
+    /// Waits until there are `replicas` voters and nobody else; all of them have everything that was acknowledged, and
+    /// equal hashes; the cluster is the one that it was from the first.
+    fn rests(&mut self, what: &str, replicas: u32) {
+        let accesses: Vec<_> = (0..replicas).map(|ordinal| Access::of(&self.set, ordinal)).collect();
+        let voters =
+            |access: &Access| ask(access).filter(|said| said.voters.len() == replicas as usize && said.learners == 0);
+        let said = poll(&format!("{what}: {replicas} voters  (see the pods' logs)"), CHANGE, || {
+            let all: Option<Vec<_>> = accesses.iter().map(voters).collect();
+            all.filter(|all| all.windows(2).all(|two| two[0] == two[1]))
+        });
+        let cluster = *self.cluster.get_or_insert(said[0].cluster);
+        assert_eq!(said[0].cluster, cluster, "{what}: another cluster");
+        let written = self.writer.acknowledged();
+        for (ordinal, access) in accesses.iter().enumerate() {
+            let (_, keys) = poll("the keys", CHANGE, || keys(access));
+            let lost: Vec<_> = written.difference(&keys).collect();
+            assert!(
+                lost.is_empty(),
+                "{what}: pod {ordinal} lacks {} acknowledged writes: {:?}",
+                lost.len(),
+                lost.first()
+            );
+        }
+        let (revision, _) = poll("the revision", CHANGE, || keys(&accesses[0]));
+        let hashes: Vec<_> = accesses.iter().map(|a| poll("a hash", CHANGE, || hash(a, revision))).collect();
+        assert!(hashes.windows(2).all(|two| two[0] == two[1]), "{what}: hashes differ: {hashes:x?}");
+    }
+
+    fn scale(&mut self, replicas: u32) {
+        self.set.scale(replicas).expect("scale");
+        let count = replicas as usize;
+        let what = format!("{replicas} pods, all settled");
+        let settled = self.set.wait(&what, CHANGE, |s| s.settled && s.pods.len() == count);
+        settled.unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+        if replicas > 0 {
+            self.rests(&format!("scaled to {replicas}"), replicas);
+        }
+    }
+
+    fn replaced(&mut self, ordinal: u32, what: &str, end: impl FnOnce(&TestBox)) {
+        let before = self.set.status().expect("a status").pods[&ordinal].incarnation;
+        end(&self.set);
+        self.set
+            .wait(what, CHANGE, |s| s.settled && s.pods.get(&ordinal).is_some_and(|pod| pod.incarnation > before))
+            .unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+        self.rests(what, 3);
+    }
+
+    /// The last lines of each pod that are not etcd's.
+    fn logs(&self) -> String {
+        let last = |ordinal: u32| {
+            let log = self.set.log(&format!("vc-{ordinal}"));
+            let ours: Vec<_> = log.lines().filter(|l| !l.contains("\"target\":\"etcd\"")).rev().take(12).collect();
+            format!("\npod {ordinal}, newest first:\n{}", ours.join("\n"))
+        };
+        (0..3).map(last).collect()
+    }
+}
+
+/// etcd refuses to change the members of those that have been connected for less than five seconds.
+fn etcd_calls_it_healthy() {
+    let since = Instant::now();
+    poll("etcd's own health interval", CHANGE, || (since.elapsed() >= Duration::from_secs(6)).then_some(()));
+}
+
+#[test]
+fn no_write_is_lost_from_three_to_one_and_back() {
+    let mut scene = Scene::begin(Policy::Parallel);
+    etcd_calls_it_healthy();
+    scene.scale(1);
+    scene.scale(3);
+    let written = scene.writer.finish().len();
+    assert!(written > 20, "only {written} writes were acknowledged");
+}
+
+#[test]
+fn a_pod_that_is_killed_or_loses_its_volume_returns_with_everything() {
+    let mut scene = Scene::begin(Policy::Parallel);
+    scene.replaced(1, "pod 1 was killed", |set| set.kill9(1).expect("kill"));
+    scene.replaced(2, "pod 2 lost its volume", |set| set.lose_volume(2).expect("lose the volume"));
+    assert!(!scene.writer.finish().is_empty());
+}
