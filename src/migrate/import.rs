@@ -11,7 +11,7 @@
 //! 7. **commit**: `state.db` is renamed to `state.db.migrated` (`before-commit`, `after-commit`);
 //! 8. `-wal` and `-shm` follow (`wal-moved`, `strays-moved`); journal: done (`journal-done`).
 //!
-//! The check of the source's pages runs beside 3 to 5 and must have ended well before 6.
+//! The check of the source's pages runs beside 5 and must have ended well before 6.
 //!
 //! Before 7 the source is the truth: the next attempt starts over, and removes a data dir only if its cluster ID is the
 //! one in the journal, so that no other can ever be lost. From 7 on the data dir is, and

@@ -30,15 +30,25 @@ pub struct Copied {
 /// Copies every live key of `source` to `sink`, with the source's check beside it. If anything fails, what the sink
 /// has is of no use.
 pub fn copy(source: &mut dyn Source, sink: &mut dyn Sink, meter: &Meter) -> anyhow::Result<Copied> {
-    copy_then(source, sink, meter, |copied, _, _| Ok(copied))
+    run(source, sink, meter, true, |copied, _, _| Ok(copied))
 }
 
-/// Copies, and goes on with `then` while the check may still run: on a large source it takes longer than the copy.
-/// Nothing is final before this returns.
+/// Copies, and goes on with `then`, the source's check beside that: the copy takes all the processor there is, what
+/// follows it waits for another program. Nothing is final before this returns.
 pub fn copy_then<S: Sink, T>(
+    source: &mut dyn Source,
+    sink: S,
+    meter: &Meter,
+    then: impl FnOnce(Copied, S, &mut dyn Source) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    run(source, sink, meter, false, then)
+}
+
+fn run<S: Sink, T>(
     source: &mut dyn Source,
     mut sink: S,
     meter: &Meter,
+    check_beside_copy: bool,
     then: impl FnOnce(Copied, S, &mut dyn Source) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let name = source.name();
@@ -48,17 +58,22 @@ pub fn copy_then<S: Sink, T>(
     let stop = AtomicBool::new(false);
     let (full, arriving) = sync_channel(IN_FLIGHT);
     let (back, empty) = channel();
+    let (begin, begun) = channel();
+    if check_beside_copy {
+        let _ = begin.send(());
+    }
     thread::scope(|scope| {
+        let stop = &stop;
         let check = check.map(|check| {
-            scope.spawn(|| {
-                let result = check.run();
+            scope.spawn(move || {
+                // Not begun: the copy failed, which is all there is to tell.
+                let result = begun.recv().map_or(Ok(()), |()| check.run());
                 if result.is_err() {
                     stop.store(true, Ordering::Relaxed);
                 }
                 result
             })
         });
-        let stop = &stop;
         let reader = scope.spawn(move || {
             let mut out = BatchSender::new(full, empty, stop);
             let read = source.read(&mut out).and_then(|warnings| out.flush().map(|()| warnings).map_err(Into::into));
@@ -75,6 +90,10 @@ pub fn copy_then<S: Sink, T>(
             (_, Err(e)) => Err(e).with_context(what),
             (Ok((keys, bytes)), Ok(warnings)) => Ok(Copied { keys, bytes, warnings }),
         };
+        if copied.is_ok() {
+            let _ = begin.send(());
+        }
+        drop(begin);
         let done = match (copied, source) {
             (Ok(copied), Some(source)) => then(copied, sink, source),
             (Err(e), _) => Err(e),
@@ -221,5 +240,21 @@ mod tests {
             let mut sink = Collect { fail_at: sink_fails, ..Collect::default() };
             assert_eq!(run(Numbers { count: 50_000, fail_at, check }, &mut sink), Err(want.to_owned()));
         }
+    }
+
+    #[test]
+    fn the_check_has_the_last_word_on_what_followed_the_copy() {
+        let follow = |check, fail_at, then: fn() -> anyhow::Result<u32>| {
+            let mut source = Numbers { count: 5000, fail_at, check: Some(check) };
+            let done = copy_then(&mut source, Collect::default(), &Meter::default(), |_, _, _| then());
+            done.map_err(|e| format!("{e:#}"))
+        };
+        assert_eq!(follow(Ok(()), 0, || Ok(7)), Ok(7));
+        assert_eq!(follow(Ok(()), 0, || Err(anyhow!("etcd says no"))), Err("etcd says no".into()));
+        let broke = || Err(anyhow!("the check broke"));
+        assert_eq!(follow(broke(), 0, || Ok(7)), Err("copy numbers: the check broke".into()));
+        // Nothing follows a copy that failed, and no check either.
+        let error = follow(broke(), 100, || unreachable!("the copy failed"));
+        assert_eq!(error, Err("copy numbers: the source broke".into()));
     }
 }
