@@ -13,8 +13,11 @@
 //!    running etcd on loopback, put them in place, commit by renaming `state.db` to `state.db.migrated`.
 //! 7. [`discovery`]: in a pod, its own name must resolve to it before etcd starts.
 //!    [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
+//!    [`peer`]: the other pods are asked what they have and what they want, and told the same.
 //! 8. [`serve`]: once etcd serves linearizable reads: the API server and its companions, and port 8443 passed through.
 //! 9. [`supervise`]: restarts with backoff until a signal, then stops in reverse: API server, then etcd.
+//!    Meanwhile the syncer beside the etcd leader looks after the [`membership`], and a pod that is told to stop leaves
+//!    it first if it is no longer wanted ([`start`]).
 //!
 //! # Code map
 //!

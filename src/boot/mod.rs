@@ -44,8 +44,8 @@ pub enum BootDecision {
         warnings: Vec<Warning>,
     },
     /// Form a new, empty cluster of one member with a fresh random token. If other pods can exist: note `forming`
-    /// first; etcd listens on loopback only and is stopped once it answers reads; then decide again, which records the formation, looks once
-    /// more for another cluster, and starts it.
+    /// first, and put a data dir in place on which nothing runs yet; then decide again, which records the formation, looks
+    /// once more for another cluster, and starts it.
     Form,
     /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left. Then, if
     /// other pods can exist, decide again, as after `Form`.
@@ -55,8 +55,8 @@ pub enum BootDecision {
     },
     /// Do this one durable thing, then decide again. If the write's outcome is not known, decide again too.
     Record(Record),
-    /// Note `setAside` with the cluster, durable; then ask the leader's pod to be added. Its answer is a member ID that was not in the list that this decision saw,
-    /// with a linearizable list that has it; etcd starts with `--initial-cluster` from it, rebuilt from a fresh list
+    /// Note `setAside` with the cluster, durable; then ask the leader's pod to be added. Its answer is a member ID that was
+    /// not in the list that this decision saw, with a linearizable list that has it; etcd starts with `--initial-cluster` from it, rebuilt from a fresh list
     /// before every further start while the dir is empty. The note `setAside` is removed once the WAL is there. An ID
     /// that the list of this decision already had is never started: decide again.
     Join {

@@ -8,11 +8,12 @@ use anyhow::Context;
 
 use super::pod::Pod;
 use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerState, Record, Warning};
-use crate::datadir::{MemberIdentity, quarantine};
+use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
+use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
 use crate::etcd::{client, launch};
 use crate::exit::{Exit, refuse};
-use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
 use crate::membership::ready::{self, PodManagement};
 use crate::migrate::commit::finish_commit;
@@ -21,6 +22,7 @@ use crate::observe::notes;
 use crate::peer::survey::Survey;
 use crate::peer::{host_of, list_of, ordinal_of};
 use crate::rules::Rules;
+use crate::settings::Settings;
 use crate::supervise::StopSignals;
 use crate::telemetry::{self, Phase};
 
@@ -38,6 +40,11 @@ const ADDED_WITHIN: Duration = Duration::from_secs(15);
 /// A seed that resolves and has not spoken for so long runs another program or an older release of this one.
 const SILENT: Duration = Duration::from_secs(10);
 
+/// Where a new cluster's data dir is built.
+const FORMING: &str = "etcd.forming";
+/// The revision of an etcd in which nothing has been written.
+const FIRST_REVISION: Revision = Revision(1);
+
 /// How etcd comes to its cluster.
 #[derive(Debug)]
 pub enum Booted {
@@ -51,7 +58,7 @@ pub enum Booted {
 
 /// Decides and acts until etcd may be started. `stop` is listened to all the while.
 pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
-    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None };
+    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None, silent: false };
     loop {
         let step = async {
             let survey = pod.survey([]).await;
@@ -72,6 +79,8 @@ struct Boot<'a> {
     said: Option<(BootDecision, Instant)>,
     wait: Duration,
     seed_silent: Option<Instant>,
+    /// This pod no longer says that it is empty: it may be about to form.
+    silent: bool,
 }
 
 impl Boot<'_> {
@@ -85,7 +94,17 @@ impl Boot<'_> {
             self.said = Some((decision.clone(), Instant::now()));
             tracing::info!(?decision, %rule, "boot decision");
         }
-        pod.own.volume(said_of(&facts), facts.notes.superseded.clone());
+        let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
+        if forms && pod.surveyor.is_some() && !self.silent {
+            // Nobody may act on this pod's being empty while it forms: it says so no more, and looks once more.
+            self.silent = true;
+            pod.own.volume(None, facts.notes.superseded.clone());
+            return Ok(None);
+        }
+        self.silent = forms;
+        if !forms {
+            pod.own.volume(said_of(&facts), facts.notes.superseded.clone());
+        }
         if !matches!(decision, BootDecision::Wait(_)) {
             self.wait = WAIT_FIRST;
             pod.stands_by(false);
@@ -98,10 +117,17 @@ impl Boot<'_> {
                 self.start(member, cluster, finish, &warnings)?;
                 Ok(Some(Booted::Etcd(Bootstrap::Restart)))
             }
+            BootDecision::Form if pod.surveyor.is_some() => {
+                self.form_aside()?;
+                Ok(None)
+            }
             BootDecision::Form => Ok(Some(Booted::Etcd(self.form()?))),
             BootDecision::Import { source } => {
+                if pod.surveyor.is_some() {
+                    notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.forming = true)?;
+                }
                 self.import(&source).await?;
-                Ok(Some(Booted::Etcd(Bootstrap::Restart)))
+                Ok(pod.surveyor.is_none().then_some(Booted::Etcd(Bootstrap::Restart)))
             }
             BootDecision::Join { cluster, replace } => self.join(survey, cluster, replace).await,
             BootDecision::SetAside { member, cluster } => {
@@ -146,6 +172,7 @@ impl Boot<'_> {
             let settings = &pod.settings;
             finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), seconds())?;
         }
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = None)?;
         pod.own.runs(Some((member, cluster)));
         Ok(())
     }
@@ -154,6 +181,27 @@ impl Boot<'_> {
         self.pod.own.runs(None);
         self.clear().context("set aside what a killed first start left")?;
         Ok(launch::form(&self.pod.settings, token()))
+    }
+
+    /// Forms where other pods can exist: the data dir of a new cluster of this member alone is put in place, and nothing
+    /// is started on it before everything has been decided once more.
+    fn form_aside(&self) -> anyhow::Result<()> {
+        let (pod, settings) = (self.pod, &self.pod.settings);
+        notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
+        self.clear().context("set aside what a killed first start left")?;
+        let staging = settings.data_dir.join(FORMING);
+        match pod.disk.remove_dir_all(&staging) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context("remove what a killed first start left");
+            }
+            _ => {}
+        }
+        let writer = DatadirWriter::create(&pod.disk, &staging).context("begin a data dir")?;
+        let formed = writer.finish(FIRST_REVISION, &[], &identity(settings)).context("complete a data dir")?;
+        let disk: &dyn Disk = &pod.disk;
+        disk.rename_durable(&staging, &settings.etcd_dir()).context("put the data dir in place")?;
+        tracing::info!(cluster = %formed.cluster_id, member = %formed.member_id, "formed a new cluster");
+        Ok(())
     }
 
     async fn import(&self, source: &Path) -> anyhow::Result<()> {
@@ -172,7 +220,9 @@ impl Boot<'_> {
             seconds = outcome.duration.as_secs_f64(),
             "migrated and committed"
         );
-        pod.own.runs(Some((outcome.member, outcome.cluster)));
+        if pod.surveyor.is_none() {
+            pod.own.runs(Some((outcome.member, outcome.cluster)));
+        }
         Ok(())
     }
 
@@ -186,6 +236,7 @@ impl Boot<'_> {
         let pod = self.pod;
         let (Some(surveyor), Some(known)) = (&pod.surveyor, &survey.listed) else { return Ok(None) };
         let known: Vec<_> = known.members.iter().map(|m| m.id).collect();
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
         pod.own.ask(Some(Request::Join { replace }));
         let deadline = Instant::now() + ADDED_WITHIN;
         let ordinal = pod.settings.pod.ordinal;
@@ -314,13 +365,7 @@ fn initial_cluster(pod: &Pod, list: &client::MemberList) -> Vec<InitialMember> {
 async fn imported(pod: &Pod, source: &Path) -> anyhow::Result<ImportOutcome> {
     let settings = &pod.settings;
     let (etcd, _) = pod.etcd.as_ref().context("an import needs etcd")?;
-    let identity = MemberIdentity {
-        name: settings.pod.name.clone(),
-        peer_urls: vec![settings.peer_url()],
-        client_urls: vec![settings.client_url()],
-        token: token(),
-    };
-    let mut plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity, etcd.clone());
+    let mut plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity(settings), etcd.clone());
     plan.lock = Some(Arc::clone(&pod.lock));
     let disk = pod.disk;
     let (done, outcome) = tokio::sync::oneshot::channel();
@@ -332,6 +377,15 @@ async fn imported(pod: &Pod, source: &Path) -> anyhow::Result<ImportOutcome> {
         })
         .context("start the import's thread")?;
     outcome.await.context("the import's thread ended without a result")?
+}
+
+fn identity(settings: &Settings) -> MemberIdentity {
+    MemberIdentity {
+        name: settings.pod.name.clone(),
+        peer_urls: vec![settings.peer_url()],
+        client_urls: vec![settings.client_url()],
+        token: token(),
+    }
 }
 
 fn later<T>(what: &str) -> anyhow::Result<T> {

@@ -223,3 +223,14 @@ fn a_pod_that_is_killed_or_loses_its_volume_returns_with_everything() {
     scene.replaced(2, "pod 2 lost its volume", |set| set.lose_volume(2).expect("lose the volume"));
     assert!(!scene.writer.finish().is_empty());
 }
+
+/// One by one under a StatefulSet that waits for readiness, down to nothing (a pause) and back.
+#[test]
+fn no_write_is_lost_in_order_nor_by_a_pause() {
+    let mut scene = Scene::begin(Policy::OrderedReady);
+    for replicas in [2, 1, 0, 3] {
+        etcd_calls_it_healthy();
+        scene.scale(replicas);
+    }
+    assert!(!scene.writer.finish().is_empty());
+}

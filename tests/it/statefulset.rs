@@ -113,8 +113,8 @@ fn syncer_runs_in_a_pod_and_its_volume_outlives_its_address() {
         assert_eq!(etcdctl(&["get", "/a", "--print-value-only"]), "1\n");
         assert_eq!(etcdctl(&["member", "list"]), members);
     }
-    let before = set.log("vc-0").matches("boot decision").count();
-    assert_eq!(before, 3, "{}", set.log("vc-0"));
+    let starts = set.log("vc-0").matches("starting from the data dir").count();
+    assert_eq!(starts, 3, "{}", set.log("vc-0"));
 }
 
 #[test]
