@@ -114,8 +114,9 @@ mod tests {
     #[test]
     fn ready_needs_the_datastore_the_api_server_and_no_stop() {
         for health in states() {
-            let with = health.datastore_ready && health.apiserver_ready && !health.stopping;
-            let without = health.datastore_ready && !health.stopping;
+            let stands_by = health.stands_by && !health.stopping;
+            let with = stands_by || health.datastore_ready && health.apiserver_ready && !health.stopping;
+            let without = stands_by || health.datastore_ready && !health.stopping;
             assert_eq!(answer_to("GET", "/readyz", health, Serves::ApiServer).status == 200, with, "{health:?}");
             assert_eq!(answer_to("GET", "/readyz", health, Serves::DatastoreOnly).status == 200, without, "{health:?}");
             assert_eq!(health.ready(Serves::ApiServer), with, "{health:?}");
@@ -123,9 +124,10 @@ mod tests {
     }
 
     #[test]
-    fn connections_pass_through_exactly_while_ready() {
+    fn connections_pass_through_exactly_while_it_serves() {
         for health in states() {
             assert!(!health.passes_through(Serves::DatastoreOnly));
+            let health = Health { stands_by: false, ..health };
             assert_eq!(health.passes_through(Serves::ApiServer), health.ready(Serves::ApiServer), "{health:?}");
         }
     }
