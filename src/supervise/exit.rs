@@ -85,7 +85,14 @@ impl ExitCause {
         if let Some(line) = find(&["address already in use"]) {
             return ExitCause::PortTaken(listener(line));
         }
-        if let Some(line) = find(&["flag provided but not defined", "invalid value ", "unknown flag:"]) {
+        const FLAG: &[&str] = &["flag provided but not defined", "invalid value ", "unknown flag:"];
+        // An API server may log a client's words; its own complaint begins the line.
+        let begins = |line: &&String| {
+            let line = line.strip_prefix("Error: ").unwrap_or(line);
+            FLAG.iter().chain(&["invalid argument "]).any(|words| line.starts_with(words))
+        };
+        let complaint = if etcd { find(FLAG) } else { words.iter().find(begins) };
+        if let Some(line) = complaint {
             return ExitCause::BadFlag(line.clone());
         }
         if let Some(line) = find(&["failed to verify flags", "cannot specify both flags"]).filter(|_| etcd) {
@@ -221,6 +228,8 @@ mod tests {
         assert!(matches!(judge(Role::ApiServer, CODE_2, &[word]), ExitCause::Panic(_)));
         let flag = "Error: unknown flag: --nonsense";
         assert!(matches!(judge(Role::ApiServer, CODE_1, &[flag]), ExitCause::BadFlag(_)));
+        let logged = "E1123 10:00:00 1 x.go:1] a client said: Error: unknown flag: --nonsense";
+        assert!(!matches!(judge(Role::ApiServer, CODE_1, &[logged]), ExitCause::BadFlag(_)));
     }
 
     #[test]

@@ -179,9 +179,14 @@ impl SourceError {
             }
             SourceError::Held { .. } => "stop that program, then try again",
             SourceError::Lock(_) => "put it on a volume with working file locks, writable to this user",
-            SourceError::Corrupt(_) => "restore it from a backup, or save what is readable with `sqlite3 .recover`",
+            SourceError::Corrupt(_) => {
+                "restore it from a backup; `sqlite3 FILE .dump` shows what can still be read of it"
+            }
             SourceError::BadRow { .. } => "look at the row with sqlite3 and correct or delete it",
             SourceError::TwoNamesEqual { .. } => "look at the rows with sqlite3 and delete the one that is not wanted",
+            SourceError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                "let the user that syncer runs as read and write it and its folder"
+            }
             SourceError::Sqlite(_) | SourceError::Io(_) => "see the cause",
         }
     }
