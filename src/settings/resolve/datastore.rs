@@ -10,6 +10,9 @@ use crate::settings::provenance::Source;
 use crate::settings::values::{self, Era, OtherStore, Spot};
 use crate::settings::{Distro, EtcdSettings, EtcdTiming, PodIdentity, check};
 
+/// Why the default timing is not what a single replica runs with ([`crate::etcd::launch`]).
+const ALONE: &str = "a lone member of a single replica runs with 20ms and 200ms";
+
 impl Resolver<'_> {
     pub(super) fn etcd(
         &mut self,
@@ -75,9 +78,10 @@ impl Resolver<'_> {
             self.notes.warnings.push(warning);
         }
         let timing_set = values.etcd.heartbeat_ms.is_some() || values.etcd.election_ms.is_some();
-        let heartbeat = self.milliseconds("etcd.heartbeatInterval", values.etcd.heartbeat_ms.clone(), 100);
+        let why = if timing_set { "" } else { ALONE };
+        let heartbeat = self.milliseconds("etcd.heartbeatInterval", values.etcd.heartbeat_ms.clone(), (100, why));
         let election =
-            self.milliseconds("etcd.electionTimeout", values.etcd.election_ms.clone(), 1000.max(heartbeat * 10));
+            self.milliseconds("etcd.electionTimeout", values.etcd.election_ms.clone(), (1000.max(heartbeat * 10), why));
         if election < 5 * heartbeat {
             // One of the two is given: the defaults fit.
             let line = values.etcd.election_ms.or(values.etcd.heartbeat_ms).map_or(0, |spot| spot.line);
@@ -101,8 +105,8 @@ impl Resolver<'_> {
         })
     }
 
-    fn milliseconds(&mut self, setting: &'static str, spot: Option<Spot<u64>>, default: u64) -> u64 {
-        let (ms, source) = self.spot(spot).unwrap_or((default, Source::Default("")));
+    fn milliseconds(&mut self, setting: &'static str, spot: Option<Spot<u64>>, default: (u64, &'static str)) -> u64 {
+        let (ms, source) = self.spot(spot).unwrap_or((default.0, Source::Default(default.1)));
         self.notes.note(setting, format!("{ms}ms"), source);
         ms
     }
