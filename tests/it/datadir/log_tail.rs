@@ -105,35 +105,43 @@ fn check_memberships(line: &'static str) {
 /// Changes that a lone survivor proposed and could not commit.
 fn check_uncommitted(line: &'static str) {
     for count in [2, 3] {
-        let home = tempfile::tempdir().expect("make a directory");
-        let mut members = cluster(line, home.path(), count, &[]);
-        let (leader, others) = leader_first(&members);
-        let (voters, _) = listed(&members[leader]);
-        let gone = run(async {
-            let mut client = members[others[0]].client().await;
-            client.status().await.expect("status").header().expect("a header").member_id()
-        });
-        // A new leader drops changes until it has applied what it found in its log.
-        run(async { members[leader].client().await.put("/a", "1", None).await.expect("put") });
-        for other in &others {
-            members[*other].kill();
-        }
-        // It is proposed, and nobody is there to agree; with three voters etcd may refuse to begin.
-        run(async {
-            let mut client = members[leader].client().await;
-            let asked = client.member_remove(gone);
-            let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
-            assert!(!matches!(answer, Ok(Ok(_))), "etcd {line} removed a member without a majority");
-        });
-        members[leader].kill();
-        let tail = tail_of(&members[leader].spec);
-        assert_eq!(tail.memberships[0].voters, voters);
-        assert!(tail.memberships[0].committed && tail.always_voter());
-        assert_eq!((tail.voters_max(), tail.other_voters().len()), (count, count - 1));
-        let rest: Vec<_> = tail.memberships.iter().skip(1).map(|m| (m.voters.len(), m.committed)).collect();
-        let proposed = rest == [(count - 1, false)];
-        assert!(proposed || (count == 3 && rest.is_empty()), "{tail:?}");
+        // On a busy machine the leader may have lost its majority before it is asked, and proposes nothing.
+        let proposed = (0..8).any(|_| proposes_uncommitted(line, count));
+        assert!(proposed || count == 3, "etcd {line} never proposed to remove one of {count}");
     }
+}
+
+/// Whether the change was proposed. What the log then says of it is checked either way.
+fn proposes_uncommitted(line: &'static str, count: usize) -> bool {
+    let home = tempfile::tempdir().expect("make a directory");
+    let mut members = cluster(line, home.path(), count, &[]);
+    let (leader, others) = leader_first(&members);
+    let (voters, _) = listed(&members[leader]);
+    let gone = run(async {
+        let mut client = members[others[0]].client().await;
+        client.status().await.expect("status").header().expect("a header").member_id()
+    });
+    // A new leader drops changes until it has applied what it found in its log.
+    run(async { members[leader].client().await.put("/a", "1", None).await.expect("put") });
+    for other in &others {
+        members[*other].kill();
+    }
+    // It is proposed, and nobody is there to agree; with three voters etcd may refuse to begin.
+    run(async {
+        let mut client = members[leader].client().await;
+        let asked = client.member_remove(gone);
+        let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        assert!(!matches!(answer, Ok(Ok(_))), "etcd {line} removed a member without a majority");
+    });
+    members[leader].kill();
+    let tail = tail_of(&members[leader].spec);
+    assert_eq!(tail.memberships[0].voters, voters);
+    assert!(tail.memberships[0].committed && tail.always_voter());
+    assert_eq!((tail.voters_max(), tail.other_voters().len()), (count, count - 1));
+    let rest: Vec<_> = tail.memberships.iter().skip(1).map(|m| (m.voters.len(), m.committed)).collect();
+    let proposed = rest == [(count - 1, false)];
+    assert!(proposed || rest.is_empty(), "{tail:?}");
+    proposed
 }
 
 /// A member that applied its own removal is in no membership; one that was down at that time cannot know.
