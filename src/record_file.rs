@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -20,6 +21,11 @@ use thiserror::Error;
 use crate::disk::at;
 
 const HEADER: usize = 16;
+
+/// The time now in seconds since 1970, as such files hold it.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
 
 /// Why such a file cannot be read.
 #[derive(Debug, Error)]

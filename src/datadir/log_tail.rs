@@ -366,7 +366,7 @@ impl Members {
 
     /// Those of the backend.
     fn stored(stored: &StoredMembers) -> Members {
-        let known = |m: &super::members::StoredMember| Known { learner: m.learner, peer_urls: m.peer_urls.clone() };
+        let known = |m: &super::members::Member| Known { learner: m.learner, peer_urls: m.peer_urls.clone() };
         let members = stored.members.iter().map(|member| (member.id, known(member))).collect();
         Members { members, removed: stored.removed.clone() }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use super::bolt::{BoltError, BoltReader};
@@ -15,26 +15,42 @@ use crate::ids::{MemberId, RaftIndex, Revision};
 /// More members, removed ones included, than any cluster has had.
 const MAX_MEMBERS: usize = 100_000;
 
-/// A member as bucket `members` holds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredMember {
+/// A member as etcd tells it: in bucket `members`, over HTTP and over gRPC. The first two are this JSON
+/// (`membership.Member` in `server/etcdserver/api/membership/member.go`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Member {
     /// Its ID.
+    #[serde(deserialize_with = "number")]
     pub id: MemberId,
-    /// Its name; empty until its first start.
+    /// Its name; empty until it has started for the first time.
+    #[serde(default)]
     pub name: String,
     /// Its peer URLs.
+    #[serde(default, rename = "peerURLs", deserialize_with = "or_none")]
     pub peer_urls: Vec<String>,
-    /// Its client URLs; empty until its first start.
+    /// Its client URLs; empty until it has started for the first time.
+    #[serde(default, rename = "clientURLs", deserialize_with = "or_none")]
     pub client_urls: Vec<String>,
     /// Whether it does not vote.
+    #[serde(default, rename = "isLearner")]
     pub learner: bool,
+}
+
+/// Here an ID is a number, not the hexadecimal text that it is elsewhere.
+fn number<'de, D: Deserializer<'de>>(json: D) -> Result<MemberId, D::Error> {
+    u64::deserialize(json).map(MemberId)
+}
+
+/// Go writes a list that was never made as null.
+fn or_none<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<String>, D::Error> {
+    Option::deserialize(json).map(Option::unwrap_or_default)
 }
 
 /// What a backend says beside its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredMembers {
     /// The members, by ID.
-    pub members: Vec<StoredMember>,
+    pub members: Vec<Member>,
     /// The IDs of removed members.
     pub removed: BTreeSet<MemberId>,
     /// The index up to which the log is applied to it.
@@ -54,19 +70,6 @@ pub enum MembersError {
     BadMember(String),
 }
 
-#[derive(Deserialize)]
-struct Json {
-    id: u64,
-    #[serde(default, rename = "peerURLs")]
-    peer_urls: Option<Vec<String>>,
-    #[serde(default, rename = "isLearner")]
-    is_learner: bool,
-    #[serde(default)]
-    name: String,
-    #[serde(default, rename = "clientURLs")]
-    client_urls: Option<Vec<String>>,
-}
-
 /// Reads members, consistent index and revision of a backend file.
 pub fn stored_members(backend: &Path) -> Result<StoredMembers, MembersError> {
     let file = File::open(backend).map_err(|e| BoltError::Io(at(backend, e)))?;
@@ -82,17 +85,11 @@ pub fn stored_members(backend: &Path) -> Result<StoredMembers, MembersError> {
     if let Some(bucket) = reader.bucket(schema::BUCKET_MEMBERS)? {
         let mut cursor = reader.cursor(&bucket)?;
         while let Some((key, value)) = cursor.next()? {
-            let json: Json = serde_json::from_slice(value).map_err(|_| bad(key))?;
-            if id_of(key) != Some(MemberId(json.id)) || found.members.len() == MAX_MEMBERS {
+            let member: Member = serde_json::from_slice(value).map_err(|_| bad(key))?;
+            if id_of(key) != Some(member.id) || found.members.len() == MAX_MEMBERS {
                 return Err(bad(key));
             }
-            found.members.push(StoredMember {
-                id: MemberId(json.id),
-                name: json.name,
-                peer_urls: json.peer_urls.unwrap_or_default(),
-                client_urls: json.client_urls.unwrap_or_default(),
-                learner: json.is_learner,
-            });
+            found.members.push(member);
         }
     }
     if let Some(bucket) = reader.bucket(schema::BUCKET_MEMBERS_REMOVED)? {
@@ -168,7 +165,7 @@ mod tests {
             (
                 schema::BUCKET_MEMBERS,
                 &[
-                    (b"10", br#"{"id":16,"peerURLs":["http://b:1"],"isLearner":true}"#),
+                    (b"10", br#"{"id":16,"peerURLs":["http://b:1"],"isLearner":true,"clientURLs":null}"#),
                     (b"a", br#"{"id":10,"peerURLs":["http://a:1"],"name":"a","clientURLs":["http://a:2"]}"#),
                 ],
             ),

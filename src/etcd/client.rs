@@ -1,6 +1,5 @@
 //! Asking etcd over its client port: each question with a deadline, answers in our own types.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use etcd_client::{
@@ -8,11 +7,10 @@ use etcd_client::{
 };
 use thiserror::Error;
 
+pub use crate::datadir::members::Member;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
 use crate::pki::EtcdTlsFiles;
-
-/// No certificate or key is larger.
-const PEM_MAX: u64 = 1 << 20;
+use crate::pki::layout::read_pem;
 
 /// The key of a probe's read, which does not exist: nothing but the agreement on it is wanted.
 const PROBE_KEY: &str = "health";
@@ -32,14 +30,8 @@ pub struct EtcdEndpoint {
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// A certificate or key could not be read.
-    #[error("read {}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
+    #[error("read a certificate or key")]
+    File(#[source] std::io::Error),
     /// No answer in time: no quorum, a stalled disk, or nobody there.
     #[error("{what}: no answer within {} ms", deadline.as_millis())]
     Deadline {
@@ -63,21 +55,6 @@ pub enum ClientError {
         /// The question.
         what: &'static str,
     },
-}
-
-/// A member as etcd lists it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its ID.
-    pub id: MemberId,
-    /// Its name; empty until it has started for the first time.
-    pub name: String,
-    /// Its peer URLs.
-    pub peer_urls: Vec<String>,
-    /// Its client URLs; empty until it has started for the first time.
-    pub client_urls: Vec<String>,
-    /// Whether it does not vote.
-    pub learner: bool,
 }
 
 /// A member list and what it was read at.
@@ -160,8 +137,9 @@ impl EtcdClient {
     pub async fn connect(endpoint: &EtcdEndpoint) -> Result<EtcdClient, ClientError> {
         let mut options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(2));
         if let Some(files) = &endpoint.tls {
-            let ca = Certificate::from_pem(read_pem(&files.ca)?);
-            let identity = Identity::from_pem(read_pem(&files.client_cert)?, read_pem(&files.client_key)?);
+            let pem = |path| read_pem(path).map_err(ClientError::File);
+            let ca = Certificate::from_pem(pem(&files.ca)?);
+            let identity = Identity::from_pem(pem(&files.client_cert)?, pem(&files.client_key)?);
             let mut tls = TlsOptions::new().ca_certificate(ca).identity(identity);
             if let Some(name) = &endpoint.server_name {
                 tls = tls.domain_name(name);
@@ -324,13 +302,4 @@ async fn within<T>(
         Ok(Err(e)) => Err(ClientError::Etcd { what, source: Box::new(e) }),
         Ok(Ok(answer)) => Ok(answer),
     }
-}
-
-fn read_pem(path: &Path) -> Result<Vec<u8>, ClientError> {
-    use std::io::Read;
-    let mut pem = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(PEM_MAX).read_to_end(&mut pem))
-        .map_err(|source| ClientError::File { path: path.to_owned(), source })?;
-    Ok(pem)
 }

@@ -12,13 +12,12 @@ use hyper::body::Bytes;
 use hyper::header::{CONNECTION, HOST};
 use hyper::{HeaderMap, Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::client::Member;
-use crate::ids::{ClusterId, MemberId};
+use crate::ids::ClusterId;
 
 /// No answer that we ask for is longer.
 const BODY_MAX: usize = 1 << 20;
@@ -89,31 +88,8 @@ pub async fn members(
     Ok(PeerView { cluster, members: parse_members(&body)? })
 }
 
-/// A member in the JSON of `/members` (`membership.Member` in `server/etcdserver/api/membership/member.go`).
-#[derive(Deserialize)]
-struct MemberJson {
-    id: u64,
-    #[serde(default)]
-    name: String,
-    #[serde(default, rename = "peerURLs")]
-    peer_urls: Vec<String>,
-    #[serde(default, rename = "clientURLs")]
-    client_urls: Vec<String>,
-    #[serde(default, rename = "isLearner")]
-    learner: bool,
-}
-
 fn parse_members(body: &[u8]) -> Result<Vec<Member>, HttpError> {
-    let members: Vec<MemberJson> =
-        serde_json::from_slice(body).map_err(|e| HttpError::Answer { path: "/members", what: e.to_string() })?;
-    let member = |m: MemberJson| Member {
-        id: MemberId(m.id),
-        name: m.name,
-        peer_urls: m.peer_urls,
-        client_urls: m.client_urls,
-        learner: m.learner,
-    };
-    Ok(members.into_iter().map(member).collect())
+    serde_json::from_slice(body).map_err(|e| HttpError::Answer { path: "/members", what: e.to_string() })
 }
 
 /// One question on a connection of its own.
@@ -172,6 +148,7 @@ pub(crate) async fn bounded<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::MemberId;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const SOON: Duration = Duration::from_millis(500);

@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
 use super::version::EtcdVersion;
-use crate::datadir::bolt::BoltReader;
-use crate::datadir::schema::BUCKET_MEMBERS;
+use crate::datadir::members::stored_members;
 use crate::migrate::journal;
 use crate::pki::Pki;
 use crate::settings::{EtcdTiming, Settings};
@@ -52,7 +51,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         Bootstrap::New { ref members, .. } => members.len() == 1,
         // A member that was killed right after forming has its list in the WAL only; one of several that is taken for
         // alone is at worst restless until the values say how many there are to be.
-        Bootstrap::Restart => members(&backend).is_none_or(|count| count <= 1),
+        Bootstrap::Restart => stored_members(&backend).map_or(true, |stored| stored.members.len() <= 1),
         Bootstrap::Existing { .. } | Bootstrap::ForceNewCluster => false,
     };
     let largest = journal::max_request_bytes(&settings.data_dir)?;
@@ -93,16 +92,4 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
 fn timing(settings: &Settings, alone: bool) -> EtcdTiming {
     let etcd = &settings.etcd;
     if alone && etcd.replicas == 1 && !etcd.timing_set { ALONE } else { etcd.timing }
-}
-
-/// How many members the backend lists; `None` if it cannot be read, which is for etcd to say.
-fn members(backend: &Path) -> Option<usize> {
-    let reader = BoltReader::open(std::fs::File::open(backend).ok()?).ok()?;
-    let bucket = reader.bucket(BUCKET_MEMBERS).ok()??;
-    let mut cursor = reader.cursor(&bucket).ok()?;
-    let mut count = 0;
-    while cursor.next().ok()?.is_some() {
-        count += 1;
-    }
-    Some(count)
 }

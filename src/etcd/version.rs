@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::datadir::SchemaVersion;
 use crate::exit::{Exit, refuse};
 use crate::settings::env;
 
@@ -107,6 +108,11 @@ impl VersionError {
 }
 
 impl EtcdVersion {
+    /// The newest backend that it opens.
+    pub fn schema(self) -> SchemaVersion {
+        SchemaVersion { major: self.major.into(), minor: self.minor.into() }
+    }
+
     /// Asks `program` (a file, or a bare name in `PATH`) for its version; blocks for at most 20 s.
     pub fn of(program: &Path) -> Result<EtcdVersion, VersionError> {
         let version = parse(program, &version_output(program)?)?;

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::SystemTime;
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -11,12 +10,13 @@ use serde_json::{Value, json};
 use super::commit::{finish, with_suffix};
 use super::convert::DEFAULT_REQUEST_BYTES;
 use super::estimate::{Estimate, estimate};
-use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import, seconds};
+use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
 use super::progress::Show;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
 use crate::disk::Disk;
 use crate::exit::{Exit, refuse};
+use crate::record_file::unix_seconds;
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
@@ -128,7 +128,7 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     };
     plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
     let finished = match plan.commit {
-        Commit::RenameSource => finish(disk, &plan.journal, &plan.source, seconds(SystemTime::now()))?,
+        Commit::RenameSource => finish(disk, &plan.journal, &plan.source, unix_seconds())?,
         Commit::KeepSource => finish_kept(disk, &plan)?,
     };
     if let Some(journal) = finished {

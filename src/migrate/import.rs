@@ -21,7 +21,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
@@ -29,13 +29,13 @@ use super::commit::{commit, done, move_strays, with_suffix};
 use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
 use super::journal::{self, Journal, Phase, SourceFile, Written};
 use super::kine::{KineStore, SourceError, StoreFiles, name_source};
-use super::loopback::{LoopbackEtcd, NO_SNAPSHOT};
+use super::loopback::{LoopbackEtcd, NO_SNAPSHOT, remove_scratch};
 use super::pipeline::{Copied, copy_then};
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::{DatadirSink, WrittenStore};
 use super::source::Source;
 use super::space;
-use super::verify::{Expected, Verify, remove_scratch, verify};
+use super::verify::{Expected, Verify, verify};
 use crate::crash_point;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::quarantine::set_aside;
@@ -45,6 +45,7 @@ use crate::etcd::{EtcdVersion, VersionError};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::RecordError;
+use crate::record_file::unix_seconds;
 
 /// How long another process may take to let go of the source: an API server that is just being killed.
 const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -182,7 +183,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
             modified: before[0].1,
             inode: before[0].2,
         },
-        started: seconds(SystemTime::now()),
+        started: unix_seconds(),
         finished: None,
         written: None,
     };
@@ -206,7 +207,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
         commit(disk, &plan.source)?;
         move_strays(disk, &plan.source).context("tidy up after the migration")?;
     }
-    done(disk, &plan.journal, journal, seconds(SystemTime::now()))?;
+    done(disk, &plan.journal, journal, unix_seconds())?;
     Ok(ImportOutcome {
         revision: store.revision(),
         keys: copied.keys,
@@ -259,7 +260,7 @@ pub(super) fn finish_kept(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<
     let Some(written) = journal.written.filter(|_| same && journal.phase == Phase::Importing) else { return Ok(None) };
     match inspect(&plan.etcd_dir, NEWEST)? {
         InspectedDatadir::Usable(found) if found.cluster() == written.cluster => {
-            done(disk, &plan.journal, journal, seconds(SystemTime::now())).map(Some)
+            done(disk, &plan.journal, journal, unix_seconds()).map(Some)
         }
         _ => Ok(None),
     }
@@ -438,8 +439,4 @@ fn unchanged(files: &StoreFiles, before: &[FileState; 2]) -> anyhow::Result<()> 
         return Ok(());
     }
     Err(SourceError::Held { holder: "another process, which changed it while it was read".to_owned() }.into())
-}
-
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -13,9 +13,10 @@ use anyhow::{Context, bail, ensure};
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
 use crate::datadir::{DatadirLock, MemberIdentity};
+use crate::disk::Disk;
 use crate::etcd::args::etcd_args;
 use crate::etcd::{Bootstrap, EtcdLaunch, EtcdVersion};
-use crate::pki::EtcdTlsFiles;
+use crate::pki::{EtcdTlsFiles, throwaway};
 use crate::settings::EtcdTiming;
 use crate::supervise::child::{Child, spawn};
 use crate::supervise::lines::LineSplitter;
@@ -30,7 +31,7 @@ pub struct LoopbackEtcd<'a> {
     pub version: EtcdVersion,
     /// The data dir.
     pub data_dir: &'a Path,
-    /// A directory for its certificates, made and removed by [`super::verify`].
+    /// A directory for its certificates, made for it and removed after it.
     pub scratch: &'a Path,
     /// Size of its backend, which the quota must not be below.
     pub backend_bytes: u64,
@@ -62,8 +63,59 @@ const PROBE: Duration = Duration::from_secs(2);
 /// Between two attempts.
 const PROBE_EVERY: Duration = Duration::from_millis(10);
 
+/// A start may wait for a slow disk and for as much of the store as it reads first.
+pub const START: Duration = Duration::from_secs(60);
+/// What no disk is slower than when read from end to end, in bytes a second.
+pub const SLOWEST_READ: u64 = 4 << 20;
+
+impl LoopbackEtcd<'_> {
+    /// Makes its certificates, starts it, has `ask` ask it once it serves, stops it and removes the certificates.
+    /// `ask` is given a client and the time that whatever reads the whole store may take. An error has etcd's last words.
+    pub fn asked<T>(
+        &self,
+        disk: &dyn Disk,
+        ask: impl AsyncFnOnce(Client, Duration) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        remove_scratch(disk, self.scratch)?;
+        let tls = throwaway(self.scratch).context("make certificates for etcd on loopback")?;
+        let result = self.run(&tls, ask);
+        remove_scratch(disk, self.scratch)?;
+        result
+    }
+
+    fn run<T>(
+        &self,
+        tls: &EtcdTlsFiles,
+        ask: impl AsyncFnOnce(Client, Duration) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let patience = START + Duration::from_secs(self.backend_bytes / SLOWEST_READ);
+        let mut running = Running::start(self, tls)?;
+        let result = runtime.block_on(async {
+            let client = running.serving(self, tls, patience).await?;
+            ask(client, patience).await
+        });
+        // With it go the connections, for which etcd would wait.
+        drop(runtime);
+        let result = match running.last_lines() {
+            lines if result.is_ok() || lines.is_empty() => result,
+            lines => result.with_context(|| format!("etcd's last words: {lines}")),
+        };
+        running.stop()?;
+        result
+    }
+}
+
+/// Removes the certificates that an earlier, killed run left.
+pub fn remove_scratch(disk: &dyn Disk, scratch: &Path) -> anyhow::Result<()> {
+    match disk.remove_dir_all(scratch) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("remove the verification's files"),
+        _ => Ok(()),
+    }
+}
+
 /// A running etcd. Killed with its group when dropped.
-pub struct Running {
+struct Running {
     child: Child,
     client_port: u16,
     attempts: u32,
@@ -74,7 +126,7 @@ pub struct Running {
 
 impl Running {
     /// Starts it; it may not serve yet.
-    pub fn start(etcd: &LoopbackEtcd<'_>, tls: &EtcdTlsFiles) -> anyhow::Result<Running> {
+    fn start(etcd: &LoopbackEtcd<'_>, tls: &EtcdTlsFiles) -> anyhow::Result<Running> {
         let [client_port, peer_port, metrics_port] = free_ports()?;
         let first = |urls: &[String]| urls.first().cloned().unwrap_or_default();
         let launch = EtcdLaunch {
@@ -116,7 +168,7 @@ impl Running {
     }
 
     /// Waits until it answers a linearizable read; gives a client whose calls end after `patience`.
-    pub async fn serving(
+    async fn serving(
         &mut self,
         etcd: &LoopbackEtcd<'_>,
         tls: &EtcdTlsFiles,
@@ -158,13 +210,13 @@ impl Running {
     }
 
     /// The last of what etcd wrote, in one line.
-    pub fn last_lines(&self) -> String {
+    fn last_lines(&self) -> String {
         let lines = self.last_lines.lock().unwrap_or_else(|e| e.into_inner());
         lines.iter().map(String::as_str).collect::<Vec<_>>().join(" | ")
     }
 
     /// SIGTERM, then SIGKILL. Connections to it must be gone before: it waits for them.
-    pub fn stop(mut self) -> anyhow::Result<()> {
+    fn stop(mut self) -> anyhow::Result<()> {
         self.child.stop_blocking(STOP).context("stop etcd")?;
         Ok(())
     }

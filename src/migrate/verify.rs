@@ -1,6 +1,5 @@
 //! Asking a running etcd, on loopback only, whether it serves what was read from the source.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -8,7 +7,7 @@ use etcd_client::{Client, GetOptions};
 use sha2::{Digest, Sha256};
 
 use super::convert::{LeaseAssigner, LiveKey};
-use super::loopback::{LoopbackEtcd, Running};
+use super::loopback::LoopbackEtcd;
 use super::pipeline::copy;
 use super::progress::{Meter, Stage};
 use super::sink::{Sink, WrittenStore};
@@ -17,7 +16,6 @@ use crate::crash_point;
 use crate::datadir::LeaseRecord;
 use crate::disk::Disk;
 use crate::ids::Revision;
-use crate::pki::{EtcdTlsFiles, throwaway};
 
 /// How thoroughly the imported store is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,10 +36,6 @@ pub struct Expected<'a> {
     pub written: &'a WrittenStore,
 }
 
-/// A start may wait for a slow disk and for as much of the store as it reads first.
-const START: Duration = Duration::from_secs(60);
-/// What no disk is slower than when read from end to end, in bytes a second.
-const SLOWEST_READ: u64 = 4 << 20;
 /// One page of a full comparison, in bytes and in keys.
 const PAGE_BYTES: u64 = 8 << 20;
 const PAGE_KEYS: u64 = 1000;
@@ -54,27 +48,7 @@ pub fn verify(
     meter: &Meter,
 ) -> anyhow::Result<()> {
     meter.begin(Stage::Verify, if full.is_some() { expected.written.datadir.keys } else { 0 });
-    remove_scratch(disk, etcd.scratch)?;
-    let tls = throwaway(etcd.scratch).context("make certificates for the verification")?;
-    let result = compare_running(etcd, &tls, expected, full, meter).context("verify the imported store with etcd");
-    remove_scratch(disk, etcd.scratch)?;
-    result?;
-    crash_point!("migrate-verified");
-    Ok(())
-}
-
-fn compare_running(
-    etcd: &LoopbackEtcd<'_>,
-    tls: &EtcdTlsFiles,
-    expected: &Expected<'_>,
-    full: Option<&mut dyn Source>,
-    meter: &Meter,
-) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let patience = START + Duration::from_secs(expected.written.datadir.backend_bytes / SLOWEST_READ);
-    let mut running = Running::start(etcd, tls)?;
-    let result = runtime.block_on(async {
-        let mut client = running.serving(etcd, tls, patience).await?;
+    let asked = etcd.asked(disk, async |mut client, patience| {
         crash_point!("migrate-etcd-started");
         compare(&mut client, expected, patience).await?;
         match full {
@@ -82,22 +56,9 @@ fn compare_running(
             None => Ok(()),
         }
     });
-    // With it go the connections, for which etcd would wait.
-    drop(runtime);
-    let result = match running.last_lines() {
-        lines if result.is_ok() || lines.is_empty() => result,
-        lines => result.with_context(|| format!("etcd's last words: {lines}")),
-    };
-    running.stop()?;
-    result
-}
-
-/// Removes what an earlier, killed verification left.
-pub fn remove_scratch(disk: &dyn Disk, scratch: &Path) -> anyhow::Result<()> {
-    match disk.remove_dir_all(scratch) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("remove the verification's files"),
-        _ => Ok(()),
-    }
+    asked.context("verify the imported store with etcd")?;
+    crash_point!("migrate-verified");
+    Ok(())
 }
 
 /// Revision, number of keys, and etcd's hash over the bucket `key` at the imported revision.

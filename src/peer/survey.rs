@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::dial::{DEADLINE, Dial, Pod};
@@ -21,8 +22,8 @@ use crate::settings::Settings;
 /// More pods than any StatefulSet of this kind has are not asked.
 const PODS_MAX: usize = 64;
 
-/// The headless service is asked no more often for pods that nothing else speaks of.
-const NAMED_EVERY: Duration = Duration::from_secs(15);
+/// How long the first look waits for DNS to name the headless service's pods.
+const FIRST_NAMED: Duration = Duration::from_secs(5);
 
 /// Looks at the other pods.
 pub struct Surveyor {
@@ -31,8 +32,9 @@ pub struct Surveyor {
     files: EtcdTlsFiles,
     /// Where each pod was last. While DNS does not say, it is asked there: who answers says which pod it is.
     last: Mutex<BTreeMap<Ordinal, IpAddr>>,
-    /// When the headless service was asked for its pods, and whom it named.
-    named: Mutex<(Option<Instant>, BTreeSet<Ordinal>)>,
+    /// The pods that the headless service names, watched at rest by a task that ends with this.
+    named: watch::Receiver<Known<Vec<Ordinal>>>,
+    _watching: JoinSet<()>,
 }
 
 /// What a look found.
@@ -58,14 +60,14 @@ struct Asked {
 }
 
 impl Surveyor {
-    /// For this pod.
+    /// For this pod. Needs a tokio runtime.
     pub fn new(settings: Settings, discovery: Discovery, files: EtcdTlsFiles) -> Surveyor {
-        Surveyor { settings: Arc::new(settings), discovery, files, last: Mutex::default(), named: Mutex::default() }
-    }
-
-    /// This pod's settings at start.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+        let (sender, named) = watch::channel(Known::default());
+        let (asks, own) = (discovery.clone(), settings.pod.ordinal);
+        let mut watching = JoinSet::new();
+        watching.spawn(async move { asks.follow(own, sender).await });
+        let settings = Arc::new(settings);
+        Surveyor { settings, discovery, files, last: Mutex::default(), named, _watching: watching }
     }
 
     /// Looks at the pods below `desired`, those that the headless service names, and `others`. Whoever answers where it
@@ -102,22 +104,17 @@ impl Surveyor {
         Ok(found)
     }
 
-    /// The pods that the headless service names, asked for rarely.
+    /// The pods that the headless service names, and those that were there last: that DNS does not answer now takes
+    /// nobody away.
     async fn named(&self) -> BTreeSet<Ordinal> {
-        let due = {
-            let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-            let due = named.0.is_none_or(|at| at.elapsed() >= NAMED_EVERY);
-            if due {
-                named.0 = Some(Instant::now());
-            }
-            due
+        let mut named = self.named.clone();
+        let answered = named.wait_for(|named| *named != Known::default());
+        let now = match tokio::time::timeout(FIRST_NAMED, answered).await {
+            Ok(Ok(named)) => named.present().cloned().unwrap_or_default(),
+            Ok(Err(_)) | Err(_) => Vec::new(),
         };
-        let answer = if due { Some(self.discovery.service().await) } else { None };
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Answer::Present { value, .. }) = answer {
-            named.1 = value;
-        }
-        named.1.clone()
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        now.into_iter().chain(last.keys().copied()).collect()
     }
 
     async fn ask_all(&self, dial: &Dial, pods: &[Pod], found: &mut Survey) -> BTreeMap<Ordinal, Asked> {

@@ -10,9 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::pki::EtcdTlsFiles;
-
-/// No certificate or key is larger.
-const PEM_MAX: u64 = 1 << 20;
+use crate::pki::layout::read_pem;
 
 struct Files {
     roots: Arc<RootCertStore>,
@@ -26,23 +24,15 @@ fn read(files: &EtcdTlsFiles) -> anyhow::Result<Files> {
     for ca in certificates(&files.peer_ca)? {
         roots.add(ca).with_context(|| format!("use the CA in {}", files.peer_ca.display()))?;
     }
-    let key = PrivateKeyDer::from_pem_slice(&bytes(&files.peer_key)?)
+    let key = PrivateKeyDer::from_pem_slice(&read_pem(&files.peer_key)?)
         .with_context(|| format!("read the key in {}", files.peer_key.display()))?;
     Ok(Files { roots: Arc::new(roots), chain: certificates(&files.peer_cert)?, key })
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(&bytes(path)?)
+    CertificateDer::pem_slice_iter(&read_pem(path)?)
         .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("read the certificates in {}", path.display()))
-}
-
-fn bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, PEM_MAX), &mut bytes)
-        .with_context(|| format!("read {}", path.display()))?;
-    Ok(bytes)
 }
 
 /// For asking: shows the peer certificate, verifies the other's CA and name.

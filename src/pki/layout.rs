@@ -4,7 +4,11 @@
 //! vCluster keeps the same files in the Secret `<name>-certs`, whose keys are the paths below with `/` written as `-`
 //! (`etcd/ca.crt` is `etcd-ca.crt`), see [`secret_key`].
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use crate::disk::at;
 
 /// A file's path below the PKI directory.
 pub type RelPath = &'static str;
@@ -114,6 +118,17 @@ impl PkiPaths {
             client_key: self.file(ETCD_HEALTHCHECK_CLIENT.key),
         }
     }
+}
+
+/// No certificate or key is larger.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Reads a certificate or key: as much of it as any has. The error names the file.
+pub fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    let mut pem = Vec::new();
+    let file = File::open(path).map_err(|e| at(path, e))?;
+    file.take(PEM_BYTES_MAX).read_to_end(&mut pem).map_err(|e| at(path, e))?;
+    Ok(pem)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::journal::{self, Permission, Phase};
 use super::run::{ResetOutcome, ResetPlan, allowed, not_open, reset, usable};
 use crate::datadir::lock::LockError;
-use crate::datadir::members::{StoredMember, stored_members};
+use crate::datadir::members::{Member, stored_members};
 use crate::datadir::{DatadirLock, LogTail, Role, UsableDatadir, log_tail, quarantine};
 use crate::disk::Disk;
 use crate::etcd::EtcdVersion;
@@ -175,7 +175,7 @@ fn look(dir: &UsableDatadir, data_dir: &Path, version: EtcdVersion) -> anyhow::R
     let stored = stored_members(dir.backend()).context("read the members")?;
     let reason = allowed(&log, Permission::TwoVoters).err();
     let name = stored.members.iter().find(|m| m.id == log.member).map(|m| m.name.clone()).unwrap_or_default();
-    let listed = |m: StoredMember| Listed { id: m.id, name: m.name, peer_urls: m.peer_urls, learner: m.learner };
+    let listed = |m: Member| Listed { id: m.id, name: m.name, peer_urls: m.peer_urls, learner: m.learner };
     Ok(Report {
         data_dir: data_dir.to_owned(),
         member: log.member,

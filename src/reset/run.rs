@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail, ensure};
 
@@ -15,16 +15,14 @@ use crate::crash_point;
 use crate::datadir::members::stored_members;
 use crate::datadir::quarantine::free_name;
 use crate::datadir::wal::{HardState, append_state};
-use crate::datadir::{
-    DatadirLock, InspectedDatadir, LogTail, MemberIdentity, Role, SchemaVersion, UsableDatadir, inspect, log_tail,
-};
+use crate::datadir::{DatadirLock, InspectedDatadir, LogTail, MemberIdentity, Role, UsableDatadir, inspect, log_tail};
 use crate::disk::{Disk, at};
 use crate::etcd::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::loopback::{LoopbackEtcd, NO_SNAPSHOT};
 use crate::migrate::space;
-use crate::record_file::RecordError;
+use crate::record_file::{RecordError, unix_seconds};
 
 /// What etcd itself may write meanwhile: two preallocated segments, and steps by which the backend grows.
 const ETCD_ITSELF: u64 = (2 * 64 + 2 * 16 + 16) << 20;
@@ -157,7 +155,7 @@ fn begin(disk: &dyn Disk, plan: &ResetPlan<'_>) -> anyhow::Result<ResetJournal> 
     room(&plan.data_dir, live.bytes(dir.path())?.saturating_add(rewritten).saturating_add(ETCD_ITSELF))?;
     let copy = free_name(&plan.data_dir.join("etcd"), SystemTime::now()).context("name the copy")?;
     let copy = copy.file_name().and_then(|name| name.to_str()).context("name the copy")?.to_owned();
-    let (phase, permission, started) = (Phase::Copying, plan.permission, seconds());
+    let (phase, permission, started) = (Phase::Copying, plan.permission, unix_seconds());
     let journal = ResetJournal { phase, permission, before, copy, started, finished: None, bump_to: None, after: None };
     journal::store(disk, &plan.data_dir, &journal)?;
     crash_point!("reset-journal-begun");
@@ -246,7 +244,7 @@ fn stand_alone(disk: &dyn Disk, plan: &ResetPlan<'_>, journal: ResetJournal) -> 
     alone(plan, before)?;
     crash_point!("reset-verified");
     Ok(match bump {
-        None => ResetJournal { phase: Phase::Done, finished: Some(seconds()), after: Some(revision), ..journal },
+        None => ResetJournal { phase: Phase::Done, finished: Some(unix_seconds()), after: Some(revision), ..journal },
         Some(bump) => {
             let to = revision.0.checked_add(bump).context("the revision would be too large")?;
             ResetJournal { phase: Phase::Bumping, bump_to: Some(Revision(to)), ..journal }
@@ -274,7 +272,7 @@ fn bumped(disk: &dyn Disk, plan: &ResetPlan<'_>, journal: ResetJournal) -> anyho
     let before = &journal.before;
     let expected = Expected { cluster: before.cluster, member: before.member, index: before.last_index, revision: to };
     let revision = run(disk, plan, &dir, false, NO_SNAPSHOT, &expected).context("run etcd at the raised revision")?;
-    Ok(ResetJournal { phase: Phase::Done, finished: Some(seconds()), after: Some(revision), ..journal })
+    Ok(ResetJournal { phase: Phase::Done, finished: Some(unix_seconds()), after: Some(revision), ..journal })
 }
 
 fn run(
@@ -323,8 +321,7 @@ fn alone(plan: &ResetPlan<'_>, before: &LogTail) -> anyhow::Result<()> {
 /// The data dir in `data_dir`, as the etcd at hand could go on from it.
 pub fn usable(data_dir: &Path, version: EtcdVersion) -> anyhow::Result<UsableDatadir> {
     let etcd_dir = data_dir.join("etcd");
-    let newest = SchemaVersion { major: version.major.into(), minor: version.minor.into() };
-    match inspect(&etcd_dir, newest)? {
+    match inspect(&etcd_dir, version.schema())? {
         InspectedDatadir::Usable(dir) => Ok(dir),
         InspectedDatadir::Empty => Err(refuse(
             Exit::RefusedDataDir,
@@ -380,8 +377,4 @@ fn room(data_dir: &Path, needed: u64) -> anyhow::Result<()> {
         format!("the volume of {} has {has} MiB free, and a reset with its copy needs {wants} MiB", data_dir.display()),
         "enlarge the volume, or free space on it; nothing has been changed",
     ))
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -8,14 +8,8 @@ use etcd_client::Client;
 use crate::crash_point;
 use crate::disk::Disk;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision};
-use crate::migrate::loopback::{LoopbackEtcd, Running};
-use crate::migrate::verify::remove_scratch;
-use crate::pki::{EtcdTlsFiles, throwaway};
+use crate::migrate::loopback::{LoopbackEtcd, START};
 
-/// A start may wait for a slow disk and for as much of the store as it reads first.
-const START: Duration = Duration::from_secs(60);
-/// What no disk is slower than when read from end to end, in bytes a second.
-const SLOWEST_READ: u64 = 4 << 20;
 /// Between two looks at the member list.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -34,19 +28,7 @@ pub struct Expected {
 
 /// Starts etcd, waits until it serves, checks it, and stops it; the store's revision.
 pub fn run_alone(disk: &dyn Disk, etcd: &LoopbackEtcd<'_>, expected: &Expected) -> anyhow::Result<Revision> {
-    remove_scratch(disk, etcd.scratch)?;
-    let tls = throwaway(etcd.scratch).context("make certificates for etcd on loopback")?;
-    let result = serve_and_check(etcd, &tls, expected);
-    remove_scratch(disk, etcd.scratch)?;
-    result
-}
-
-fn serve_and_check(etcd: &LoopbackEtcd<'_>, tls: &EtcdTlsFiles, expected: &Expected) -> anyhow::Result<Revision> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let patience = START + Duration::from_secs(etcd.backend_bytes / SLOWEST_READ);
-    let mut running = Running::start(etcd, tls)?;
-    let result = runtime.block_on(async {
-        let mut client = running.serving(etcd, tls, patience).await?;
+    etcd.asked(disk, async |mut client, patience| {
         if etcd.force_new_cluster {
             crash_point!("reset-etcd-serving");
         }
@@ -54,15 +36,7 @@ fn serve_and_check(etcd: &LoopbackEtcd<'_>, tls: &EtcdTlsFiles, expected: &Expec
             Ok(result) => result,
             Err(_) => bail!("etcd did not become the only member within {} s", patience.as_secs()),
         }
-    });
-    // With it go the connections, for which etcd would wait.
-    drop(runtime);
-    let result = match running.last_lines() {
-        lines if result.is_ok() || lines.is_empty() => result,
-        lines => result.with_context(|| format!("etcd's last words: {lines}")),
-    };
-    running.stop()?;
-    result
+    })
 }
 
 async fn check(client: &mut Client, expected: &Expected) -> anyhow::Result<Revision> {

@@ -4,7 +4,6 @@
 //! server is there. Everything a client may hold is bounded: the time for all of it, the size of a request's head.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::health::{Health, Serves, answer_to};
+use crate::pki::layout::read_pem;
 
 /// From the connection's start to its end: handshake, request and answer. A kubelet's probe gives up after 1 to 3 s.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(5);
@@ -32,9 +32,6 @@ const HEAD_BYTES_MAX: usize = 8 * 1024;
 
 /// Certificate files are looked at again no more often than this.
 const RELOAD_EVERY: Duration = Duration::from_secs(10);
-
-/// A certificate chain with its key is a few KiB.
-const PEM_BYTES_MAX: u64 = 1 << 20;
 
 /// The certificate of our own answers: the API server's, so that clients find the same before and after; a self-made
 /// one where there is none (`distro: none`, k3s).
@@ -101,20 +98,12 @@ impl ServingCertificate {
 }
 
 fn load(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>> {
-    let chain = CertificateDer::pem_slice_iter(&read(cert)?)
+    let chain = CertificateDer::pem_slice_iter(&read_pem(cert)?)
         .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("read the certificates in {}", cert.display()))?;
     let key =
-        PrivateKeyDer::from_pem_slice(&read(key)?).with_context(|| format!("read the key in {}", key.display()))?;
+        PrivateKeyDer::from_pem_slice(&read_pem(key)?).with_context(|| format!("read the key in {}", key.display()))?;
     tls(chain, key).with_context(|| format!("use {} with its key", cert.display()))
-}
-
-fn read(file: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let opened = fs::File::open(file).with_context(|| format!("open {}", file.display()))?;
-    io::Read::read_to_end(&mut io::Read::take(opened, PEM_BYTES_MAX), &mut bytes)
-        .with_context(|| format!("read {}", file.display()))?;
-    Ok(bytes)
 }
 
 fn self_made(names: &[String]) -> Result<Arc<ServerConfig>> {

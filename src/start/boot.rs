@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
@@ -21,6 +21,7 @@ use crate::migrate::import::{ImportOutcome, ImportPlan, import};
 use crate::observe::notes;
 use crate::peer::survey::Survey;
 use crate::peer::{host_of, list_of, ordinal_of};
+use crate::record_file::unix_seconds;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
@@ -170,7 +171,7 @@ impl Boot<'_> {
         warnings.iter().for_each(warn);
         if finish {
             let settings = &pod.settings;
-            finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), seconds())?;
+            finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), unix_seconds())?;
         }
         notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = None)?;
         pod.own.runs(Some((member, cluster)));
@@ -300,13 +301,9 @@ impl Boot<'_> {
 pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
     let settings = &pod.settings;
     notes::change(&pod.disk, &settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
-    let kept =
-        quarantine::set_aside(&pod.disk, &settings.etcd_dir(), SystemTime::now()).context("set the data dir aside")?;
-    if let Some(kept) = kept {
+    let kept = quarantine::retire(&pod.disk, &settings.etcd_dir(), SystemTime::now());
+    if let Some(kept) = kept.context("set the data dir aside")? {
         tracing::warn!(%member, %cluster, kept = %kept.display(), "the data dir is no member's any more: it was set aside");
-    }
-    for gone in quarantine::prune(&pod.disk, &settings.etcd_dir(), quarantine::KEEP)? {
-        tracing::info!(removed = %gone.display(), "an older data dir that was set aside");
     }
     Ok(())
 }
@@ -407,8 +404,4 @@ fn warn(warning: &Warning) {
 /// A token that no cluster has had before, so that a lost and newly formed cluster has other IDs [4.1].
 fn token() -> String {
     format!("syncer-{:032x}", rand::random::<u128>())
-}
-
-fn seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -76,7 +76,7 @@ impl Pod {
 
     /// The facts of now, etcd not running.
     pub fn facts(&self, survey: &Survey) -> anyhow::Result<Facts> {
-        let mut facts = observe::facts(&self.now.borrow(), self.schema())?;
+        let mut facts = observe::facts(&self.now.borrow(), schema(self.etcd.as_ref().map(|(_, version)| *version)))?;
         // These act at the next start of the pod only.
         facts.enabled = self.settings.etcd.enabled;
         facts.migrate_back = self.settings.etcd.migrate_back;
@@ -89,11 +89,6 @@ impl Pod {
             facts.shared_ca = survey.shared_ca;
         }
         Ok(facts)
-    }
-
-    /// The newest backend that the etcd at hand opens.
-    pub fn schema(&self) -> SchemaVersion {
-        schema(self.etcd.as_ref().map(|(_, version)| *version))
     }
 
     /// A client of the etcd beside us.
@@ -109,10 +104,7 @@ impl Pod {
     }
 }
 
-/// The newest backend that an etcd of this version opens.
+/// The newest backend that an etcd of this version opens; without etcd, any that syncer knows.
 pub fn schema(version: Option<EtcdVersion>) -> SchemaVersion {
-    version.map_or(SchemaVersion { major: 3, minor: 7 }, |v| SchemaVersion {
-        major: v.major.into(),
-        minor: v.minor.into(),
-    })
+    version.map_or(SchemaVersion { major: 3, minor: 7 }, EtcdVersion::schema)
 }
