@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use stateright::{Checker, Model, Property};
 
-use crate::world::{Action, Config, Process, World};
+use crate::action::Action;
+use crate::world::{Config, Process, World};
 
 impl Model for Config {
     type State = World;
@@ -71,7 +72,7 @@ pub fn explore(config: &Config, limit: usize) -> Outcome {
 }
 
 /// Ends the faults and lets everything run, fairly: whether every wanted pod then serves, or says what it waits for.
-pub fn heals(config: &Config, from: &World) -> Result<(), World> {
+pub fn heals(config: &Config, from: &World) -> Result<(), Box<World>> {
     let mut w = World { host_up: true, ..from.clone() };
     let (mut at, mut actions) = (0, Vec::new());
     for _ in 0..600 {
@@ -88,7 +89,7 @@ pub fn heals(config: &Config, from: &World) -> Result<(), World> {
         at += 1;
     }
     let says_why = w.pods.iter().any(|p| matches!(p.process, Process::Waits(_)));
-    if says_why { Ok(()) } else { Err(w) }
+    if says_why { Ok(()) } else { Err(Box::new(w)) }
 }
 
 fn healthy(c: &Config, w: &World) -> bool {

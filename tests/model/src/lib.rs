@@ -16,7 +16,11 @@ pub mod membership;
 #[path = "../../../src/rules.rs"]
 pub mod rules;
 
+pub mod action;
 pub mod etcd;
 pub mod explore;
+mod leader;
 pub mod observe;
+mod pod;
+mod raft;
 pub mod world;

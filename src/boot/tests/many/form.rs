@@ -1,0 +1,105 @@
+//! Who forms, and when (rules 4.1 to 4.3).
+
+use super::*;
+
+#[test]
+fn only_the_seed_forms() {
+    let seed = PeerFact { state: Known::Present(PeerState::Empty), ..PeerFact::new(Ordinal(0)) };
+    let f = Facts { ordinal: Ordinal(1), peers: vec![seed], ..facts() };
+    expect(&f, BootDecision::Wait(Wait::ForSeed(Ordinal(0))), Rule::SeedForms);
+    assert_eq!(explained(&f, Rules::without(&[Rule::SeedForms])).0, BootDecision::Form);
+}
+
+#[test]
+fn nothing_is_formed_while_the_host_api_is_away() {
+    let f = Facts { marker: Known::Unknown("timeout".into()), ..three() };
+    expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::HostAnswers);
+    let f = Facts { marker: Known::Absent, desired: Desired::Unknown("timeout".into()), ..three() };
+    assert!(matches!(decide(&f), BootDecision::Wait(Wait::HostAway(_))));
+}
+
+#[test]
+fn without_a_marker_every_pod_with_a_volume_must_say_that_it_is_empty() {
+    let mut f = Facts { marker: Known::Absent, ..three() };
+    let silent = vec![Ordinal(1), Ordinal(2)];
+    expect(&f, BootDecision::Wait(Wait::PeersNotKnownEmpty(silent)), Rule::ClaimsAnswer);
+    says(&mut f, 1, PeerState::Empty);
+    expect(&f, BootDecision::Wait(Wait::PeersNotKnownEmpty(vec![Ordinal(2)])), Rule::ClaimsAnswer);
+    says(&mut f, 2, PeerState::Empty);
+    assert!(matches!(decide(&f), BootDecision::Record(Record::Forming(Some(_)))));
+    // A pod that is not wanted any more counts as well.
+    f.desired = Desired::Host(1);
+    f.peers[1].state = Known::default();
+    assert_eq!(decide(&f), BootDecision::Wait(Wait::PeersNotKnownEmpty(vec![Ordinal(2)])));
+    // No volume but this one: nobody is left to ask.
+    let f = Facts { claims: Known::Present(vec![]), peers: vec![], ..f };
+    assert!(matches!(decide(&f), BootDecision::Record(Record::Forming(Some(_)))));
+}
+
+#[test]
+fn without_a_host_api_dns_is_no_answer() {
+    let lone = |state, dns| Facts {
+        desired: Desired::Values(2),
+        peers: vec![PeerFact { state, dns, ..PeerFact::new(Ordinal(1)) }],
+        ..facts()
+    };
+    let wait = || BootDecision::Wait(Wait::PeersNotKnownEmpty(vec![Ordinal(1)]));
+    for dns in [Known::Absent, Known::default(), Known::Present(())] {
+        for state in [Known::Absent, Known::default()] {
+            expect(&lone(state, dns.clone()), wait(), Rule::PeersSayEmpty);
+        }
+        let f = lone(Known::Present(PeerState::Empty), dns);
+        assert_eq!(decide(&f), BootDecision::Form);
+    }
+    // Wanted and not even looked for.
+    expect(&Facts { desired: Desired::Values(2), ..facts() }, wait(), Rule::PeersSayEmpty);
+    // A higher ordinal counts while it may have a DNS record.
+    for (dns, forms) in [(Known::Absent, true), (Known::default(), false), (Known::Present(()), false)] {
+        let f = Facts { desired: Desired::Values(1), ..lone(Known::default(), dns) };
+        assert_eq!(decide(&f) == BootDecision::Form, forms);
+    }
+}
+
+#[test]
+fn a_formation_is_noted_recorded_and_only_then_started() {
+    let mut f = Facts { marker: Known::Absent, claims: Known::Absent, peers: vec![], ..three() };
+    let BootDecision::Record(Record::Forming(Some(write))) = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert_eq!((write.expect, write.marker.phase), (None, MarkerPhase::Forming));
+    // The marker is there and the note is not, as after a lost volume: the note first.
+    f.marker = seen(MarkerPhase::Forming);
+    assert_eq!(decide(&f), BootDecision::Record(Record::Forming(None)));
+    f.notes.forming = true;
+    expect(&f, BootDecision::Form, Rule::SeedForms);
+    f.data_dir = valid();
+    let BootDecision::Record(Record::Formed(write)) = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert_eq!((write.expect.as_deref(), write.marker.phase), (Some("7"), MarkerPhase::Formed(MINE)));
+    assert_eq!(write.marker.writes, 2);
+    // The marker cannot be read: nobody's writes are taken.
+    let away = Facts { marker: Known::Unknown("timeout".into()), ..f.clone() };
+    expect(&away, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::FormingNoted);
+    f.marker = seen(MarkerPhase::Formed(MINE));
+    assert_eq!(decide(&f), BootDecision::Record(Record::FormingDone));
+    f.notes.forming = false;
+    assert!(starts(&f));
+    // A data dir that the note does not speak of starts without the host API.
+    assert!(starts(&Facts { marker: Known::default(), ..f }));
+}
+
+#[test]
+fn a_second_store_is_refused_on_both_pods() {
+    let store: PathBuf = "/data/state.db".into();
+    let mut f = Facts { desired: Desired::Values(2), peers: vec![PeerFact::new(Ordinal(1))], ..facts() };
+    says(&mut f, 1, PeerState::Store(store.clone()));
+    let refusal = Refusal::StoreElsewhere { ordinal: Ordinal(1), store: store.clone() };
+    expect(&f, BootDecision::Refuse(refusal.clone()), Rule::StoreOfSeed);
+    assert!(refusal.what().contains("pod 1") && refusal.what().contains("/data/state.db"));
+    let stores = StoresFact { state_dbs: vec![store], ..StoresFact::default() };
+    let second = Facts { ordinal: Ordinal(1), stores, ..facts() };
+    assert!(matches!(decide(&second), BootDecision::Refuse(Refusal::NotTheSeed { .. })));
+}
+
+#[test]
+fn data_waits_while_the_seed_forms() {
+    let f = Facts { ordinal: Ordinal(1), marker: seen(MarkerPhase::Forming), ..voter_of(&[0]) };
+    expect(&f, BootDecision::Wait(Wait::SeedIsForming(MINE)), Rule::FormedOnce);
+}

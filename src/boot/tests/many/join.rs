@@ -1,0 +1,135 @@
+//! Joining, setting aside, and two clusters (rules 4.3 to 4.7).
+
+use super::*;
+
+#[test]
+fn a_store_beside_a_formed_cluster_joins() {
+    let stores = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
+    let f = Facts { ordinal: Ordinal(1), stores, members: list(&[0]), ..three() };
+    assert!(matches!(decide(&f), BootDecision::Join { .. }));
+}
+
+#[test]
+fn an_empty_volume_joins_what_exists_and_never_forms() {
+    let mut f = three();
+    expect(&f, BootDecision::Wait(Wait::NobodyToJoin(MINE)), Rule::FormedOnce);
+    f.members = list(&[1, 2]);
+    expect(&f, BootDecision::Join { cluster: MINE, replace: None }, Rule::AskLeader);
+    f.members = list(&[0, 1, 2]);
+    expect(&f, BootDecision::Join { cluster: MINE, replace: Some(MemberId(1)) }, Rule::ReplaceListed);
+    // Any of these alone shows that a cluster exists.
+    let absent = || Facts { marker: Known::Absent, ..three() };
+    let mut data = absent();
+    says(&mut data, 2, peer_of(MINE));
+    let mut view = absent();
+    view.peers[0].members = list(&[0, 1, 2]);
+    let mut aside = absent();
+    aside.notes.set_aside = Some(MINE);
+    for f in [data, view, aside] {
+        expect(&f, BootDecision::Wait(Wait::NobodyToJoin(MINE)), Rule::FormedOnce);
+    }
+}
+
+#[test]
+fn a_volume_whose_data_dir_was_set_aside_never_forms() {
+    let f = Facts { notes: Notes { set_aside: Some(MINE), ..Notes::default() }, ..facts() };
+    expect(&f, BootDecision::Refuse(Refusal::FormedElsewhere(MINE)), Rule::FormedOnce);
+}
+
+#[test]
+fn who_is_not_wanted_is_not_added() {
+    let f = Facts { ordinal: Ordinal(2), desired: Desired::Host(2), members: list(&[0, 1]), ..three() };
+    let wait = Wait::Surplus { ordinal: Ordinal(2), desired: 2 };
+    expect(&f, BootDecision::Wait(wait), Rule::NeverAddSurplus);
+    let unknown = Facts { desired: Desired::Unknown("timeout".into()), ..f };
+    assert!(matches!(decide(&unknown), BootDecision::Wait(Wait::HostAway(_))));
+    // Whoever is listed was wanted: its place is filled again.
+    let listed = Facts { members: list(&[0, 1, 2]), ..unknown };
+    assert!(matches!(decide(&listed), BootDecision::Join { replace: Some(_), .. }));
+}
+
+#[test]
+fn joining_needs_one_shared_ca_and_starting_does_not() {
+    let f = Facts { shared_ca: false, members: list(&[1]), ..three() };
+    expect(&f, BootDecision::Refuse(Refusal::NoSharedCa), Rule::SharedCa);
+    assert!(starts(&Facts { shared_ca: false, ..voter_of(&[0, 1, 2]) }));
+}
+
+#[test]
+fn a_data_dir_is_set_aside_only_on_a_linearizable_list_without_it() {
+    let mut f = voter_of(&[0, 1, 2]);
+    f.peers[0].members = list(&[1, 2]);
+    assert!(starts(&f), "a lagging peer's own view proves nothing");
+    f.members = list(&[0, 1, 2]);
+    assert!(starts(&f));
+    f.members = list(&[1, 2]);
+    expect(&f, BootDecision::SetAside { member: MemberId(1), cluster: MINE }, Rule::LinearizableProof);
+    // A list of another cluster says nothing about this one.
+    f.members = Known::Present(MemberList { cluster: OTHER, members: vec![member(1)] });
+    assert!(starts(&f));
+}
+
+#[test]
+fn two_unrelated_clusters_are_named_and_left_alone() {
+    let refusal = || BootDecision::Refuse(Refusal::TwoClusters { mine: MINE, other: OTHER });
+    let f = Facts { marker: seen(MarkerPhase::Formed(OTHER)), ..voter_of(&[0]) };
+    expect(&f, refusal(), Rule::OneCluster);
+    let mut f = Facts { marker: Known::Absent, ..voter_of(&[0]) };
+    says(&mut f, 1, peer_of(OTHER));
+    expect(&f, refusal(), Rule::OneCluster);
+    // The marker knows which one is right.
+    f.marker = seen(MarkerPhase::Formed(MINE));
+    assert!(starts(&f));
+    let mut f = Facts { marker: Known::Absent, members: list(&[1]), ..three() };
+    says(&mut f, 2, peer_of(OTHER));
+    expect(&f, refusal(), Rule::OneCluster);
+}
+
+#[test]
+fn a_superseded_data_dir_never_starts() {
+    let by_marker = |f: &mut Facts| {
+        f.marker = marked(|m| {
+            m.phase = MarkerPhase::Formed(OTHER);
+            m.superseded.push(MINE);
+        });
+    };
+    let by_note = |f: &mut Facts| f.notes.superseded.push(MINE);
+    let by_seed = |f: &mut Facts| {
+        f.ordinal = Ordinal(1);
+        f.peers[0] = PeerFact { superseded: vec![MINE], ..PeerFact::new(Ordinal(0)) };
+    };
+    let says_so: [&dyn Fn(&mut Facts); 3] = [&by_marker, &by_note, &by_seed];
+    for say in says_so {
+        let mut f = Facts { marker: Known::default(), ..voter_of(&[0, 1, 2]) };
+        say(&mut f);
+        expect(&f, BootDecision::Wait(Wait::SupersededNotServed(MINE)), Rule::Superseded);
+        says(&mut f, 2, PeerState::Serving { member: MemberId(3), cluster: MINE });
+        expect(&f, BootDecision::Wait(Wait::SupersededNotServed(MINE)), Rule::Superseded);
+        says(&mut f, 2, PeerState::Serving { member: MemberId(3), cluster: OTHER });
+        expect(&f, BootDecision::SetAside { member: MemberId(1), cluster: MINE }, Rule::Superseded);
+    }
+    // Another than the seed's word is not believed.
+    let mut f = Facts { marker: Known::default(), ..voter_of(&[0, 1, 2]) };
+    f.peers[1].superseded = vec![MINE];
+    assert!(starts(&f));
+}
+
+#[test]
+fn the_leader_restores_a_missing_marker_and_strikes_who_is_a_member() {
+    let Known::Present(list) = list(&[0, 1]) else { panic!() };
+    let write = marker::upkeep(&Known::Absent, &list, Rules::ALL).unwrap();
+    assert_eq!((write.expect, write.marker.formed()), (None, Some(MINE)));
+    assert_eq!(marker::upkeep(&Known::default(), &list, Rules::ALL), None);
+    assert_eq!(marker::upkeep(&seen(MarkerPhase::Formed(MINE)), &list, Rules::ALL), None);
+    assert_eq!(marker::upkeep(&seen(MarkerPhase::Formed(OTHER)), &list, Rules::ALL), None);
+    let late = marked(|m| m.dropped = vec![MemberId(2), MemberId(7)]);
+    assert_eq!(marker::upkeep(&late, &list, Rules::ALL).unwrap().marker.dropped, [MemberId(7)]);
+}
+
+#[test]
+fn a_restore_supersedes_in_the_marker() {
+    let Known::Present(now) = marked(|m| m.dropped.push(MemberId(7))) else { panic!() };
+    let write = now.superseding(MINE, OTHER);
+    assert_eq!((write.marker.formed(), &write.marker.superseded[..]), (Some(OTHER), &[MINE][..]));
+    assert!(write.marker.dropped.is_empty());
+}

@@ -1,0 +1,118 @@
+//! The reset and what is noted at a stop (rules 5.4).
+
+use super::*;
+
+#[test]
+fn two_voters_scaled_to_one_are_reset_once_the_marker_names_the_survivor() {
+    let mut f = alone(&[0, 1]);
+    let (BootDecision::Record(Record::Survivor(write)), rule) = explained(&f, Rules::ALL) else { panic!() };
+    assert_eq!((write.expect.as_deref(), rule), (Some("7"), Rule::ResetByHost));
+    assert_eq!((write.marker.survivor, &write.marker.dropped[..]), (Some(MemberId(1)), &[MemberId(2)][..]));
+    f.marker = Known::Present(MarkerSeen { version: "8".into(), marker: write.marker });
+    let reset = BootDecision::Reset { member: MemberId(1), cluster: MINE };
+    expect(&f, reset.clone(), Rule::ResetByHost);
+    // Begun: finished whatever the facts say now.
+    f.notes.resetting = true;
+    f.desired = Desired::Unknown("timeout".into());
+    f.marker = Known::default();
+    expect(&f, reset, Rule::ResetFinished);
+    log(&mut f).others.clear();
+    expect(&f, BootDecision::Record(Record::ResetDone), Rule::ResetFinished);
+}
+
+#[test]
+fn a_reset_needs_every_one_of_its_conditions() {
+    let resets =
+        |f: &Facts| matches!(decide(f), BootDecision::Record(Record::Survivor(_)) | BootDecision::Reset { .. });
+    assert!(resets(&alone(&[0, 1])));
+    type Change = (&'static str, fn(&mut Facts));
+    let without: [Change; 12] = [
+        ("a learner", |f| log(f).role = Role::Learner),
+        ("removed", |f| log(f).role = Role::Removed),
+        ("three voters in a membership", |f| log(f).voters = 3),
+        ("the WAL's end unknown", |f| f.log = Known::default()),
+        ("a pod that exists", |f| {
+            f.peers[0].pod = Known::Present(PodFact { terminating: true, current_revision: None })
+        }),
+        ("a pod of which nothing is known", |f| f.peers[0].pod = Known::default()),
+        ("two wanted", |f| f.desired = Desired::Host(2)),
+        ("the values' word", |f| f.desired = Desired::Values(1)),
+        ("no word", |f| f.desired = Desired::Unknown("timeout".into())),
+        ("a quorum", |f| f.members = list(&[0, 1])),
+        ("no marker to be read", |f| f.marker = Known::default()),
+        ("a foreign voter", |f| log(f).others[0].ordinal = None),
+    ];
+    for (what, change) in without {
+        let mut f = alone(&[0, 1]);
+        change(&mut f);
+        assert!(!resets(&f), "resets with {what}");
+        assert!(starts(&f), "{what}");
+    }
+    let dropped = Facts { marker: marked(|m| m.dropped.push(MemberId(1))), ..alone(&[0, 1]) };
+    let wait = Wait::Dropped { member: MemberId(1), survivor: None };
+    expect(&dropped, BootDecision::Wait(wait), Rule::DroppedNeverStarts);
+}
+
+#[test]
+fn of_two_voters_one_goes_on_when_the_other_says_that_its_disk_is_empty() {
+    let mut f = voter_of(&[0, 1]);
+    assert!(starts(&f));
+    says(&mut f, 1, PeerState::Empty);
+    assert!(matches!(decide(&f), BootDecision::Record(Record::Survivor(_))));
+    // Without a host API there is no marker to name it in, and nothing that ever reset in secret.
+    let f = Facts { host_configured: false, marker: Known::default(), desired: Desired::Values(2), ..f };
+    expect(&f, BootDecision::Reset { member: MemberId(1), cluster: MINE }, Rule::ResetNeeded);
+}
+
+#[test]
+fn without_a_host_api_scaling_to_one_never_resets() {
+    let mut f = Facts { host_configured: false, desired: Desired::Values(1), ..alone(&[0, 1]) };
+    f.peers.iter_mut().for_each(|peer| peer.dns = Known::Absent);
+    assert!(starts(&f));
+    assert!(matches!(explained(&f, Rules::without(&[Rule::ResetByHost])).0, BootDecision::Record(_)));
+}
+
+#[test]
+fn three_voters_reset_only_on_what_the_others_have_noted() {
+    let noted = |entries: &[(u64, u64, u64)]| {
+        let stopped = |(id, term, index): &(u64, u64, u64)| Stopped { member: MemberId(*id), last: at(*term, *index) };
+        Facts { marker: marked(|m| m.stopped = entries.iter().map(stopped).collect()), ..alone(&[0, 1, 2]) }
+    };
+    let names = |f: &Facts| matches!(decide(f), BootDecision::Record(Record::Survivor(_)));
+    assert!(names(&noted(&[(2, 2, 10), (3, 1, 99)])));
+    assert!(!names(&noted(&[(2, 2, 10)])), "one has noted nothing");
+    assert!(!names(&noted(&[(2, 2, 10), (3, 2, 11)])), "one is ahead");
+    assert!(!names(&noted(&[(2, 2, 10), (9, 2, 1)])), "a stranger's note");
+    let hindered = noted(&[]);
+    let BootDecision::Start { warnings, .. } = decide(&hindered) else { panic!() };
+    let wait = Wait::MajorityGone { gone: vec![Ordinal(1), Ordinal(2)], replicas: 3 };
+    assert!(wait.remedy().contains("scale up to 3") && wait.what().contains("1, 2"));
+    assert_eq!(warnings, [Warning::NoQuorum(wait)]);
+}
+
+#[test]
+fn a_naming_that_was_not_acted_upon_is_taken_back() {
+    let named = marked(|m| {
+        m.survivor = Some(MemberId(1));
+        m.dropped.push(MemberId(2));
+    });
+    let f = Facts { marker: named, ..voter_of(&[0, 1]) };
+    let BootDecision::Record(Record::NoSurvivor(write)) = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert_eq!((write.marker.survivor, write.marker.dropped.len()), (None, 0));
+}
+
+#[test]
+fn what_was_noted_at_a_stop_is_taken_back_before_the_start() {
+    let mut f = voter_of(&[0, 1, 2]);
+    f.notes.stopped = true;
+    f.marker = marked(|m| m.stopped.push(Stopped { member: MemberId(1), last: at(2, 10) }));
+    let BootDecision::Record(Record::Withdrawn(write)) = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert!(write.marker.stopped.is_empty());
+    // Written even if nothing is noted: a delayed write may be on its way.
+    f.marker = marked(|_| ());
+    assert!(matches!(decide(&f), BootDecision::Record(Record::Withdrawn(_))));
+    f.marker = Known::Absent;
+    expect(&f, BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn);
+    f.marker = Known::Unknown("timeout".into());
+    expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::StopWithdrawn);
+}

@@ -1,0 +1,208 @@
+//! What may happen next, and what follows from it.
+
+use crate::etcd::Op;
+use crate::membership::ready::PodManagement;
+use crate::observe;
+use crate::world::{Act, Config, Pod, Process, Volume, World};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Boot(usize),
+    BootBlind(usize),
+    Do(usize),
+    DoLate(usize),
+    Land,
+    Elect(usize),
+    Copy(usize, usize),
+    Commit(usize),
+    Write(usize),
+    Plan(usize),
+    Upkeep(usize),
+    Leave(usize),
+    Hurry(usize),
+    Create(usize),
+    Delete(usize),
+    Kill(usize),
+    Lose(usize),
+    Scale(u8),
+    HostDown,
+    HostUp,
+    LoseMarker,
+}
+
+impl Action {
+    pub fn is_fault(self) -> bool {
+        use Action::*;
+        matches!(
+            self,
+            BootBlind(_) | DoLate(_) | Kill(_) | Lose(_) | Scale(_) | HostDown | LoseMarker | Write(_) | Hurry(_)
+        )
+    }
+}
+
+impl World {
+    pub fn actions(&self, c: &Config, out: &mut Vec<Action>) {
+        use Action::*;
+        let b = &self.budget;
+        let n = self.pods.len();
+        for o in 0..n {
+            let pod = &self.pods[o];
+            match &pod.process {
+                Process::Off | Process::Waits(_) if pod.exists && !pod.terminating => {
+                    out.push(Boot(o));
+                    if b.blind > 0 {
+                        out.push(BootBlind(o));
+                    }
+                }
+                Process::Will(act) if pod.exists && !pod.terminating => {
+                    out.push(Do(o));
+                    if b.late > 0 && matches!(act, Act::Write(Some(_), _)) && self.late.is_none() {
+                        out.push(DoLate(o));
+                    }
+                }
+                Process::Etcd if !pod.terminating && self.server(self.dir(o).map(|d| d.cluster)).is_none() => {
+                    out.push(Boot(o))
+                }
+                _ => {}
+            }
+            if pod.terminating {
+                out.push(Leave(o));
+                out.push(Hurry(o));
+            }
+            if pod.leads.is_none() {
+                out.push(Elect(o));
+            } else {
+                out.extend((0..n).filter(|f| *f != o).map(|f| Copy(o, f)));
+                out.push(Commit(o));
+                if self.serves(o) {
+                    out.push(Plan(o));
+                    out.push(Upkeep(o));
+                    if b.writes > 0 {
+                        out.push(Write(o));
+                    }
+                }
+            }
+            if b.kills > 0 && pod.exists && pod.process != Process::Off {
+                out.push(Kill(o));
+            }
+            if b.losses > 0 && pod.process == Process::Off && self.volumes[o].dir.is_some() {
+                out.push(Lose(o));
+            }
+        }
+        self.controller(c, out);
+        if self.late.is_some() {
+            out.push(Land);
+        }
+        if b.scales > 0 {
+            out.extend(c.scale_to.iter().filter(|n| **n != self.desired).map(|n| Scale(*n)));
+        }
+        if c.host && !self.host_up {
+            out.push(HostUp);
+        }
+        if b.host > 0 && self.host_up && c.host {
+            out.push(HostDown);
+        }
+        if b.marker > 0 && self.marker.is_some() {
+            out.push(LoseMarker);
+        }
+    }
+
+    fn controller(&self, c: &Config, out: &mut Vec<Action>) {
+        let desired = usize::from(self.desired);
+        let ordered = c.policy == PodManagement::OrderedReady;
+        let fine = |o: usize| self.pods[o].exists && !self.pods[o].terminating && self.ready(c, o);
+        if let Some(o) = (0..desired).find(|o| !self.pods[*o].exists)
+            && (!ordered || (0..o).all(fine))
+        {
+            out.push(Action::Create(o));
+        }
+        let calm = || self.pods.iter().all(|p| !p.terminating);
+        let surplus = (desired..self.pods.len()).rev().find(|o| self.pods[*o].exists && !self.pods[*o].terminating);
+        if let Some(o) = surplus {
+            let lowest_unready = (0..self.pods.len()).find(|o| self.pods[*o].exists && !fine(*o));
+            if !ordered || (calm() && (0..desired).all(fine) && (fine(o) || lowest_unready == Some(o))) {
+                out.push(Action::Delete(o));
+            }
+        }
+    }
+
+    pub fn next(&self, c: &Config, action: Action) -> Option<World> {
+        use Action::*;
+        let mut w = self.clone();
+        match action {
+            Boot(o) => w.boot(c, o, false),
+            BootBlind(o) => {
+                w.budget.blind -= 1;
+                w.boot(c, o, true);
+            }
+            Do(o) => w.act(c, o, false),
+            DoLate(o) => {
+                w.budget.late -= 1;
+                w.act(c, o, true);
+            }
+            Land => {
+                let write = w.late.take()?;
+                w.swap(&write);
+            }
+            Elect(o) => w.elect(o)?,
+            Copy(l, f) => w.copy(l, f)?,
+            Commit(o) => w.commit(o)?,
+            Write(o) => {
+                w.budget.writes -= 1;
+                let k = w.next_write;
+                w.next_write += 1;
+                w.append(o, Op::Write(k));
+            }
+            Plan(o) => w.plan(c, o),
+            Upkeep(o) => {
+                if !(c.host && w.host_up) {
+                    return None;
+                }
+                let list = observe::list(w.dir(o)?);
+                let write = crate::boot::marker::upkeep(&observe::marker(&w, c), &list, c.rules)?;
+                w.swap(&write);
+            }
+            Leave(o) => w.leave(c, o, false),
+            Hurry(o) => w.leave(c, o, true),
+            Create(o) => {
+                w.pods[o] = Pod { exists: true, ..Pod::default() };
+                w.volumes[o].claim = true;
+            }
+            Delete(o) => {
+                w.pods[o].terminating = true;
+                if !matches!(w.pods[o].process, Process::Etcd) {
+                    w.pods[o] = Pod::default();
+                }
+            }
+            Kill(o) => {
+                w.budget.kills -= 1;
+                if w.pods[o].terminating {
+                    w.pods[o] = Pod::default();
+                } else {
+                    w.stop_etcd(o, Process::Off);
+                }
+            }
+            Lose(o) => {
+                w.budget.losses -= 1;
+                w.volumes[o] = Volume { claim: w.volumes[o].claim, ..Volume::default() };
+            }
+            Scale(n) => {
+                w.budget.scales -= 1;
+                w.desired = n;
+                if n > 0 {
+                    w.values = n;
+                }
+            }
+            HostDown => {
+                w.budget.host -= 1;
+                w.host_up = false;
+            }
+            HostUp => w.host_up = true,
+            LoseMarker => {
+                w.budget.marker -= 1;
+                w.marker = None;
+            }
+        }
+        (w != *self).then_some(w)
+    }
+}

@@ -1,0 +1,77 @@
+//! The syncer beside the leader: one step of the membership plan.
+
+use crate::etcd::{Entry, Op, Peer, membership};
+use crate::membership::{self as plans, Plan, Step};
+use crate::observe;
+use crate::world::{Config, World};
+
+impl World {
+    pub(crate) fn plan(&mut self, c: &Config, l: usize) {
+        let Some(observed) = observe::observed(self, c, l) else { return };
+        let Plan::Do(step) = plans::explained(&observed, c.rules).0 else { return };
+        let Some(dir) = self.dir(l).cloned() else { return };
+        let pending = dir.log[dir.commit..].iter().any(|e| e.op.changes_membership());
+        let mut after = dir.log[..dir.commit].to_vec();
+        let mut change = |op| {
+            after.push(Entry { term: 0, op });
+            op
+        };
+        let op = match step {
+            Step::AddLearner(ordinal) => {
+                if ordinal.0 >= u32::from(if c.host { self.desired } else { self.values }) && self.host_up {
+                    self.bad_step = Some("adds a pod that is not wanted");
+                }
+                change(Op::AddLearner(self.next_id, ordinal.0 as u8))
+            }
+            Step::Promote(id) => change(Op::Promote(id.0 as u8)),
+            Step::Remove(id) => {
+                let id = id.0 as u8;
+                let ordinal = dir.peers().iter().find(|p| p.id == id).map_or(0, |p| usize::from(p.ordinal));
+                let replicas = usize::from(if c.host { self.desired } else { self.values });
+                let wanted = ordinal < replicas || replicas == 0;
+                let learner = dir.peers().iter().any(|p| p.id == id && p.learner);
+                if wanted && !learner && self.dir(ordinal).is_some_and(|d| d.member == id) {
+                    self.bad_step = Some("removes a wanted member that has its data");
+                }
+                if id == dir.member {
+                    self.bad_step = Some("a leader removes itself");
+                }
+                change(Op::Remove(id))
+            }
+            Step::MoveLeader(id) => {
+                let to = self.reaches(dir.cluster, dir.member, id.0 as u8);
+                if let (Some(to), Some(term)) = (to, self.pods[l].leads)
+                    && self.dir(to).is_some_and(|d| d.log == dir.log)
+                {
+                    self.lead(to, term + 1, &[l, to]);
+                }
+                return;
+            }
+            Step::UpdateOwnPeerUrl => return,
+        };
+        if pending {
+            return;
+        }
+        let (peers, _) = membership(&after, after.len());
+        // A voter counts if its etcd runs and its log is at most one entry behind.
+        let sound = |id| {
+            self.reaches(dir.cluster, dir.member, id)
+                .and_then(|o| self.dir(o))
+                .is_some_and(|d| d.log.len() + 1 >= dir.log.len())
+        };
+        let quorum = |peers: &[Peer]| {
+            let voters = || peers.iter().filter(|p| !p.learner);
+            voters().filter(|p| sound(p.id)).count() > voters().count() / 2
+        };
+        if !matches!(op, Op::AddLearner(..)) && quorum(&dir.peers()) && !quorum(&peers) {
+            self.bad_step = Some("loses the quorum");
+        }
+        if matches!(op, Op::AddLearner(..)) {
+            self.next_id += 1;
+            if dir.peers().iter().any(|p| p.learner) {
+                self.bad_step = Some("adds a second learner, which etcd refuses");
+            }
+        }
+        self.append(l, op);
+    }
+}

@@ -1,0 +1,163 @@
+//! A pod's syncer: the boot decision and its steps, and a stop.
+
+use crate::boot::reset::{self, ResetStep};
+use crate::boot::{BootDecision, MarkerWrite, Notes, Record, Wait};
+use crate::etcd::{Dir, Entry, Op};
+use crate::ids::ClusterId;
+use crate::membership::leave::{self, LeaveStep};
+use crate::observe;
+use crate::rules::Rule;
+use crate::world::{Act, Config, Note, Pod, Process, Volume, World};
+
+impl World {
+    pub(crate) fn boot(&mut self, c: &Config, o: usize, blind: bool) {
+        let facts = observe::facts(self, c, o, blind);
+        let decision = crate::boot::explained(&facts, c.rules).0;
+        let will = Process::Will;
+        let process = match decision {
+            BootDecision::Start { .. } if self.runs(o) => return,
+            BootDecision::Start { .. } => will(Act::Start),
+            BootDecision::Form => will(Act::Form),
+            BootDecision::Record(record) => will(match record {
+                Record::Forming(write) => Act::Write(write, Note::Forming),
+                Record::Formed(write) => Act::Write(Some(write), Note::Formed),
+                Record::FormingDone => Act::Write(None, Note::Formed),
+                Record::Withdrawn(write) => Act::Write(Some(write), Note::Withdrawn),
+                Record::WithdrawnAlready => Act::Write(None, Note::Withdrawn),
+                Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
+                Record::ResetDone => Act::Write(None, Note::ResetDone),
+            }),
+            BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
+            BootDecision::SetAside { .. } => will(Act::SetAside),
+            BootDecision::Reset { .. } => will(Act::Reset),
+            BootDecision::Wait(Wait::MajorityGone { replicas, .. }) => Process::Waits(Some(replicas as u8)),
+            BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits(None),
+            BootDecision::RunOnSqlite | BootDecision::Import { .. } => unreachable!("embedded etcd without a store"),
+        };
+        self.stop_etcd(o, process);
+    }
+
+    pub(crate) fn act(&mut self, c: &Config, o: usize, late: bool) {
+        let Process::Will(act) = std::mem::take(&mut self.pods[o].process) else { return };
+        match act {
+            Act::Start => self.pods[o].process = Process::Etcd,
+            Act::Form => {
+                let fresh = c.rules.on(Rule::FreshToken);
+                let (cluster, id) = if fresh { (self.next_cluster, self.next_id) } else { (1, 1) };
+                self.next_cluster = self.next_cluster.max(cluster + 1);
+                self.next_id = self.next_id.max(id + 1);
+                // Documented: without a host API a lone pod's lost volume cannot be told from a first start.
+                let alone = (0..self.pods.len()).all(|p| p == o || !self.pods[p].exists);
+                if !c.host && (alone || self.volumes.iter().all(|v| v.dir.is_none())) {
+                    self.acked = 0;
+                }
+                let log = vec![Entry { term: 1, op: Op::Found(id, o as u8) }];
+                self.volumes[o].notes.forming = true;
+                self.volumes[o].dir = Some(Dir { cluster, member: id, term: 1, log, commit: 1 });
+                self.pods[o].process = Process::Waits(None);
+            }
+            Act::Write(write, note) => {
+                if note == Note::Forming {
+                    self.volumes[o].notes.forming = true;
+                }
+                if let Some(write) = write {
+                    if late {
+                        self.late = Some(write);
+                        return;
+                    }
+                    if !self.host_up || !self.swap(&write) {
+                        return;
+                    }
+                }
+                let notes = &mut self.volumes[o].notes;
+                match note {
+                    Note::Formed => notes.forming = false,
+                    Note::Withdrawn => notes.stopped = false,
+                    Note::ResetDone => notes.resetting = false,
+                    Note::Forming | Note::None => {}
+                }
+            }
+            Act::SetAside => {
+                let listed = |d: &Dir, id| d.peers().iter().any(|p| p.id == id);
+                let mine = self.dir(o).map_or((0, 0), |d| (d.cluster, d.member));
+                if self.server(Some(mine.0)).and_then(|s| self.dir(s)).is_some_and(|d| listed(d, mine.1)) {
+                    self.bad_step = Some("sets a member's data dir aside");
+                }
+                let cluster = self.volumes[o].dir.take().map(|d| ClusterId(d.cluster.into()));
+                self.volumes[o].notes = Notes { set_aside: cluster, ..Notes::default() };
+            }
+            Act::Reset => {
+                let Volume { dir: Some(dir), notes, .. } = &mut self.volumes[o] else { return };
+                if !notes.resetting {
+                    notes.resetting = true;
+                    if reset::steps(c.rules).any(|step| step == ResetStep::CommitAll) {
+                        dir.commit = dir.log.len();
+                    }
+                    return;
+                }
+                dir.log.truncate(dir.commit);
+                dir.log.push(Entry { term: dir.term, op: Op::Forced(dir.member) });
+                dir.commit = dir.log.len();
+            }
+            Act::Join(replace) => {
+                let cluster = self.server(None).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
+                self.volumes[o].notes.set_aside = self.volumes[o].notes.set_aside.or(cluster);
+                self.pods[o].process = Process::Will(Act::Join(replace));
+                let Some(server) = self.server(None) else {
+                    self.pods[o].process = Process::Waits(None);
+                    return;
+                };
+                let Some(dir) = self.dir(server) else { return };
+                let listed = dir.peers().into_iter().find(|p| usize::from(p.ordinal) == o);
+                if let Some(peer) = listed.filter(|p| Some(p.id) != replace) {
+                    let joined = Dir { cluster: dir.cluster, member: peer.id, term: 0, log: Vec::new(), commit: 0 };
+                    self.volumes[o].dir = Some(joined);
+                    self.volumes[o].notes.set_aside = None;
+                    self.pods[o].process = Process::Etcd;
+                }
+            }
+        }
+    }
+
+    /// A compare-and-swap of the marker.
+    pub(crate) fn swap(&mut self, write: &MarkerWrite) -> bool {
+        let now = self.marker.as_ref().map(|m| m.writes.to_string());
+        let matches = now == write.expect;
+        if matches {
+            self.marker = Some(write.marker.clone());
+        }
+        matches
+    }
+
+    pub(crate) fn leave(&mut self, c: &Config, o: usize, hurry: bool) {
+        let leaving = observe::leaving(self, c, o, hurry);
+        let gone = Pod::default();
+        self.pods[o].asks_to_leave = false;
+        match leave::explained(&leaving, c.rules).0 {
+            LeaveStep::StopApiServer => unreachable!("the model has none"),
+            LeaveStep::MoveLeader(id) => {
+                let Some(dir) = self.dir(o).cloned() else { return };
+                if let (Some(to), Some(term)) = (self.reaches(dir.cluster, dir.member, id.0 as u8), self.pods[o].leads)
+                    && self.dir(to).is_some_and(|d| d.log == dir.log)
+                {
+                    self.lead(to, term + 1, &[o, to]);
+                }
+            }
+            LeaveStep::AskRemoval => self.pods[o].asks_to_leave = true,
+            LeaveStep::Wait(_) => {}
+            LeaveStep::StopEtcd => self.stop_etcd(o, Process::Stopped),
+            LeaveStep::SetAside => {
+                let cluster = self.volumes[o].dir.take().map(|d| ClusterId(d.cluster.into()));
+                self.volumes[o].notes = Notes { set_aside: cluster, ..Notes::default() };
+                self.pods[o] = gone;
+            }
+            LeaveStep::NoteStopped => self.volumes[o].notes.stopped = true,
+            LeaveStep::Announce(write) => {
+                if !self.swap(&write) {
+                    self.pods[o] = gone;
+                }
+            }
+            LeaveStep::Exit => self.pods[o] = gone,
+        }
+    }
+}
