@@ -9,6 +9,7 @@ mod leader;
 mod pod;
 mod stop;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
-use crate::supervise::{self, Plan, StopSignals};
+use crate::supervise::{self, Plan, StopSignals, Stopped};
 use crate::telemetry::{self, Phase};
 use boot::Booted;
 use pod::Pod;
@@ -137,23 +138,23 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
             grace: settings.shutdown_grace,
             watch: Watch::default(),
             commands,
-            stop: Some(StopSignals::new().context("listen for stop signals")?),
             depart: pod.surveyor.is_some().then_some(depart),
         };
-        let anew = std::cell::Cell::new(false);
-        tokio::select! {
-            ended = supervise::run(plan, pod.health.clone()) => ended?,
-            () = follow_settings(pod, &control) => {}
-            () = crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles)) => {}
-            () = leader::look_after(pod) => {}
-            () = stop::departure(pod, told, &control) => {}
-            () = again::decide_again(pod, &control, &anew) => {}
+        let certificates =
+            crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
+        let stopped = tokio::select! {
+            stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
+            never = follow_settings(pod, &control) => match never {},
+            never = certificates => match never {},
+            never = leader::look_after(pod) => match never {},
+            never = stop::departure(pod, told, &control) => match never {},
+            never = again::decide_again(pod, &control) => match never {},
+        };
+        match stopped {
+            Stopped::BySignal => return stop::after_etcd(pod, Instant::now() + AFTER_ETCD).await,
+            // Decided anew: what runs is not what should.
+            Stopped::ByControl => pod.health.send_modify(|health| *health = Health::default()),
         }
-        let signalled = tokio::time::timeout(Duration::ZERO, stop.next()).await.is_ok();
-        if signalled || !anew.get() {
-            return stop::after_etcd(pod, Instant::now() + AFTER_ETCD).await;
-        }
-        pod.health.send_modify(|health| *health = Health::default());
     }
 }
 
@@ -164,7 +165,7 @@ fn etcd_spec(pod: &Pod, settings: &Settings, bootstrap: Bootstrap) -> anyhow::Re
 
 /// Runs etcd by the new settings whenever they ask for another command line. Never ends, and holds the receiver, which
 /// is what keeps the values file watched.
-async fn follow_settings(pod: &Pod, control: &supervise::Control) {
+async fn follow_settings(pod: &Pod, control: &supervise::Control) -> Infallible {
     let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
     let mut runs_by = changed.borrow().clone();
     // The command line of a restart would not form the cluster that a first start is about to form.

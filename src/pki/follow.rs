@@ -1,5 +1,6 @@
 //! Renewal while everything runs.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -15,7 +16,7 @@ const RETRY: Duration = Duration::from_secs(60 * 60);
 /// Looks at the certificates whenever one may be due, for as long as it is polled, and renews them. `restart` is told
 /// who reads a renewed file only at start. A look that fails is logged and tried again: what runs goes on with the
 /// certificates that it has, which are good for months when they become due.
-pub async fn follow(settings: Settings, disk: impl Disk, pki: &Pki, mut restart: impl FnMut(&[Role])) {
+pub async fn follow(settings: Settings, disk: impl Disk, pki: &Pki, mut restart: impl FnMut(&[Role])) -> Infallible {
     let mut wait = pki.next_check(OffsetDateTime::now_utc());
     loop {
         tokio::time::sleep(wait).await;

@@ -1,6 +1,6 @@
 //! Decides again while an etcd that was started finds no quorum.
 
-use std::cell::Cell;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use super::pod::Pod;
@@ -12,8 +12,8 @@ use crate::supervise::Control;
 const EVERY: Duration = Duration::from_secs(3);
 
 /// For as long as etcd serves no linearizable reads, decides again every few seconds with fresh facts about the others.
-/// On anything but a start, stops everything and notes in `anew` that the boot begins anew. Never ends.
-pub async fn decide_again(pod: &Pod, control: &Control, anew: &Cell<bool>) {
+/// On anything but a start, stops everything, upon which the boot begins anew. Never ends.
+pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
     if pod.surveyor.is_none() {
         return std::future::pending().await;
     }
@@ -33,7 +33,6 @@ pub async fn decide_again(pod: &Pod, control: &Control, anew: &Cell<bool>) {
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");
-            anew.set(true);
             control.stop();
             return std::future::pending().await;
         }

@@ -2,6 +2,7 @@
 //! again. Beside a follower it does nothing but see that it is one.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,8 +17,9 @@ use crate::peer::{list_of, peer_url_of};
 use crate::rules::Rules;
 use crate::telemetry;
 
-/// Between two passes while nothing is to be done, and while something is.
+/// Between two passes while nothing is to be done: among other pods, and without any; and while something is.
 const AT_REST: Duration = Duration::from_secs(5);
+const ALONE_AT_REST: Duration = Duration::from_secs(30);
 const AT_WORK: Duration = Duration::from_millis(250);
 /// Between two passes at least.
 const AT_LEAST: Duration = Duration::from_millis(50);
@@ -31,8 +33,8 @@ const CAUGHT_UP: u64 = 500;
 const QUIET: Duration = Duration::from_millis(100);
 
 /// Looks after the membership for as long as it is polled.
-pub async fn look_after(pod: &Pod) {
-    let mut leader = Leader { pod, changed: None, replacing: None, progress: BTreeMap::new(), said: None };
+pub async fn look_after(pod: &Pod) -> Infallible {
+    let mut leader = Leader { pod, etcd: None, changed: None, replacing: None, progress: BTreeMap::new(), said: None };
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
     loop {
@@ -43,6 +45,7 @@ pub async fn look_after(pod: &Pod) {
             Ok(wait) => wait,
             Err(error) => {
                 tracing::debug!("the membership was not looked after: {error:#}");
+                leader.etcd = None;
                 AT_WORK
             }
         };
@@ -58,6 +61,8 @@ pub async fn look_after(pod: &Pod) {
 
 struct Leader<'a> {
     pod: &'a Pod,
+    /// The etcd beside us; made anew, with the certificates of then, after a pass that failed.
+    etcd: Option<EtcdClient>,
     /// When this syncer last changed the membership.
     changed: Option<Instant>,
     replacing: Option<Ordinal>,
@@ -70,7 +75,11 @@ impl Leader<'_> {
     /// One look and at most one step; how long until the next.
     async fn pass(&mut self) -> anyhow::Result<Duration> {
         let pod = self.pod;
-        let mut etcd = pod.etcd_here().await?;
+        let mut etcd = match &self.etcd {
+            Some(etcd) => etcd.clone(),
+            None => self.etcd.insert(pod.etcd_here().await?).clone(),
+        };
+        let at_rest = if pod.surveyor.is_some() { AT_REST } else { ALONE_AT_REST };
         let status = etcd.status(ETCD_DEADLINE).await?;
         if pod.own.member() != Some((status.member, status.cluster)) {
             pod.own.runs(Some((status.member, status.cluster)));
@@ -78,7 +87,7 @@ impl Leader<'_> {
         }
         if status.leader != Some(status.member) {
             self.said = None;
-            return Ok(AT_REST);
+            return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;
         let ordinals = list_of(&pod.settings, &before).members.into_iter().filter_map(|m| m.ordinal);
@@ -97,7 +106,7 @@ impl Leader<'_> {
             Plan::Wait(_) => return Ok(AT_WORK),
             Plan::Nothing => {
                 let learning = observed.members.iter().any(|m| m.member.learner);
-                return Ok(if learning { AT_WORK } else { AT_REST });
+                return Ok(if learning { AT_WORK } else { at_rest });
             }
         };
         self.take(&mut etcd, step, &observed).await?;
@@ -107,11 +116,6 @@ impl Leader<'_> {
     /// Takes a step. Whatever comes of it, the next pass looks again.
     async fn take(&mut self, etcd: &mut EtcdClient, step: Step, observed: &Observed) -> anyhow::Result<()> {
         let pod = self.pod;
-        if let Step::Remove(id) = step {
-            let member = observed.members.iter().find(|m| m.member.id == id).map(|m| &m.member);
-            let wanted = |ordinal: &Ordinal| observed.wants(*ordinal) != Some(false);
-            self.replacing = member.filter(|m| !m.learner).and_then(|m| m.ordinal).filter(wanted);
-        }
         let taken = match step {
             Step::AddLearner(ordinal) => {
                 etcd.member_add_learner(vec![peer_url_of(&pod.settings, ordinal)], ETCD_DEADLINE).await
@@ -123,11 +127,14 @@ impl Leader<'_> {
                 etcd.member_update(observed.leader, vec![pod.settings.peer_url()], ETCD_DEADLINE).await
             }
         };
-        if let (Ok(()), Step::AddLearner(_)) = (&taken, step) {
-            self.replacing = None;
-        }
         // etcd's own no has changed nothing; no answer in time may have.
-        if !matches!(step, Step::MoveLeader(_)) && !matches!(taken, Err(ClientError::Etcd { .. })) {
+        let refused = matches!(taken, Err(ClientError::Etcd { .. }));
+        match step {
+            Step::Remove(id) if !refused => self.replacing = replaced(observed, id),
+            Step::AddLearner(_) if taken.is_ok() => self.replacing = None,
+            _ => {}
+        }
+        if !refused && !matches!(step, Step::MoveLeader(_)) {
             self.changed = Some(Instant::now());
         }
         match taken {
@@ -212,6 +219,12 @@ impl Leader<'_> {
             own_url_differs,
         })
     }
+}
+
+/// The ordinal whose voter's removal makes room for its successor: one that is still wanted.
+fn replaced(observed: &Observed, removed: MemberId) -> Option<Ordinal> {
+    let member = observed.members.iter().map(|m| &m.member).find(|m| m.id == removed && !m.learner)?;
+    member.ordinal.filter(|ordinal| observed.wants(*ordinal) != Some(false))
 }
 
 /// Whether no entry is written for a moment.

@@ -1,5 +1,6 @@
 //! What a pod that was told to stop does between the API server's end and etcd's, and after it.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -19,7 +20,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 /// Waits for the stop, and for the API server's end; then leaves the membership or hands leadership on, as the rules
 /// say, and lets the datastore be stopped. Never ends.
-pub async fn departure(pod: &Pod, told: oneshot::Receiver<Instant>, control: &Control) {
+pub async fn departure(pod: &Pod, told: oneshot::Receiver<Instant>, control: &Control) -> Infallible {
     if let Ok(by) = told.await {
         let mut said = None;
         loop {
@@ -57,7 +58,7 @@ pub async fn departure(pod: &Pod, told: oneshot::Receiver<Instant>, control: &Co
     std::future::pending().await
 }
 
-/// After etcd's end: what is left to be done on the volume. `listed` is whether the survivors still list this member.
+/// After etcd's end: what is left to be done on the volume.
 pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     if pod.surveyor.is_none() {
         return Ok(());
@@ -98,6 +99,8 @@ async fn look(pod: &Pod, by: Instant) -> Leaving {
         let said = member.ordinal.and_then(word);
         let serves = said.is_some_and(|w| matches!(w.state, Some(crate::boot::PeerState::Serving { .. })));
         let mine = me.is_some_and(|(id, _)| id == member.id);
+        // Whether another has caught up is not known here. To one that has not, etcd first sends what it lacks, and
+        // gives up after an election timeout.
         MemberFact { member: member.clone(), active: mine || serves, caught_up: mine || serves, stalled: false }
     };
     let stopping = |member: &crate::boot::Member| member.ordinal.and_then(word).is_some_and(|w| w.request.is_some());

@@ -50,11 +50,18 @@ pub struct Plan {
     pub watch: Watch,
     /// What [`Control`] asks for.
     pub commands: Commands,
-    /// What asks to stop, if it is listened for already; otherwise it is from the first start on.
-    pub stop: Option<StopSignals>,
     /// Told, with the time by which all is to have ended, once only the datastore is left to be stopped. It is told to
     /// stop after [`Control::departed`], or when only what it needs itself is left of that time.
     pub depart: Option<oneshot::Sender<Instant>>,
+}
+
+/// Why a supervisor has stopped everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// By a signal, which may have come after [`Control::stop`].
+    BySignal,
+    /// By [`Control::stop`] alone.
+    ByControl,
 }
 
 /// What a running supervisor can be asked for.
@@ -109,12 +116,13 @@ impl Control {
 }
 
 /// Runs the children until told to stop, or until one cannot be kept running, which is an error with its own exit code.
+/// `stop` has been listened for since before anything was started.
 ///
 /// While it runs, no other part of the process may start children: as PID 1 it reaps every child that it does not know.
-pub async fn run(plan: Plan, health: watch::Sender<Health>) -> anyhow::Result<()> {
+pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Health>) -> anyhow::Result<Stopped> {
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
     let mut commands = plan.commands.0;
-    let mut stop = plan.stop.map_or_else(StopSignals::new, Ok).context("listen for stop signals")?;
+    let mut stopped = Stopped::ByControl;
     let children = Children { specs: plan.specs, lock: plan.lock, etcd: plan.etcd, watch: plan.watch };
     let (mut running, mut received) = Running::new(children, plan.grace, plan.depart, health);
     running.take(Event::Begin);
@@ -125,6 +133,7 @@ pub async fn run(plan: Plan, health: watch::Sender<Health>) -> anyhow::Result<()
         tokio::select! {
             signal = stop.next() => {
                 tracing::info!(signal, "told to stop");
+                stopped = Stopped::BySignal;
                 running.take(Event::Stop);
             }
             _ = ends.recv() => running.collect(),
@@ -136,7 +145,7 @@ pub async fn run(plan: Plan, health: watch::Sender<Health>) -> anyhow::Result<()
             }
         }
     }
-    running.result()
+    running.result().map(|()| stopped)
 }
 
 /// A time that does not come; only there to have a value.

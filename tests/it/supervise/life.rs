@@ -11,7 +11,7 @@ use syncer::exit::{Exit, exit_of};
 use syncer::serve::health::Health;
 use syncer::supervise::probe::Watch;
 use syncer::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
-use syncer::supervise::{Control, Plan, control, run as supervise};
+use syncer::supervise::{Control, Plan, StopSignals, control, run as supervise};
 use tokio::sync::watch;
 
 use super::Solo;
@@ -38,14 +38,15 @@ fn plan(solo: &Solo, dir: &Path, specs: Vec<ChildSpec>) -> (Plan, Control) {
     let lock = Arc::new(DatadirLock::acquire(dir, Duration::ZERO).expect("lock the folder"));
     let watch = Watch { every: Duration::from_millis(200), hangs_after: Duration::from_secs(1) };
     let etcd = solo.access();
-    (Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, stop: None, depart: None }, control)
+    (Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, depart: None }, control)
 }
 
 /// Runs the supervisor and `script` beside it; ends both when the script ends.
 async fn beside<T>(plan: Plan, script: impl AsyncFnOnce(watch::Receiver<Health>) -> T) -> T {
     let (health, watched) = watch::channel(Health::default());
+    let mut stop = StopSignals::new().expect("listen for signals");
     tokio::select! {
-        ended = supervise(plan, health) => panic!("the supervisor ended: {ended:?}"),
+        ended = supervise(plan, &mut stop, health) => panic!("the supervisor ended: {ended:?}"),
         result = script(watched) => result,
     }
 }
@@ -123,7 +124,10 @@ async fn told(file: &Path, want: &str) {
 /// Runs to the end that must come by itself; its exit code and message.
 fn failure(plan: Plan) -> (Exit, String) {
     let (health, _watched) = watch::channel(Health::default());
-    let ended = run(async { tokio::time::timeout(PATIENCE, supervise(plan, health)).await });
+    let ended = run(async {
+        let mut stop = StopSignals::new().expect("listen for signals");
+        tokio::time::timeout(PATIENCE, supervise(plan, &mut stop, health)).await
+    });
     let error = ended.expect("it ends by itself").expect_err("it ends with an error");
     (exit_of(&error), format!("{error:#}"))
 }
