@@ -139,6 +139,9 @@ fn a_replaced_pod_is_added_anew_a_second_later_and_without_asking_the_host_api()
     let mut o = observed(3, vec![voter(0), voter(1)], pods);
     o.settled = false;
     expect(&o, Plan::Wait(Hold::JustChanged), Rule::OneWriter);
+    // Only a new ID needs another second: a removal makes none, and a leaver's time is short.
+    let leaving = observed(2, vec![voter(0), voter(1), voter(2)], vec![pod(0, false), pod(1, false), pod(2, true)]);
+    expect(&Observed { settled: false, ..leaving }, Plan::Do(Step::Remove(id(2))), Rule::GoneOrLeaving);
     o.settled = true;
     expect(&o, Plan::Do(Step::AddLearner(Ordinal(2))), Rule::AskLeader);
     o.desired = Desired::Unknown("timeout".into());

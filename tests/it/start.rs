@@ -64,6 +64,29 @@ fn an_empty_volume_forms_a_cluster_that_survives_stops_and_kills() {
     assert_eq!(pod.dump(), before);
 }
 
+/// A data dir of another name (a laptop's, another tool's) opens, and its only member is listed where it is now: nobody
+/// could join it otherwise.
+#[test]
+fn a_lone_member_is_listed_at_its_own_peer_url() {
+    let mut pod = TestPod::new();
+    let listed = |pod: &TestPod| {
+        let list = pod.etcd(async |mut etcd| etcd.member_list().await.expect("a list"));
+        let [member] = list.members() else { panic!("members: {:?}", list.members()) };
+        member.peer_urls().to_vec()
+    };
+    pod.start("none", &[]);
+    pod.wait_serving();
+    let before = listed(&pod);
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+    let port = pod.move_peer_port();
+    pod.start("none", &[]);
+    pod.wait_serving();
+    assert!(!before.contains(&format!("https://localhost:{port}")), "{before:?}");
+    poll("its own URL is listed", Duration::from_secs(60), || {
+        (listed(&pod) == [format!("https://localhost:{port}")]).then_some(())
+    });
+}
+
 #[test]
 fn a_store_is_moved_with_every_revision_and_goes_on() {
     let mut pod = TestPod::with_small_store();

@@ -73,14 +73,19 @@ fn every_line_takes_its_command_line_and_answers() {
     }
 }
 
-/// 25 keys read back in pages of 10, and hashed.
-async fn put_and_page(solo: &Solo, client: &mut EtcdClient) {
+/// A client that can do everything, not only what we ask.
+async fn raw_client(solo: &Solo) -> Client {
     let read = |path| std::fs::read(path).expect("read a certificate");
     let tls = TlsOptions::new()
         .ca_certificate(Certificate::from_pem(read(&solo.tls.ca)))
         .identity(Identity::from_pem(read(&solo.tls.client_cert), read(&solo.tls.client_key)));
     let options = ConnectOptions::new().with_tls(tls);
-    let mut raw = Client::connect([&solo.launch.client_url], Some(options)).await.expect("a client");
+    Client::connect([&solo.launch.client_url], Some(options)).await.expect("a client")
+}
+
+/// 25 keys read back in pages of 10, and hashed.
+async fn put_and_page(solo: &Solo, client: &mut EtcdClient) {
+    let mut raw = raw_client(solo).await;
     for key in 0..25 {
         raw.put(format!("/key/{key:02}"), "value", None).await.expect("a put");
     }
@@ -115,6 +120,28 @@ async fn peer_view(solo: &Solo) -> syncer::etcd::health::PeerView {
     let name = ServerName::try_from("localhost").expect("a name");
     let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("speak TLS");
     members(tls, "localhost", SOON).await.expect("a view")
+}
+
+/// The member's own list, which it gives at any time, may lag: what decisions rest on is what a majority agrees on.
+#[test]
+fn without_a_quorum_there_is_no_member_list() {
+    for line in LINES {
+        let dir = tempfile::tempdir().expect("a folder");
+        let solo = Solo::new(line, dir.path());
+        run(async {
+            let (mut child, mut client) = started(&solo).await;
+            client.member_list(SOON).await.expect("a list");
+            // A voter that does not exist: one of two is no majority.
+            let mut raw = raw_client(&solo).await;
+            raw.member_add(["https://localhost:1"], None).await.expect("add a voter");
+            let own = raw.member_list().await.expect("its own list");
+            assert_eq!(own.members().len(), 2, "etcd {}", solo.version);
+            let listed = client.member_list(Duration::from_secs(1)).await;
+            let error = listed.expect_err("a list that nobody else agrees on");
+            assert!(matches!(error, ClientError::Deadline { .. } | ClientError::Etcd { .. }), "{error:?}");
+            child.stop_blocking(Duration::from_secs(10)).expect("stop etcd");
+        });
+    }
 }
 
 #[test]

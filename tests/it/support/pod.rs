@@ -62,6 +62,12 @@ impl TestPod {
         self.client_port
     }
 
+    /// Another peer port, from the next start on.
+    pub fn move_peer_port(&mut self) -> u16 {
+        self.peer_port = free_port();
+        self.peer_port
+    }
+
     /// Writes the values file.
     pub fn values(&self, yaml: &str) {
         std::fs::write(self.dir.path().join("values.yaml"), yaml).expect("write the values");
