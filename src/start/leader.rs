@@ -10,7 +10,7 @@ use anyhow::Context;
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::{Desired, Known};
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
-use crate::ids::{MemberId, Ordinal, RaftIndex};
+use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
 use crate::membership::{self, MemberFact, Observed, Plan, PodView, Step};
 use crate::peer::survey::Survey;
 use crate::peer::{list_of, peer_url_of};
@@ -34,7 +34,8 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// Looks after the membership for as long as it is polled.
 pub async fn look_after(pod: &Pod) -> Infallible {
-    let mut leader = Leader { pod, etcd: None, changed: None, replacing: None, progress: BTreeMap::new(), said: None };
+    let mut leader =
+        Leader { pod, etcd: None, changed: None, fenced: None, replacing: None, progress: BTreeMap::new(), said: None };
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
     loop {
@@ -65,6 +66,8 @@ struct Leader<'a> {
     etcd: Option<EtcdClient>,
     /// When this syncer last changed the membership.
     changed: Option<Instant>,
+    /// The term in which it has fenced what was changed before; nobody else changes anything while it lasts.
+    fenced: Option<Term>,
     replacing: Option<Ordinal>,
     /// The last applied entry of each member, and since when it is that.
     progress: BTreeMap<MemberId, (RaftIndex, Instant)>,
@@ -90,6 +93,7 @@ impl Leader<'_> {
             return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;
+        self.fence(&mut etcd, &status, &before).await;
         let ordinals = list_of(&pod.settings, &before).members.into_iter().filter_map(|m| m.ordinal);
         let survey = pod.survey(ordinals).await;
         let states = self.states(&before, &status, &survey).await;
@@ -113,9 +117,29 @@ impl Leader<'_> {
         Ok(Duration::ZERO)
     }
 
+    /// Has a change of the membership that changes nothing follow the last change of the voters. raft takes it only once
+    /// the leader has applied that one, so that from here on every log that has it shows by which voters entries were
+    /// committed ([`crate::datadir::log_tail`](mod@crate::datadir::log_tail)): a voter that is left alone soon after a
+    /// change could not be proven to lack nothing otherwise.
+    async fn fence(&mut self, etcd: &mut EtcdClient, own: &Status, list: &MemberList) {
+        let voters = list.members.iter().filter(|m| !m.learner).count();
+        let Some(me) = list.members.iter().find(|m| m.id == own.member && !m.learner) else { return };
+        // One that is alone lacks nothing anyway.
+        if self.fenced == Some(own.term) || voters < 2 {
+            return;
+        }
+        match etcd.member_update(me.id, me.peer_urls.clone(), ETCD_DEADLINE).await {
+            Ok(()) => self.fenced = Some(own.term),
+            Err(error) => tracing::debug!("the change of the voters is not fenced: {:#}", anyhow::Error::from(error)),
+        }
+    }
+
     /// Takes a step. Whatever comes of it, the next pass looks again.
     async fn take(&mut self, etcd: &mut EtcdClient, step: Step, observed: &Observed) -> anyhow::Result<()> {
         let pod = self.pod;
+        if matches!(step, Step::Promote(_) | Step::Remove(_)) {
+            self.fenced = None;
+        }
         let taken = match step {
             Step::AddLearner(ordinal) => {
                 etcd.member_add_learner(vec![peer_url_of(&pod.settings, ordinal)], ETCD_DEADLINE).await
