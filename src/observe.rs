@@ -1,5 +1,6 @@
 //! The I/O that fills [`crate::boot::Facts`]: looks at the volume, changes nothing.
 
+pub mod log;
 pub mod notes;
 
 use std::io;
@@ -7,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::boot::{Desired, Facts, Known, PeerFact, StoresFact, explained};
+use crate::boot::{Desired, Facts, Known, LogFact, PeerFact, StoresFact, explained};
+use crate::datadir::InspectedDatadir;
 use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
 use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 use crate::migrate::journal;
+use crate::peer::ordinal_of;
+use crate::reset;
 use crate::rules::Rules;
 use crate::settings::{Distro, Settings};
 
@@ -23,6 +27,10 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
     let seed = Ordinal(0);
     let desired = settings.etcd.replicas;
     let not_asked = || "not asked".to_owned();
+    let found = inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?;
+    let mut notes = notes::load(&settings.data_dir).context("read the notes on the volume")?;
+    // The journal of the reset is the note of it.
+    notes.resetting = reset::is_pending(&settings.data_dir)?;
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
@@ -30,9 +38,9 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         enabled: settings.etcd.enabled,
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
-        data_dir: inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?.fact(),
-        log: Known::Unknown("the end of the WAL is not read by this release".to_owned()),
-        notes: notes::load(&settings.data_dir).context("read the notes on the volume")?,
+        data_dir: found.fact(),
+        log: log(settings, &found),
+        notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
@@ -47,6 +55,18 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
             .collect(),
         members: Known::Unknown(not_asked()),
     })
+}
+
+/// The end of the log. A log that does not tell it is not damaged: etcd may well start from it.
+fn log(settings: &Settings, found: &InspectedDatadir) -> Known<LogFact> {
+    match found {
+        InspectedDatadir::Empty => Known::Absent,
+        InspectedDatadir::Damaged(why) => Known::Unknown(why.clone()),
+        InspectedDatadir::Usable(dir) => match log::log_fact(dir, |urls| ordinal_of(settings, urls)) {
+            Ok(fact) => Known::Present(fact),
+            Err(error) => Known::Unknown(format!("{:#}", anyhow::Error::from(error))),
+        },
+    }
 }
 
 /// `syncer plan`: the facts in a file, the decision that they lead to, and the rule that makes it, as JSON.

@@ -7,10 +7,10 @@ mod again;
 mod boot;
 mod leader;
 mod pod;
+mod reset;
 mod stop;
 
 use std::convert::Infallible;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,6 @@ use crate::observe;
 use crate::peer::survey::Surveyor;
 use crate::peer::{self, Own};
 use crate::pki::ensure;
-use crate::reset;
 use crate::serve::distro::{self, Backend};
 use crate::serve::front::{self, Front};
 use crate::serve::health::Health;
@@ -62,8 +61,9 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
 
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
-    if let Some(version) = version {
-        finish_reset(&settings, &disk, &etcd, version, &lock)?;
+    // In a pod the boot decision asks the others first.
+    if let Some(version) = version.filter(|_| !settings.pod.in_pod) {
+        reset::finish(&settings, &disk, &etcd, version, &lock)?;
     }
     let facts = observe::facts(&settings, pod::schema(version)).context("look at the volume")?;
     if let BootDecision::Refuse(refusal) = decide(&facts) {
@@ -198,28 +198,6 @@ fn reads_at_start(control: &supervise::Control, roles: &[Role]) {
     } else {
         tracing::warn!(?children, "renewed certificates are read only at start: restart this pod within 90 days");
     }
-}
-
-/// Goes on with an interrupted reset. It runs etcd itself, on a runtime of its own, and so on a thread of its own.
-fn finish_reset(
-    settings: &Settings,
-    disk: &RealDisk,
-    etcd: &Path,
-    version: EtcdVersion,
-    lock: &DatadirLock,
-) -> anyhow::Result<()> {
-    let finished =
-        std::thread::scope(|scope| scope.spawn(|| reset::finish(disk, &settings.data_dir, etcd, version, lock)).join());
-    let finished = finished.map_err(|_| anyhow::anyhow!("the reset's thread panicked"))?;
-    if let Some(outcome) = finished.context("finish an interrupted reset")? {
-        tracing::warn!(
-            member = %outcome.before.member,
-            revision = outcome.revision.0,
-            copy = %outcome.copy.display(),
-            "an interrupted reset is finished: this is the only member of its cluster"
-        );
-    }
-    Ok(())
 }
 
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {

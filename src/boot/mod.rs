@@ -105,7 +105,7 @@ pub enum Record {
     Survivor(MarkerWrite),
     /// Write the marker.
     NoSurvivor(MarkerWrite),
-    /// Remove the note `resetting`.
+    /// Remove the note `resetting`, once the reset has been seen to be complete.
     ResetDone,
 }
 
@@ -151,6 +151,9 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         return form::hindrance(facts, rules).unwrap_or((Import { source }, Rule::StoreOfSeed));
     }
     match &facts.data_dir {
+        DataDirFact::Empty if facts.notes.resetting && rules.on(Rule::ResetFinished) => {
+            (BootDecision::Refuse(Refusal::ResetVanished), Rule::ResetFinished)
+        }
         DataDirFact::Damaged(why) => (Refuse(Refusal::DamagedDataDir(why.clone())), Rule::StartAsIs),
         DataDirFact::Valid { member, cluster } => with_data(facts, *member, *cluster, rules),
         DataDirFact::Empty => without_data(facts, rules),
@@ -180,6 +183,12 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
         && rules.on(Rule::OneCluster)
     {
         return (BootDecision::Refuse(Refusal::TwoClusters { mine: cluster, other }), Rule::OneCluster);
+    }
+    if facts.notes.resetting
+        && let Some(refusal) = reset::overtaken(facts, member, cluster)
+        && rules.on(Rule::ResetAlone)
+    {
+        return (BootDecision::Refuse(refusal), Rule::ResetAlone);
     }
     if facts.notes.resetting && rules.on(Rule::ResetFinished) {
         let alone = facts.log.present().is_some_and(|log| log.others.is_empty());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{Exit, refuse};
-use crate::ids::{ClusterId, Ordinal};
+use crate::ids::{ClusterId, MemberId, Ordinal};
 
 /// Why a pod does not start, each with a remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +54,17 @@ pub enum Refusal {
         /// The other.
         other: ClusterId,
     },
+    /// A reset was begun here and not finished, and others serve the cluster.
+    ResetOvertaken {
+        /// The member that was to be the only one.
+        member: MemberId,
+        /// Its cluster.
+        cluster: ClusterId,
+        /// Those that serve it.
+        others: Vec<MemberId>,
+    },
+    /// A reset was begun and not finished, and the data dir is gone.
+    ResetVanished,
     /// A pod that would join has a CA of its own.
     NoSharedCa,
     /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
@@ -68,6 +79,7 @@ impl Refusal {
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::MigrateBackNotYet
+            | Refusal::ResetVanished
             | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
             | Refusal::OrphanWal(_)
@@ -78,6 +90,7 @@ impl Refusal {
             | Refusal::NotTheSeed { .. }
             | Refusal::StoreElsewhere { .. }
             | Refusal::TwoClusters { .. }
+            | Refusal::ResetOvertaken { .. }
             | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
             Refusal::NoSharedCa => Exit::RefusedPki,
         }
@@ -117,6 +130,17 @@ impl Refusal {
             }
             Refusal::TwoClusters { mine, other } => {
                 format!("two unrelated clusters: {mine} and {other}")
+            }
+            Refusal::ResetOvertaken { member, cluster, others } => {
+                let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+                format!(
+                    "a reset to member {member} alone was begun here and not finished, and members {} serve its \
+                     cluster {cluster}",
+                    others.join(", ")
+                )
+            }
+            Refusal::ResetVanished => {
+                "a reset was begun on this volume and not finished, and its data dir is gone".into()
             }
             Refusal::NoSharedCa => "more than one replica needs one shared CA, and this pod has one of its own".into(),
             Refusal::SqliteReplicas(n) => {
@@ -164,6 +188,12 @@ impl Refusal {
             Refusal::StoreElsewhere { .. } => "move away the store that is not this cluster's".into(),
             Refusal::TwoClusters { .. } => "nothing was changed: delete the volumes of the one that is not to be kept, \
                  and if the marker names it, the ConfigMap <name>-etcd too"
+                .into(),
+            Refusal::ResetOvertaken { .. } => "nothing was changed: to keep what they serve, delete this volume, or move \
+                 its reset.journal and etcd away, and this pod joins them; to keep this one, delete their volumes"
+                .into(),
+            Refusal::ResetVanished => "put it back: a copy of it as it was stands beside it (etcd.aside-TIME); to go on \
+                 without it, move reset.journal away"
                 .into(),
             Refusal::NoSharedCa => {
                 "mount one PKI into every pod, or let the pods use the Secret <name>-certs of the host cluster".into()

@@ -8,7 +8,7 @@
 use super::facts::{Desired, Facts, Known, LogFact, Member, PeerState, Role};
 use super::marker::MarkerSeen;
 use super::wait::Wait;
-use super::{BootDecision, Record, Verdict};
+use super::{BootDecision, Record, Refusal, Verdict};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::rules::{Rule, Rules};
 
@@ -70,13 +70,34 @@ pub(super) fn verdict(facts: &Facts, member: MemberId, cluster: ClusterId, rules
     }
 }
 
+/// Why a reset that was begun here must not be finished: others serve the cluster, with or without this member in their
+/// list. Nothing of it has been served, so nothing is lost with it.
+pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<Refusal> {
+    let listed = facts.members.present().filter(|list| list.cluster == cluster);
+    let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
+    let serving = facts.peers.iter().filter_map(|peer| match peer.state {
+        Known::Present(PeerState::Serving { member, cluster: served }) if served == cluster => Some(member),
+        _ => None,
+    });
+    let mut others: Vec<_> = listed.chain(serving).filter(|id| *id != member).collect();
+    others.sort();
+    others.dedup();
+    (!others.is_empty()).then_some(Refusal::ResetOvertaken { member, cluster, others })
+}
+
 /// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for
 /// while its etcd runs without a quorum.
 pub(super) fn hindered(facts: &Facts) -> Option<Wait> {
     let log = facts.log.present()?;
     let voters = other_voters(log);
-    let gone =
-        |member: &&Member| member.ordinal.is_some_and(|ordinal| pod_gone(facts, ordinal) || empty(facts, ordinal));
+    // Said only, and acted upon by nobody: so DNS has a say where there is no host API.
+    let unnamed = |ordinal| {
+        matches!(facts.desired, Desired::Values(_)) && facts.peer(ordinal).is_some_and(|peer| peer.dns.is_absent())
+    };
+    let gone = |member: &&Member| {
+        let gone = |ordinal| pod_gone(facts, ordinal) || empty(facts, ordinal) || unnamed(ordinal);
+        member.ordinal.is_some_and(gone)
+    };
     let gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
     let left = (voters.len() + 1).saturating_sub(gone.len());
     if facts.members.present().is_some() || left > voters.len().div_ceil(2) {

@@ -109,6 +109,15 @@ pub fn pending(data_dir: &Path) -> Result<Option<ResetJournal>, RecordError> {
     Ok(load(data_dir)?.filter(|journal| matches!(journal.phase, Phase::Resetting | Phase::Bumping)))
 }
 
+/// Removes the journal in `data_dir`, if there is one: the data dir that it is of is about to be set aside.
+pub fn forget(disk: &dyn Disk, data_dir: &Path) -> std::io::Result<()> {
+    match disk.remove_file(&path_in(data_dir)) {
+        Ok(()) => disk.sync_dir(data_dir),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 /// Replaces the journal in `data_dir`, durably. A transition that is not legal is an error.
 pub fn store(disk: &dyn Disk, data_dir: &Path, journal: &ResetJournal) -> anyhow::Result<()> {
     if let Some(present) = load(data_dir).context("read the journal that is to be replaced")? {
@@ -185,6 +194,17 @@ mod tests {
             let other = store(&RealDisk, dir.path(), &journal(to, 5));
             assert!(other.is_err() || to == Copying || from == Done, "{from:?} {to:?} of another member");
         }
+    }
+
+    #[test]
+    fn a_forgotten_reset_is_pending_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        store(&RealDisk, dir.path(), &journal(Phase::Copying, 1)).unwrap();
+        store(&RealDisk, dir.path(), &journal(Phase::Resetting, 1)).unwrap();
+        assert!(pending(dir.path()).unwrap().is_some());
+        forget(&RealDisk, dir.path()).unwrap();
+        forget(&RealDisk, dir.path()).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), None);
     }
 
     #[test]

@@ -37,5 +37,5 @@ pub mod journal;
 pub mod run;
 pub mod standalone;
 
-pub use journal::{Permission, ResetJournal, pending};
-pub use run::{ResetOutcome, ResetPlan, finish, reset};
+pub use journal::{Permission, ResetJournal, forget, pending};
+pub use run::{ResetOutcome, ResetPlan, finish, is_pending, reset};

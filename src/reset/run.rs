@@ -119,7 +119,20 @@ pub fn finish(
     version: EtcdVersion,
     lock: &DatadirLock,
 ) -> anyhow::Result<Option<ResetOutcome>> {
-    let journal = journal::pending(data_dir).map_err(|e| match e {
+    let journal = pending(data_dir)?;
+    let Some(ResetJournal { before, permission, .. }) = journal else { return Ok(None) };
+    let (member, cluster) = (before.member, before.cluster);
+    let (data_dir, program) = (data_dir.to_owned(), program.to_owned());
+    reset(disk, &ResetPlan { data_dir, program, version, lock, member, cluster, permission }).map(Some)
+}
+
+/// Whether there is a reset that [`finish`] would go on with. An error, and never false, where that cannot be read.
+pub fn is_pending(data_dir: &Path) -> anyhow::Result<bool> {
+    pending(data_dir).map(|journal| journal.is_some())
+}
+
+fn pending(data_dir: &Path) -> anyhow::Result<Option<ResetJournal>> {
+    journal::pending(data_dir).map_err(|e| match e {
         RecordError::Io(e) => anyhow::Error::from(e).context("read the reset's journal"),
         damaged => refuse(
             Exit::RefusedDataDir,
@@ -127,11 +140,7 @@ pub fn finish(
             "a copy of the data dir as it was stands beside it (etcd.aside-TIME); with that in place, move the journal \
              aside",
         ),
-    })?;
-    let Some(ResetJournal { before, permission, .. }) = journal else { return Ok(None) };
-    let (member, cluster) = (before.member, before.cluster);
-    let (data_dir, program) = (data_dir.to_owned(), program.to_owned());
-    reset(disk, &ResetPlan { data_dir, program, version, lock, member, cluster, permission }).map(Some)
+    })
 }
 
 /// Looks at everything that can be refused, and writes the journal.

@@ -1,10 +1,11 @@
 //! Decides again while an etcd that was started finds no quorum.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::boot::{SAY_EVERY, others};
 use super::pod::Pod;
-use crate::boot::{self, BootDecision, DataDirFact, Known};
+use crate::boot::{self, BootDecision, DataDirFact, Wait, Warning};
 use crate::rules::Rules;
 use crate::supervise::Control;
 
@@ -18,23 +19,47 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         return std::future::pending().await;
     }
     let health = pod.health.subscribe();
+    let (mut members, mut said) = (Vec::new(), Said::default());
     loop {
         tokio::time::sleep(EVERY).await;
         let now = *health.borrow();
         if now.datastore_ready || now.stopping {
             continue;
         }
-        // Who runs here is known, and the data dir is not looked at: etcd writes to it.
+        // Who runs here is known. etcd may write to the data dir meanwhile: what is read of it is no more than a hint, and
+        // nothing is done before etcd has been stopped and it has been read again.
         let Some((member, cluster)) = pod.own.member() else { continue };
-        let survey = pod.survey([]).await;
+        let survey = pod.survey(members.iter().copied()).await;
         let Ok(mut facts) = pod.facts(&survey) else { continue };
         facts.data_dir = DataDirFact::Valid { member, cluster };
-        facts.log = Known::default();
+        members = others(&facts);
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
+        if let BootDecision::Start { warnings, .. } = &decision {
+            said.say(warnings);
+        }
         if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");
             control.stop();
             return std::future::pending().await;
+        }
+    }
+}
+
+/// The last reason for having no quorum that was said, and when.
+#[derive(Default)]
+struct Said(Option<(Wait, Instant)>);
+
+impl Said {
+    /// Says why there is no quorum, if that is news or long ago.
+    fn say(&mut self, warnings: &[Warning]) {
+        let wait = warnings.iter().find_map(|warning| match warning {
+            Warning::NoQuorum(wait) => Some(wait),
+            Warning::StateDbIgnored(_) | Warning::PeersUnknown => None,
+        });
+        let Some(wait) = wait else { return };
+        if self.0.as_ref().is_none_or(|(said, at)| said != wait || at.elapsed() >= SAY_EVERY) {
+            tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
+            self.0 = Some((wait.clone(), Instant::now()));
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::observe::notes;
 use crate::peer::survey::Survey;
 use crate::peer::{host_of, list_of, ordinal_of};
 use crate::record_file::unix_seconds;
+use crate::reset;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
@@ -31,7 +32,7 @@ use crate::telemetry::{self, Phase};
 const WAIT_FIRST: Duration = Duration::from_millis(250);
 const WAIT_MOST: Duration = Duration::from_secs(3);
 /// A wait is said again after this time.
-const SAY_EVERY: Duration = Duration::from_secs(30);
+pub const SAY_EVERY: Duration = Duration::from_secs(30);
 /// Between two looks at whether the leader's pod has added us.
 const ADDED_EVERY: Duration = Duration::from_millis(100);
 /// Between two requests that the leader's pod look again.
@@ -59,10 +60,10 @@ pub enum Booted {
 
 /// Decides and acts until etcd may be started. `stop` is listened to all the while.
 pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
-    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None, silent: false };
+    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None, silent: false, others: Vec::new() };
     loop {
         let step = async {
-            let survey = pod.survey([]).await;
+            let survey = pod.survey(boot.others.iter().copied()).await;
             boot.step(&survey).await
         };
         tokio::select! {
@@ -82,6 +83,8 @@ struct Boot<'a> {
     seed_silent: Option<Instant>,
     /// This pod no longer says that it is empty: it may be about to form.
     silent: bool,
+    /// The pods that the log calls members, also those that are no longer wanted.
+    others: Vec<Ordinal>,
 }
 
 impl Boot<'_> {
@@ -89,6 +92,7 @@ impl Boot<'_> {
     async fn step(&mut self, survey: &Survey) -> anyhow::Result<Option<Booted>> {
         let pod = self.pod;
         let facts = pod.facts(survey).context("look at the volume")?;
+        self.others = others(&facts);
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
         if news {
@@ -140,11 +144,14 @@ impl Boot<'_> {
                 Ok(None)
             }
             BootDecision::Record(Record::ResetDone) => {
-                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.resetting = false)?;
+                self.reset(&facts).await?;
                 Ok(None)
             }
             BootDecision::Record(_) => later("the marker in the host cluster's API"),
-            BootDecision::Reset { .. } => later("resetting a cluster to one member"),
+            BootDecision::Reset { .. } => {
+                self.reset(&facts).await?;
+                Ok(None)
+            }
             BootDecision::Wait(wait) => {
                 if news {
                     tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
@@ -269,6 +276,12 @@ impl Boot<'_> {
         Ok(None)
     }
 
+    async fn reset(&self, facts: &Facts) -> anyhow::Result<()> {
+        let DataDirFact::Valid { member, cluster } = facts.data_dir else { return Ok(()) };
+        self.pod.own.runs(None);
+        super::reset::carry_out(self.pod, member, cluster, facts.log.present()).await
+    }
+
     fn set_aside(&self, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
         let pod = self.pod;
         pod.own.runs(None);
@@ -301,11 +314,19 @@ impl Boot<'_> {
 pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
     let settings = &pod.settings;
     notes::change(&pod.disk, &settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
+    if reset::is_pending(&settings.data_dir)? {
+        reset::forget(&pod.disk, &settings.data_dir).context("forget a reset of the data dir")?;
+    }
     let kept = quarantine::retire(&pod.disk, &settings.etcd_dir(), SystemTime::now());
     if let Some(kept) = kept.context("set the data dir aside")? {
         tracing::warn!(%member, %cluster, kept = %kept.display(), "the data dir is no member's any more: it was set aside");
     }
     Ok(())
+}
+
+/// The other members' pods, by the end of the log.
+pub fn others(facts: &Facts) -> Vec<Ordinal> {
+    facts.log.present().into_iter().flat_map(|log| log.others.iter().filter_map(|other| other.ordinal)).collect()
 }
 
 /// What the volume lets us say to the others.

@@ -12,6 +12,8 @@ use crate::statefulset_box::protocol::Policy;
 use crate::support::poll;
 use crate::support::statefulset::TestBox;
 
+mod alone;
+
 /// One try of a write or a question.
 const TRY: Duration = Duration::from_secs(2);
 
@@ -134,10 +136,13 @@ struct Scene {
 
 impl Scene {
     fn begin(policy: Policy) -> Scene {
-        let set = TestBox::syncer(3, policy);
+        Scene::of(3, TestBox::syncer(3, policy))
+    }
+
+    fn of(replicas: u32, set: TestBox) -> Scene {
         let writer = Writer::start(Access::of(&set, 0));
         let mut scene = Scene { set, writer, cluster: None };
-        scene.rests("at first", 3);
+        scene.rests("at first", replicas);
         scene
     }
 

@@ -75,10 +75,16 @@ impl TestBox {
 
     /// One whose pods run the syncer under test with etcd alone. Does not wait for them.
     pub fn syncer(replicas: u32, policy: Policy) -> TestBox {
+        TestBox::syncer_with(replicas, policy, |_| ())
+    }
+
+    /// The same, changed by `change`.
+    pub fn syncer_with(replicas: u32, policy: Policy, change: impl FnOnce(&mut Config)) -> TestBox {
         let binaries = part("etcd").parent().expect("a program is in a folder").to_owned();
         TestBox::up(|config| {
             (config.replicas, config.policy) = (replicas, policy);
             config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=none".to_owned()] };
+            change(config);
         })
     }
 

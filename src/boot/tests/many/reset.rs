@@ -73,6 +73,57 @@ fn without_a_host_api_scaling_to_one_never_resets() {
 }
 
 #[test]
+fn who_is_left_alone_without_a_host_api_is_told_what_helps() {
+    let mut f = Facts { host_configured: false, desired: Desired::Values(1), ..voter_of(&[0, 1, 2]) };
+    let said = |f: &Facts| match decide(f) {
+        BootDecision::Start { warnings, .. } => warnings,
+        other => panic!("{other:?}"),
+    };
+    assert!(said(&f).is_empty(), "of the others nothing is known");
+    f.peers.iter_mut().for_each(|peer| peer.dns = Known::Absent);
+    let wait = Wait::MajorityGone { gone: vec![Ordinal(1), Ordinal(2)], replicas: 3 };
+    assert_eq!(said(&f), [Warning::NoQuorum(wait)]);
+    f.peers[1].dns = Known::Present(());
+    assert!(said(&f).is_empty(), "two of three are a quorum");
+    // Where there is a host API, its word alone is taken.
+    f.peers.iter_mut().for_each(|peer| peer.dns = Known::Absent);
+    f.desired = Desired::Host(1);
+    assert!(said(&f).is_empty());
+}
+
+#[test]
+fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
+    let mut f = voter_of(&[0, 1]);
+    f.notes.resetting = true;
+    let reset = BootDecision::Reset { member: MemberId(1), cluster: MINE };
+    expect(&f, reset.clone(), Rule::ResetFinished);
+    let overtaken = |others: &[u64]| {
+        let others = others.iter().copied().map(MemberId).collect();
+        BootDecision::Refuse(Refusal::ResetOvertaken { member: MemberId(1), cluster: MINE, others })
+    };
+    // By a list with or without this member, or by the mere word of one that could not be asked for its list.
+    let with = Facts { members: list(&[0, 1, 2]), ..f.clone() };
+    expect(&with, overtaken(&[2, 3]), Rule::ResetAlone);
+    assert_eq!(explained(&with, Rules::without(&[Rule::ResetAlone])).0, reset);
+    expect(&Facts { members: list(&[2]), ..f.clone() }, overtaken(&[3]), Rule::ResetAlone);
+    let mut word = f.clone();
+    says(&mut word, 2, PeerState::Serving { member: MemberId(7), cluster: MINE });
+    expect(&word, overtaken(&[7]), Rule::ResetAlone);
+    // Who has data and serves nothing has overtaken nobody.
+    says(&mut f, 1, PeerState::Data { member: MemberId(2), cluster: MINE, last: None });
+    expect(&f, reset, Rule::ResetFinished);
+}
+
+#[test]
+fn a_begun_reset_whose_data_dir_is_gone_is_no_empty_volume() {
+    let mut f = three();
+    f.notes.resetting = true;
+    expect(&f, BootDecision::Refuse(Refusal::ResetVanished), Rule::ResetFinished);
+    f.data_dir = DataDirFact::Damaged("x".into());
+    expect(&f, BootDecision::Refuse(Refusal::DamagedDataDir("x".into())), Rule::StartAsIs);
+}
+
+#[test]
 fn three_voters_reset_only_on_what_the_others_have_noted() {
     let noted = |entries: &[(u64, u64, u64)]| {
         let stopped = |(id, term, index): &(u64, u64, u64)| Stopped { member: MemberId(*id), last: at(*term, *index) };
