@@ -62,8 +62,8 @@ fn fact(tail: &LogTail, ordinals: &BTreeMap<MemberId, Option<Ordinal>>) -> LogFa
     let ordinal = |id: &MemberId| {
         // etcd refuses two members of one URL: one of the two words was not heeded, and which is not looked for.
         let ordinal = ordinals.get(id).copied().flatten()?;
-        let same = |other: &&MemberId| ordinals.get(other).copied().flatten() == Some(ordinal);
-        (others.iter().filter(|other| same(*other)).count() == 1).then_some(ordinal)
+        let claims = |other: &MemberId| ordinals.get(other).copied().flatten() == Some(ordinal);
+        (others.iter().filter(|other| claims(other)).count() == 1).then_some(ordinal)
     };
     LogFact {
         last: LogPosition { term: tail.last_term, index: tail.last_index },
