@@ -46,6 +46,7 @@ pub mod disk;
 pub mod etcd;
 pub mod exit;
 pub mod ids;
+pub mod kinds;
 pub mod membership;
 pub mod migrate;
 pub mod observe;

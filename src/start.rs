@@ -8,6 +8,7 @@ mod boot;
 mod leader;
 mod pod;
 mod reset;
+mod space;
 mod stop;
 
 use std::convert::Infallible;
@@ -133,6 +134,7 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
             etcd: EtcdAccess {
                 port: settings.listen.client_port,
                 metrics_port: settings.listen.metrics_port,
+                snap_dir: settings.etcd_dir().join("member/snap"),
                 tls: pod.pki.paths.etcd_tls(),
             },
             grace: settings.shutdown_grace,

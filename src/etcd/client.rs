@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use etcd_client::{
-    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, GetOptions, Identity, MemberAddOptions, TlsOptions,
+    AlarmAction, AlarmOptions, AlarmType, Certificate, Client, CompactionOptions, ConnectOptions, GetOptions, Identity,
+    MemberAddOptions, TlsOptions,
 };
 use thiserror::Error;
 
@@ -14,6 +15,9 @@ use crate::pki::layout::read_pem;
 
 /// The key of a probe's read, which does not exist: nothing but the agreement on it is wanted.
 const PROBE_KEY: &str = "health";
+
+/// The largest answer that is taken for a page that was asked for without an agreement.
+const LOCAL_PAGE_MAX: usize = 256 << 20;
 
 /// Where and how to reach an etcd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct Status {
     pub db_size: u64,
     /// Bytes in use in that file.
     pub db_in_use: u64,
+    /// The size up to which that file may grow; 0 from an etcd that does not tell (before 3.6).
+    pub quota: u64,
     /// Its store's revision.
     pub revision: Revision,
     /// Last index in its log.
@@ -182,6 +188,7 @@ impl EtcdClient {
             version: answer.version().to_owned(),
             db_size: u64::try_from(answer.db_size()).unwrap_or(0),
             db_in_use: u64::try_from(answer.raft_used_db_size()).unwrap_or(0),
+            quota: u64::try_from(answer.db_size_quota()).unwrap_or(0),
             revision: Revision(header.revision()),
             raft_index: RaftIndex(answer.raft_index()),
             applied: RaftIndex(answer.raft_applied_index()),
@@ -200,19 +207,18 @@ impl EtcdClient {
         limit: u32,
         deadline: Duration,
     ) -> Result<Page, ClientError> {
-        const WHAT: &str = "read a page of keys";
         let mut options = GetOptions::new().with_from_key().with_limit(limit.into());
         if let Some(revision) = revision {
             options = options.with_revision(revision.0);
         }
-        // etcd takes an empty key for a mistake; the least key is one zero byte.
-        let from = if from.is_empty() { &[0][..] } else { from };
-        let mut answer = within(WHAT, deadline, self.client.get(from, Some(options))).await?;
-        let revision = answer.header().map(|h| Revision(h.revision())).ok_or(ClientError::Malformed { what: WHAT })?;
-        let more = answer.more();
-        let kvs = answer.take_kvs();
-        let next = kvs.last().filter(|_| more).map(|last| [last.key(), &[0]].concat());
-        Ok(Page { kvs, next, revision })
+        page_of(within(PAGE, deadline, self.client.get(least(from), Some(options))).await?)
+    }
+
+    /// One page of the keys from `from` on, at most `limit` of them, as this member has them: its quorum is not asked.
+    pub async fn local_page(&mut self, from: &[u8], limit: u32, deadline: Duration) -> Result<Page, ClientError> {
+        let options = GetOptions::new().with_from_key().with_limit(limit.into()).with_serializable();
+        let mut client = self.client.kv_client().max_decoding_message_size(LOCAL_PAGE_MAX);
+        page_of(within(PAGE, deadline, client.get(least(from), Some(options))).await?)
     }
 
     /// The members, as a majority agrees on them now.
@@ -274,6 +280,25 @@ impl EtcdClient {
         within("move leadership", deadline, self.client.move_leader(to.0)).await.map(drop)
     }
 
+    /// Compacts the store to `revision` in every member; answered when this one has removed from its file what is older.
+    pub async fn compact(&mut self, revision: Revision, deadline: Duration) -> Result<(), ClientError> {
+        let options = CompactionOptions::new().with_physical();
+        within("compact the store", deadline, self.client.compact(revision.0, Some(options))).await.map(drop)
+    }
+
+    /// Writes this member's file anew, without its free pages. It serves nothing meanwhile.
+    pub async fn defragment(&mut self, deadline: Duration) -> Result<(), ClientError> {
+        within("defragment the store", deadline, self.client.defragment()).await.map(drop)
+    }
+
+    /// Takes a member's NOSPACE alarm back.
+    pub async fn disarm_no_space(&mut self, member: MemberId, deadline: Duration) -> Result<(), ClientError> {
+        let mut of = AlarmOptions::new();
+        of.with_member(member.0);
+        let disarmed = self.client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of));
+        within("disarm NOSPACE", deadline, disarmed).await.map(drop)
+    }
+
     /// Raised alarms, each with the member that raised it.
     pub async fn alarms(&mut self, deadline: Duration) -> Result<Vec<(MemberId, Alarm)>, ClientError> {
         let answer =
@@ -290,6 +315,21 @@ impl EtcdClient {
         alarms.sort();
         Ok(alarms)
     }
+}
+
+const PAGE: &str = "read a page of keys";
+
+/// etcd takes an empty key for a mistake; the least key is one zero byte.
+fn least(from: &[u8]) -> &[u8] {
+    if from.is_empty() { &[0] } else { from }
+}
+
+fn page_of(mut answer: etcd_client::GetResponse) -> Result<Page, ClientError> {
+    let revision = answer.header().map(|h| Revision(h.revision())).ok_or(ClientError::Malformed { what: PAGE })?;
+    let more = answer.more();
+    let kvs = answer.take_kvs();
+    let next = kvs.last().filter(|_| more).map(|last| [last.key(), &[0]].concat());
+    Ok(Page { kvs, next, revision })
 }
 
 async fn within<T>(

@@ -1,6 +1,5 @@
 //! A dry run: reads all of a source and says what an import would do, without writing anything.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,8 @@ use super::source::Source;
 use super::space;
 use crate::disk::parent_of;
 use crate::ids::Revision;
+use crate::kinds::{Kind, Kinds};
 
-/// So many kinds of resource are told apart at most, and so many shown.
-const MAX_KINDS: usize = 4096;
-const SHOWN_KINDS: usize = 10;
 /// What a usual cloud volume writes, in bytes a second, for the estimate of time.
 const USUAL_WRITE: f64 = 150e6;
 /// How long etcd takes to start and stop for the verification, in seconds, and how many keys a second it loads.
@@ -59,17 +56,6 @@ pub struct Estimate {
     pub seconds: f64,
 }
 
-/// A kind of resource.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kind {
-    /// `pods`, `deployments`, `example.com/widgets`: by the key's first parts.
-    pub kind: String,
-    /// Keys.
-    pub keys: u64,
-    /// Bytes of keys and values.
-    pub bytes: u64,
-}
-
 /// Reads all of `source` and estimates an import into `etcd_dir`.
 pub fn estimate(source: &Path, etcd_dir: &Path, show: Show) -> anyhow::Result<Estimate> {
     let meter = Meter::default();
@@ -94,7 +80,7 @@ fn run(source: &Path, etcd_dir: &Path, meter: &Meter) -> anyhow::Result<Estimate
         bytes: copied.bytes,
         leases: tally.leases.into_leases().len() as u64,
         largest: tally.largest,
-        kinds: biggest(tally.kinds),
+        kinds: tally.kinds.biggest(),
         warnings: copied.warnings,
         needed_bytes,
         free_bytes: space::free(&existing(etcd_dir))?,
@@ -125,7 +111,7 @@ fn existing(path: &Path) -> PathBuf {
 /// A sink that counts.
 #[derive(Default)]
 struct Tally {
-    kinds: HashMap<String, (u64, u64)>,
+    kinds: Kinds,
     leases: LeaseAssigner,
     largest: u64,
 }
@@ -135,82 +121,7 @@ impl Sink for Tally {
         let bytes = (key.key.len() + key.value.len()) as u64;
         self.largest = self.largest.max(bytes);
         self.leases.assign(key.ttl);
-        let mut kind = kind_of(key.key);
-        if self.kinds.len() >= MAX_KINDS && !self.kinds.contains_key(&kind) {
-            kind = OTHER.to_owned();
-        }
-        let (keys, sum) = self.kinds.entry(kind).or_default();
-        *keys += 1;
-        *sum += bytes;
+        self.kinds.count(key.key, bytes);
         Ok(())
-    }
-}
-
-/// Keys that the API server did not write.
-const OTHER: &str = "(other)";
-
-/// The kind of resource by the key, as the API server lays it out: `/registry/<resource>/...` for most built-in groups,
-/// `/registry/<group>/<resource>/...` for custom resources and some others, whose group has a dot.
-fn kind_of(key: &[u8]) -> String {
-    let Some(rest) = std::str::from_utf8(key).ok().and_then(|k| k.strip_prefix("/registry/")) else {
-        return OTHER.to_owned();
-    };
-    let mut parts = rest.split('/');
-    match (parts.next(), parts.next()) {
-        (Some(group), Some(resource)) if group.contains('.') => format!("{group}/{resource}"),
-        (Some("services"), Some(resource)) => format!("services/{resource}"),
-        (Some(resource), Some(_)) => resource.to_owned(),
-        _ => OTHER.to_owned(),
-    }
-}
-
-fn biggest(kinds: HashMap<String, (u64, u64)>) -> Vec<Kind> {
-    let mut list: Vec<Kind> = kinds.into_iter().map(|(kind, (keys, bytes))| Kind { kind, keys, bytes }).collect();
-    list.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.kind.cmp(&b.kind)));
-    list.truncate(SHOWN_KINDS);
-    list
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_are_told_by_the_key() {
-        for (key, kind) in [
-            ("/registry/pods/default/a", "pods"),
-            ("/registry/deployments/default/a", "deployments"),
-            ("/registry/services/specs/default/a", "services/specs"),
-            ("/registry/services/endpoints/default/a", "services/endpoints"),
-            ("/registry/example.com/widgets/default/a", "example.com/widgets"),
-            ("/registry/apiregistration.k8s.io/apiservices/v1.", "apiregistration.k8s.io/apiservices"),
-            ("/registry/health", OTHER),
-            ("/bootstrap/abc", OTHER),
-            ("\u{fffd}", OTHER),
-        ] {
-            assert_eq!(kind_of(key.as_bytes()), kind, "{key}");
-        }
-        assert_eq!(kind_of(b"/registry/\xff/a"), OTHER);
-    }
-
-    #[test]
-    fn endless_kinds_do_not_fill_the_memory() {
-        let mut tally = Tally::default();
-        for i in 0..10_000 {
-            let key = format!("/registry/kind{i}/a");
-            let revision = Revision(i + 1);
-            let key = LiveKey {
-                key: key.as_bytes(),
-                value: &[],
-                create_revision: revision,
-                mod_revision: revision,
-                version: 1,
-                ttl: 0,
-            };
-            tally.put(&key).unwrap();
-        }
-        assert!(tally.kinds.len() <= MAX_KINDS + 1);
-        let list = biggest(tally.kinds);
-        assert_eq!((list.len(), list[0].kind.as_str()), (SHOWN_KINDS, OTHER));
     }
 }

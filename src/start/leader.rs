@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use super::pod::{ETCD_DEADLINE, Pod};
+use super::space::{self, Keeper};
 use crate::boot::{Desired, Known};
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
 use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
@@ -34,8 +35,16 @@ const QUIET: Duration = Duration::from_millis(100);
 
 /// Looks after the membership for as long as it is polled.
 pub async fn look_after(pod: &Pod) -> Infallible {
-    let mut leader =
-        Leader { pod, etcd: None, changed: None, fenced: None, replacing: None, progress: BTreeMap::new(), said: None };
+    let mut leader = Leader {
+        pod,
+        etcd: None,
+        changed: None,
+        fenced: None,
+        replacing: None,
+        progress: BTreeMap::new(),
+        said: None,
+        space: Keeper::default(),
+    };
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
     loop {
@@ -72,6 +81,7 @@ struct Leader<'a> {
     /// The last applied entry of each member, and since when it is that.
     progress: BTreeMap<MemberId, (RaftIndex, Instant)>,
     said: Option<Plan>,
+    space: Keeper,
 }
 
 impl Leader<'_> {
@@ -105,12 +115,14 @@ impl Leader<'_> {
             tracing::info!(?plan, %rule, "membership plan");
         }
         self.said = Some(plan.clone());
+        let learning = observed.members.iter().any(|m| m.member.learner);
+        let rests = plan == Plan::Nothing && !learning;
         let step = match plan {
             Plan::Do(step) => step,
-            Plan::Wait(_) => return Ok(AT_WORK),
-            Plan::Nothing => {
-                let learning = observed.members.iter().any(|m| m.member.learner);
-                return Ok(if learning { AT_WORK } else { at_rest });
+            Plan::Wait(_) | Plan::Nothing => {
+                let look = space::Look { own: &status, states: &states, observed: &observed, survey: &survey, rests };
+                let stepped = self.space.pass(pod, &mut etcd, &look).await?;
+                return Ok(if stepped || !rests { AT_WORK } else { at_rest });
             }
         };
         self.take(&mut etcd, step, &observed).await?;

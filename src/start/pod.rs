@@ -91,11 +91,15 @@ impl Pod {
         Ok(facts)
     }
 
-    /// A client of the etcd beside us.
-    pub async fn etcd_here(&self) -> anyhow::Result<EtcdClient> {
+    /// Where the etcd beside us is.
+    pub fn endpoint_here(&self) -> EtcdEndpoint {
         let url = format!("https://localhost:{}", self.settings.listen.client_port);
-        let endpoint = EtcdEndpoint { url, tls: Some(self.pki.paths.etcd_tls()), server_name: None };
-        Ok(EtcdClient::connect(&endpoint).await?)
+        EtcdEndpoint { url, tls: Some(self.pki.paths.etcd_tls()), server_name: None }
+    }
+
+    /// A client of it.
+    pub async fn etcd_here(&self) -> anyhow::Result<EtcdClient> {
+        Ok(EtcdClient::connect(&self.endpoint_here()).await?)
     }
 
     /// Tells probes whether this pod is ready although it does not serve.

@@ -1,6 +1,7 @@
 //! Whether a child serves, and goes on serving.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct EtcdAccess {
     pub port: u16,
     /// Its metrics port on loopback, which tells a hung etcd from one without a quorum.
     pub metrics_port: u16,
+    /// Where its store's file is, `member/snap`. It answers nothing while it writes that anew beside it.
+    pub snap_dir: PathBuf,
     /// Certificates.
     pub tls: EtcdTlsFiles,
 }
@@ -86,7 +89,7 @@ pub async fn follow(ready: &Ready, etcd: &EtcdAccess, watch: Watch, mut say: imp
         say(Found::Lost);
         let mut lived = Instant::now();
         while !asker.serves().await {
-            if asker.lives().await {
+            if asker.lives(watch.hangs_after).await {
                 lived = Instant::now();
             } else if lived.elapsed() >= watch.hangs_after {
                 // Our caller ends the process that we ask.
@@ -143,10 +146,22 @@ impl Asker<'_> {
     }
 
     /// Whether there is a sign of life. Of other children than etcd nothing is known but their answers.
-    async fn lives(&self) -> bool {
+    async fn lives(&self, patience: Duration) -> bool {
         let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, self.etcd.metrics_port));
-        *self.ready != Ready::EtcdLinearizableRead || livez(metrics, DEADLINE).await.unwrap_or(false)
+        *self.ready != Ready::EtcdLinearizableRead
+            || livez(metrics, DEADLINE).await.unwrap_or(false)
+            || defragments(&self.etcd.snap_dir, patience)
     }
+}
+
+/// Whether a defragmentation has written to its new file (`db.tmp.*`, etcd's `defrag` in `server/storage/backend`)
+/// within this time.
+fn defragments(snap_dir: &Path, within: Duration) -> bool {
+    let written = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"db.tmp."))?;
+        entry.metadata().ok()?.modified().ok()?.elapsed().ok()
+    };
+    std::fs::read_dir(snap_dir).is_ok_and(|entries| entries.filter_map(written).any(|age| age < within))
 }
 
 /// TLS to a program of our own on loopback, whose certificate is not verified, as the kubelet's probes are made.
@@ -210,5 +225,23 @@ impl ServerCertVerifier for OwnChild {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_being_written_anew_is_a_sign_of_life() {
+        let dir = tempfile::tempdir().unwrap();
+        let patience = Duration::from_secs(60);
+        assert!(!defragments(&dir.path().join("none"), patience));
+        std::fs::write(dir.path().join("db"), "").unwrap();
+        assert!(!defragments(dir.path(), patience));
+        let new = std::fs::File::create(dir.path().join("db.tmp.123")).unwrap();
+        assert!(defragments(dir.path(), patience));
+        new.set_modified(std::time::SystemTime::now() - 2 * patience).unwrap();
+        assert!(!defragments(dir.path(), patience), "it hangs all the same");
     }
 }

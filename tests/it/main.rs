@@ -11,6 +11,7 @@ mod reset;
 mod scaling;
 mod serve;
 mod settings;
+mod space;
 mod start;
 mod statefulset;
 #[path = "../box/mod.rs"]

@@ -22,13 +22,13 @@ const CHANGE: Duration = Duration::from_secs(120);
 
 /// Where to reach a pod's etcd, and the files to do it with.
 #[derive(Clone)]
-struct Access {
+pub struct Access {
     url: String,
     tls: TlsOptions,
 }
 
 impl Access {
-    fn of(set: &TestBox, ordinal: u32) -> Access {
+    pub fn of(set: &TestBox, ordinal: u32) -> Access {
         let port = set.forward(ordinal, 2379).expect("a forward").port();
         let read = |name: &str| std::fs::read(set.dir().join("pki").join(name)).expect("read a certificate");
         let identity = Identity::from_pem(read("etcd/healthcheck-client.crt"), read("etcd/healthcheck-client.key"));
@@ -36,13 +36,13 @@ impl Access {
         Access { url: format!("https://localhost:{port}"), tls }
     }
 
-    async fn connect(&self) -> Option<Client> {
+    pub async fn connect(&self) -> Option<Client> {
         let options = ConnectOptions::new().with_tls(self.tls.clone()).with_timeout(TRY).with_connect_timeout(TRY);
         Client::connect([&self.url], Some(options)).await.ok()
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
@@ -128,7 +128,7 @@ fn keys(access: &Access) -> Option<(i64, BTreeSet<String>)> {
     })
 }
 
-struct Scene {
+pub struct Scene {
     set: TestBox,
     writer: Writer,
     cluster: Option<u64>,

@@ -88,6 +88,11 @@ impl Solo {
     }
 
     fn access(&self) -> EtcdAccess {
-        EtcdAccess { port: self.launch.client_port, metrics_port: self.launch.metrics.port(), tls: self.tls.clone() }
+        EtcdAccess {
+            port: self.launch.client_port,
+            metrics_port: self.launch.metrics.port(),
+            snap_dir: self.launch.data_dir.join("member/snap"),
+            tls: self.tls.clone(),
+        }
     }
 }

@@ -1,0 +1,167 @@
+//! A used-up quota of a real etcd: it repairs itself, or says what fills it.
+
+use std::time::Duration;
+
+use etcd_client::{AlarmAction, AlarmType, Client, DeleteOptions, GetOptions};
+
+use crate::scaling::{Access, runtime};
+use crate::statefulset_box::protocol::Policy;
+use crate::support::pod::TestPod;
+use crate::support::poll;
+use crate::support::statefulset::TestBox;
+
+/// The next look of a lone syncer, compaction and defragmentation, on a busy machine.
+const REPAIR: Duration = Duration::from_secs(120);
+
+const SMALL_QUOTA: &str = "embeddedEtcd:\n  enabled: true\n  quotaBackendBytes: 64Mi\n";
+
+/// Puts until etcd says that there is no space. `key` names the nth key.
+async fn fill(mut client: Client, key: impl Fn(u32) -> String) {
+    let value = vec![b'x'; 1 << 18];
+    for n in 0..800 {
+        match client.put(key(n), value.clone(), None).await {
+            Ok(_) => {}
+            Err(error) if error.to_string().contains("database space exceeded") => return,
+            // On a slow disk.
+            Err(error) => println!("put: {error}"),
+        }
+    }
+    panic!("200 MiB did not use up a quota of 64 MiB");
+}
+
+async fn takes_writes(client: &mut Client) -> bool {
+    client.put("/probe", "x", None).await.is_ok()
+}
+
+async fn alarms(client: &mut Client) -> usize {
+    client.alarm(AlarmAction::Get, AlarmType::None, None).await.map_or(usize::MAX, |answer| answer.alarms().len())
+}
+
+fn small_pod() -> TestPod {
+    let mut pod = TestPod::new();
+    pod.values(SMALL_QUOTA);
+    pod.start("none", &[]);
+    pod.wait_serving();
+    pod
+}
+
+#[test]
+fn a_store_full_of_old_revisions_takes_writes_again_by_itself() {
+    let pod = small_pod();
+    let before = pod.etcd(async |mut etcd| {
+        for n in 0..20 {
+            etcd.put(format!("/registry/configmaps/default/kept-{n}"), "kept", None).await.expect("put");
+        }
+        fill(etcd.clone(), |_| "/registry/leases/kube-system/busy".to_owned()).await;
+        let range = GetOptions::new().with_prefix();
+        etcd.get("/registry/configmaps/", Some(range)).await.expect("read").take_kvs()
+    });
+    poll("writes are taken again", REPAIR, || pod.etcd(async |mut etcd| takes_writes(&mut etcd).await.then_some(())));
+    pod.etcd(async |mut etcd| {
+        let range = GetOptions::new().with_prefix();
+        let after = etcd.get("/registry/configmaps/", Some(range)).await.expect("read").take_kvs();
+        assert_eq!(format!("{after:?}"), format!("{before:?}"), "values and revisions are as they were");
+        assert_eq!(alarms(&mut etcd).await, 0);
+        let status = etcd.status().await.expect("status");
+        assert!(status.db_size() < 16 << 20, "{}", status.db_size());
+    });
+    poll("it says so", REPAIR, || {
+        let log = pod.log();
+        let said = ["quota is used up", "compacted the store", "defragmented", "what has filled", "no alarm is left"];
+        said.iter().all(|words| log.contains(words)).then_some(())
+    });
+    let log = pod.log();
+    let filled = log.lines().find(|line| line.contains("what has filled")).expect("a line");
+    assert!(filled.contains("leases ("), "{filled}");
+}
+
+#[test]
+fn a_store_full_of_objects_says_so_until_there_is_room() {
+    let pod = small_pod();
+    let full = "objects that are alive fill etcd's quota";
+    // What is free in the middle of the file is given back first, as often as it takes.
+    for round in 0.. {
+        pod.etcd(async |etcd| fill(etcd, |n| format!("/registry/example.com/blobs/default/{round}-{n}")).await);
+        let end =
+            poll("it says what is the matter, or takes writes again", REPAIR, || match pod.log().contains(full) {
+                true => Some(true),
+                false => pod.etcd(async |mut etcd| takes_writes(&mut etcd).await.then_some(false)),
+            });
+        if end {
+            break;
+        }
+        assert!(round < 5, "{}", pod.log());
+    }
+    let log = poll("and what it is", REPAIR, || Some(pod.log()).filter(|log| log.contains("what has filled")));
+    let filled = log.lines().find(|line| line.contains("what has filled")).expect("a line");
+    assert!(filled.contains("example.com/blobs ("), "{filled}");
+    assert!(log.contains("quotaBackendBytes"), "{log}");
+    pod.etcd(async |mut etcd| {
+        assert!(!takes_writes(&mut etcd).await);
+        assert_eq!(alarms(&mut etcd).await, 1);
+        // Room is made by hand.
+        let half = DeleteOptions::new().with_range("/registry/example.com/blobs/default/0-5");
+        etcd.delete("/registry/example.com/blobs/default/0", Some(half)).await.expect("a deletion is taken");
+    });
+    poll("writes are taken again", REPAIR, || pod.etcd(async |mut etcd| takes_writes(&mut etcd).await.then_some(())));
+}
+
+#[test]
+fn a_greater_quota_lets_writes_in_again() {
+    let pod = small_pod();
+    pod.etcd(async |etcd| fill(etcd, |n| format!("/registry/example.com/blobs/default/{n}")).await);
+    pod.values(&SMALL_QUOTA.replace("64Mi", "256Mi"));
+    poll("writes are taken again", REPAIR, || pod.etcd(async |mut etcd| takes_writes(&mut etcd).await.then_some(())));
+    let count = pod.etcd(async |mut etcd| {
+        let range = GetOptions::new().with_prefix().with_count_only();
+        etcd.get("/registry/example.com/", Some(range)).await.expect("read").count()
+    });
+    assert!(count > 160, "{count}");
+}
+
+#[test]
+fn corruption_is_said_and_never_disarmed() {
+    let pod = small_pod();
+    pod.etcd(async |mut etcd| {
+        etcd.alarm(AlarmAction::Activate, AlarmType::Corrupt, None).await.expect("raise CORRUPT");
+        etcd.alarm(AlarmAction::Activate, AlarmType::Nospace, None).await.expect("raise NOSPACE");
+    });
+    poll("it says so", REPAIR, || pod.log().contains("members hold different data (CORRUPT)").then_some(()));
+    pod.etcd(async |mut etcd| assert_eq!(alarms(&mut etcd).await, 2));
+    assert!(!pod.log().contains("disarmed"));
+}
+
+/// One member after the other, the leader last, and not while one is missing.
+#[test]
+fn three_members_are_repaired_one_after_the_other() {
+    let set = TestBox::syncer(0, Policy::Parallel);
+    let values = format!("{SMALL_QUOTA}syncer:\n  replicas: 3\n");
+    std::fs::write(set.dir().join("values.yaml"), values).expect("write the values");
+    set.scale_only(3).expect("scale");
+    let voters = || {
+        let list = set.etcdctl(0, &["member", "list"]);
+        (list.matches("false").count() == 3).then_some(())
+    };
+    set.settle(REPAIR).expect("three pods");
+    poll("three voters", REPAIR, voters);
+    // Leadership rests on the lowest.
+    let access = Access::of(&set, 0);
+    let leads = || {
+        runtime().block_on(async {
+            let status = access.connect().await?.status().await.ok()?;
+            (status.leader() == status.header()?.member_id()).then_some(status.leader())
+        })
+    };
+    let leader = poll("pod 0 leads", REPAIR, leads);
+    runtime().block_on(async {
+        let client = access.connect().await.expect("a client");
+        fill(client, |_| "/registry/leases/kube-system/busy".to_owned()).await;
+    });
+    poll("writes are taken again", REPAIR, || {
+        runtime().block_on(async { takes_writes(&mut access.connect().await?).await.then_some(()) })
+    });
+    let log = set.log("vc-0");
+    let repaired: Vec<_> = log.lines().filter(|line| line.contains("defragmented a member")).collect();
+    assert_eq!(repaired.len(), 3, "{repaired:?}");
+    assert!(repaired[2].contains(&format!("{leader:x}")), "the leader is the last: {leader:x} {repaired:?}");
+}
