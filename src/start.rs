@@ -7,6 +7,7 @@ mod again;
 mod boot;
 mod leader;
 mod pod;
+mod readiness;
 mod reset;
 mod space;
 mod stop;

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::boot::PeerState;
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::membership::Request;
-use crate::serve::health::Health;
+use crate::serve::health::{Health, Serves};
 use crate::settings::Settings;
 
 /// The path of a pod's word.
@@ -45,6 +45,9 @@ pub struct Word {
     /// What it asks for.
     #[serde(default)]
     pub request: Option<Request>,
+    /// Its own API server is ready: clients can be led to its front port.
+    #[serde(default)]
+    pub serves_clients: bool,
 }
 
 /// This pod's own word, as its parts keep it up to date.
@@ -110,7 +113,8 @@ impl Own {
             None => says.volume,
         };
         let request = says.request.or(health.stopping.then_some(Request::Stop));
-        Word { ordinal: self.ordinal, state, superseded: says.superseded, request }
+        let serves_clients = health.passes_through(Serves::ApiServer);
+        Word { ordinal: self.ordinal, state, superseded: says.superseded, request, serves_clients }
     }
 }
 
@@ -193,6 +197,10 @@ mod tests {
         let state = Some(PeerState::Data { member: id, cluster, last: None });
         assert_eq!(own.word(Health::default()).state, state);
         assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Stop));
+        assert!(!own.word(serving).serves_clients, "there is no API server");
+        assert!(own.word(Health { apiserver_ready: true, ..serving }).serves_clients);
+        let stands_by = Health { stands_by: true, ..Health::default() };
+        assert!(!own.word(stands_by).serves_clients, "nobody is led here and on to another");
         own.ask(Some(Request::Leave));
         assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Leave));
     }

@@ -2,7 +2,8 @@
 //!
 //! While the API server serves, connections are passed to it as they are: TLS goes from end to end, and client
 //! certificates, HTTP/2 and watches are its affair. Until then, and again whenever it is away, we answer ourselves
-//! ([`super::answer`]). Which of the two is decided for each connection when it comes.
+//! ([`super::answer`]), or, in a pod that stands by for another, pass to the front port of one that serves. Which of
+//! these is decided for each connection when it comes.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -97,9 +98,8 @@ impl Front {
 
     fn route(&self, health: Health) -> Option<Route> {
         let mut full = false;
-        if let Some(apiserver) = self.apiserver
-            && health.passes_through(self.serves)
-        {
+        let own = self.apiserver.filter(|_| health.passes_through(self.serves));
+        if let Some(apiserver) = own.or_else(|| health.passes_elsewhere(self.serves)) {
             match Arc::clone(&self.passed).try_acquire_owned() {
                 Ok(permit) => return Some(Route::Pass(apiserver, health, permit)),
                 Err(_) => full = true,
@@ -120,8 +120,8 @@ impl Front {
                         }
                         return;
                     }
-                    // It went away and the supervisor has not noticed yet.
-                    Ok(Err(_)) | Err(_) => (Health { apiserver_ready: false, ..health }, permit),
+                    // It went away and nobody has noticed yet.
+                    Ok(Err(_)) | Err(_) => (Health { apiserver_ready: false, elsewhere: None, ..health }, permit),
                 }
             }
         };
@@ -135,7 +135,7 @@ impl Front {
 
 /// What becomes of a connection. The permit is held until it ends.
 enum Route {
-    /// To the API server.
+    /// To the API server, here or in another pod.
     Pass(SocketAddr, Health, OwnedSemaphorePermit),
     /// Our own answer; the flag says that it is one only because too many are passed already.
     Answer(Health, bool, OwnedSemaphorePermit),
@@ -204,7 +204,7 @@ mod tests {
         let settings = crate::serve::tests::pod(crate::settings::Distro::K8s);
         let apiserver = SocketAddr::from(([127, 0, 0, 1], 6443));
         let front = Arc::new(Front::new(&settings, Some(apiserver)));
-        let health = Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false };
+        let health = Health { datastore_ready: true, apiserver_ready: true, ..Health::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let route = front.route(health).unwrap();

@@ -7,6 +7,8 @@
 //! * Ready (`/readyz`) only while the datastore serves linearizable reads and, unless there is none here, the API server
 //!   says of itself that it is ready; not while stopping.
 
+use std::net::SocketAddr;
+
 /// The state of this pod's processes, as the supervisor sees it and publishes it through a `tokio::sync::watch` channel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
@@ -19,6 +21,8 @@ pub struct Health {
     /// Ready although it does not serve: the StatefulSet waits for this pod's readiness, and it for another pod
     /// ([`crate::membership::ready`]).
     pub stands_by: bool,
+    /// While it stands by: where clients are served, the front port of a pod whose own API server is ready.
+    pub elsewhere: Option<SocketAddr>,
 }
 
 /// Whether readiness includes an API server in this pod.
@@ -56,6 +60,13 @@ impl Health {
         serves == Serves::ApiServer && self.apiserver_ready && self.datastore_ready && !self.stopping
     }
 
+    /// Where a new connection belongs that is for an API server, while this pod stands by for another. Only to one that
+    /// says that its own API server is ready: so nothing is ever passed in a circle.
+    pub fn passes_elsewhere(self, serves: Serves) -> Option<SocketAddr> {
+        let away = self.stands_by && !self.stopping && serves == Serves::ApiServer && !self.passes_through(serves);
+        self.elsewhere.filter(|_| away)
+    }
+
     fn readiness(self, serves: Serves) -> Answer {
         if self.stopping {
             answer(503, "stopping\n")
@@ -91,12 +102,15 @@ pub fn answer_to(method: &str, path: &str, health: Health, serves: Serves) -> An
 mod tests {
     use super::*;
 
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
+
     fn states() -> impl Iterator<Item = Health> {
         (0..16u8).map(|bits| Health {
             datastore_ready: bits & 1 != 0,
             apiserver_ready: bits & 2 != 0,
             stopping: bits & 4 != 0,
             stands_by: bits & 8 != 0,
+            elsewhere: Some(PEER),
         })
     }
 
@@ -129,6 +143,17 @@ mod tests {
             assert!(!health.passes_through(Serves::DatastoreOnly));
             let health = Health { stands_by: false, ..health };
             assert_eq!(health.passes_through(Serves::ApiServer), health.ready(Serves::ApiServer), "{health:?}");
+        }
+    }
+
+    #[test]
+    fn clients_are_led_to_a_pod_that_serves_only_while_this_one_stands_by() {
+        for health in states() {
+            assert_eq!(health.passes_elsewhere(Serves::DatastoreOnly), None);
+            let own = health.passes_through(Serves::ApiServer);
+            let led = health.stands_by && !health.stopping && !own;
+            assert_eq!(health.passes_elsewhere(Serves::ApiServer), led.then_some(PEER), "{health:?}");
+            assert_eq!(Health { elsewhere: None, ..health }.passes_elsewhere(Serves::ApiServer), None);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::boot::{SAY_EVERY, others};
 use super::pod::Pod;
+use super::readiness;
 use crate::boot::{self, BootDecision, DataDirFact, Wait, Warning};
 use crate::rules::Rules;
 use crate::supervise::Control;
@@ -18,12 +19,26 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
     if pod.surveyor.is_none() {
         return std::future::pending().await;
     }
-    let health = pod.health.subscribe();
+    let mut health = pod.health.subscribe();
     let (mut members, mut said) = (Vec::new(), Said::default());
+    let mut look_at = tokio::time::Instant::now() + EVERY;
     loop {
-        tokio::time::sleep(EVERY).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + EVERY,
+            // It serves again: what was said while it did not is taken back at once.
+            Ok(()) = health.changed() => {
+                if health.borrow_and_update().datastore_ready {
+                    readiness::serving(pod);
+                }
+                continue;
+            }
+        }
         let now = *health.borrow();
-        if now.datastore_ready || now.stopping {
+        if now.stopping {
+            continue;
+        }
+        if now.datastore_ready {
+            readiness::serving(pod);
             continue;
         }
         // Who runs here is known. etcd may write to the data dir meanwhile: what is read of it is no more than a hint, and
@@ -36,6 +51,9 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         if let BootDecision::Start { warnings, .. } = &decision {
             said.say(warnings);
+        }
+        if !health.borrow().datastore_ready {
+            readiness::without_quorum(pod, &facts, &survey, false);
         }
         if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");

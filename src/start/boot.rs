@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 
 use super::pod::Pod;
+use super::readiness;
 use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerState, Record, Warning};
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
@@ -15,7 +16,6 @@ use crate::etcd::{client, launch};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
-use crate::membership::ready::{self, PodManagement};
 use crate::migrate::commit::finish_commit;
 use crate::migrate::import::{ImportOutcome, ImportPlan, import};
 use crate::observe::notes;
@@ -112,7 +112,7 @@ impl Boot<'_> {
         }
         if !matches!(decision, BootDecision::Wait(_)) {
             self.wait = WAIT_FIRST;
-            pod.stands_by(false);
+            pod.stands_by(false, None);
         }
         if !matches!(decision, BootDecision::Join { .. }) {
             pod.own.ask(None);
@@ -161,7 +161,7 @@ impl Boot<'_> {
                     return Err(refuse(Exit::RefusedMembership, wait.what(), wait.remedy()));
                 }
                 let seed_is_older = self.seed_is_older(survey);
-                pod.stands_by(ready::ready(&readiness(&facts, seed_is_older)).0);
+                readiness::without_quorum(pod, &facts, survey, seed_is_older);
                 tokio::time::sleep(self.wait).await;
                 self.wait = (self.wait * 3 / 2).min(WAIT_MOST);
                 Ok(None)
@@ -341,25 +341,6 @@ fn said_of(facts: &Facts) -> Option<PeerState> {
             Some(store) => Some(PeerState::Store(store.clone())),
             None => Some(PeerState::Empty),
         },
-    }
-}
-
-/// Readiness of a pod that waits (rule 4.8).
-fn readiness(facts: &Facts, seed_is_older: bool) -> ready::Pod {
-    let above = |peer: &&boot::PeerFact| {
-        peer.ordinal > facts.ordinal && facts.desired.wants(facts.seed, peer.ordinal) == Some(true)
-    };
-    ready::Pod {
-        stopping: false,
-        serves: false,
-        apiserver_ready: false,
-        sound: true,
-        empty: facts.data_dir == DataDirFact::Empty,
-        seed: facts.ordinal == facts.seed,
-        policy: Known::<PodManagement>::default(),
-        wanted: facts.desired.wants(facts.seed, facts.ordinal),
-        missing_above: Some(facts.peers.iter().filter(above).any(|peer| peer.dns.is_absent())),
-        seed_is_older: Some(seed_is_older),
     }
 }
 

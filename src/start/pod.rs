@@ -1,5 +1,6 @@
 //! What every part of a pod's life needs: its settings, its word, the way to the other pods.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,9 +103,13 @@ impl Pod {
         Ok(EtcdClient::connect(&self.endpoint_here()).await?)
     }
 
-    /// Tells probes whether this pod is ready although it does not serve.
-    pub fn stands_by(&self, stands_by: bool) {
-        self.health.send_if_modified(|health| std::mem::replace(&mut health.stands_by, stands_by) != stands_by);
+    /// Tells probes whether this pod is ready although it does not serve, and clients where they are served meanwhile.
+    pub fn stands_by(&self, stands_by: bool, elsewhere: Option<SocketAddr>) {
+        self.health.send_if_modified(|health| {
+            let before = *health;
+            (health.stands_by, health.elsewhere) = (stands_by, elsewhere.filter(|_| stands_by));
+            *health != before
+        });
     }
 }
 

@@ -221,9 +221,10 @@ impl Running {
             apiserver_ready: has(Role::ApiServer) && self.state.serves(Role::ApiServer),
             stopping: self.state.stopping(),
             stands_by: false,
+            elsewhere: None,
         };
         self.health.send_if_modified(|health| {
-            let now = Health { stands_by: health.stands_by, ..now };
+            let now = Health { stands_by: health.stands_by, elsewhere: health.elsewhere, ..now };
             std::mem::replace(health, now) != now
         });
         if !now.stopping {

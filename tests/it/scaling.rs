@@ -229,6 +229,16 @@ fn a_pod_that_is_killed_or_loses_its_volume_returns_with_everything() {
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// The StatefulSet creates no pod before the one below it is ready, and three voters need two of them for a quorum.
+#[test]
+fn three_voters_come_back_in_order_from_a_pause() {
+    let mut scene = Scene::begin(Policy::OrderedReady);
+    for replicas in [0, 3] {
+        scene.scale(replicas);
+    }
+    assert!(!scene.writer.finish().is_empty());
+}
+
 /// One by one under a StatefulSet that waits for readiness, down to nothing (a pause) and back.
 #[test]
 fn no_write_is_lost_in_order_nor_by_a_pause() {

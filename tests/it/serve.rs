@@ -35,7 +35,8 @@ use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
 use crate::support::{free_port, part, poll};
 
-const READY: Health = Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false };
+const READY: Health =
+    Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false, elsewhere: None };
 
 /// Settings as `syncer start` would have them on a laptop, with ports of their own.
 fn settings(data_dir: &Path, flags: Flags, env: &[(&str, &str)]) -> Settings {
@@ -332,6 +333,29 @@ async fn hostile_clients_are_cut_off() {
 async fn closed(mut stream: TcpStream, deadline: Duration) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(deadline, stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test]
+async fn while_it_stands_by_clients_are_led_to_a_pod_that_serves() {
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let flags = || Flags { distro: Some(DistroFlag::K8s), ..Flags::default() };
+    let (own, other) = (settings(here.path(), flags(), &[]), settings(there.path(), flags(), &[]));
+    // Another front that says something else about the same paths tells who answers.
+    let (peer, peer_health) = front(&other, Front::new(&other, None)).await;
+    peer_health.send(Health { stopping: true, ..Health::default() }).unwrap();
+    let (address, health) = front(&own, Front::new(&own, None)).await;
+
+    let waits = Health { elsewhere: Some(peer), ..Health::default() };
+    health.send(waits).unwrap();
+    assert!(get(address, "/readyz").await.1.contains("datastore"), "it does not stand by");
+    let stands_by = Health { stands_by: true, ..waits };
+    health.send(stands_by).unwrap();
+    assert_eq!(get(address, "/readyz").await, (503, "stopping\n".to_owned()), "the other answers");
+    // Nobody listens there any more, and nobody has noticed.
+    let gone = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    health.send(Health { elsewhere: Some(gone), ..stands_by }).unwrap();
+    let (status, body) = get(address, "/readyz").await;
+    assert!(status == 200 && body.contains("standing by"), "{status} {body}");
 }
 
 #[tokio::test]
