@@ -12,6 +12,7 @@ mod reset;
 mod space;
 mod stop;
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,6 +130,7 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
+        let ends_by = Cell::new(None);
         let plan = Plan {
             specs: datastore.into_iter().chain(servers.iter().cloned()).collect(),
             lock: Arc::clone(&pod.lock),
@@ -150,11 +152,14 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
             never = follow_settings(pod, &control) => match never {},
             never = certificates => match never {},
             never = leader::look_after(pod) => match never {},
-            never = stop::departure(pod, told, &control) => match never {},
+            never = stop::departure(pod, told, &control, &ends_by) => match never {},
             never = again::decide_again(pod, &control) => match never {},
         };
         match stopped {
-            Stopped::BySignal => return stop::after_etcd(pod, Instant::now() + AFTER_ETCD).await,
+            Stopped::BySignal => {
+                let least = Instant::now() + AFTER_ETCD;
+                return stop::after_etcd(pod, ends_by.get().map_or(least, |by| least.max(by))).await;
+            }
             // Decided anew: what runs is not what should.
             Stopped::ByControl => pod.health.send_modify(|health| *health = Health::default()),
         }

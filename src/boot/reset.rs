@@ -98,7 +98,8 @@ pub(super) fn hindered(facts: &Facts) -> Option<Wait> {
         let gone = |ordinal| pod_gone(facts, ordinal) || empty(facts, ordinal) || unnamed(ordinal);
         member.ordinal.is_some_and(gone)
     };
-    let gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
+    let mut gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
+    gone.sort();
     let left = (voters.len() + 1).saturating_sub(gone.len());
     if facts.members.present().is_some() || left > voters.len().div_ceil(2) {
         return None;

@@ -38,6 +38,8 @@ pub struct Leaving {
     pub stopping: Vec<MemberId>,
     /// The last entry of the WAL, once etcd is stopped.
     pub last: Option<LogPosition>,
+    /// Whether its removal has been asked for for a while, in vain.
+    pub refused: bool,
     /// Whether the note `stopped` is on the volume.
     pub noted: bool,
     /// The marker.
@@ -54,7 +56,8 @@ pub enum LeaveStep {
     StopApiServer,
     /// Move leadership to this member, and let writes settle. Asked of the leader, which this is.
     MoveLeader(MemberId),
-    /// Ask the leader's pod to remove this member, again every few hundred milliseconds, and look again.
+    /// Ask the leader's pod to remove this member, again every few hundred milliseconds, and look again. Also with etcd
+    /// stopped, until the grace is nearly spent.
     AskRemoval,
     /// Look again in a moment, etcd running on.
     Wait(LeaveWait),
@@ -116,15 +119,31 @@ fn leaving(l: &Leaving, me: MemberId, hurry: bool) -> (LeaveStep, Rule) {
         (Some(false), false) => LeaveStep::SetAside,
         // What could not be done in time, the boot decision does when the pod comes back.
         (_, true) if hurry => LeaveStep::StopEtcd,
-        (_, false) => LeaveStep::Exit,
-        (None, true) => LeaveStep::Wait(LeaveWait::Quorum),
+        (_, false) if hurry => LeaveStep::Exit,
+        (None, _) => LeaveStep::Wait(LeaveWait::Quorum),
+        (Some(true), false) => LeaveStep::AskRemoval,
         (Some(true), true) if l.leader == Known::Present(me) => match heir(l, me) {
             Some(to) => LeaveStep::MoveLeader(to),
             None => LeaveStep::Wait(LeaveWait::Heir),
         },
+        (Some(true), true) if l.refused && dispensable(l, me) => LeaveStep::StopEtcd,
         (Some(true), true) => LeaveStep::AskRemoval,
     };
     (step, Rule::LeaveFirst)
+}
+
+/// Whether this member may stop before it is removed. etcd lets none go that runs, for five seconds after any of them has
+/// connected, but lets one go that is down; so the highest one that is to leave may be down, if the others are a quorum
+/// without it. It alone: two that go down together may be one too many.
+fn dispensable(l: &Leaving, me: MemberId) -> bool {
+    let Some(members) = l.members.present() else { return false };
+    let voters = || members.iter().filter(|m| !m.member.learner);
+    let others = voters().filter(|m| m.member.id != me && m.active).count();
+    let above = |m: &MemberFact| {
+        let above = m.member.ordinal.filter(|ordinal| *ordinal > l.ordinal);
+        above.is_some_and(|ordinal| l.desired.wants(l.seed, ordinal) == Some(false))
+    };
+    others > voters().count() / 2 && !members.iter().any(above)
 }
 
 /// Zero replicas: nobody leaves; each notes its last entry, and the seed stops last where it can.

@@ -234,6 +234,7 @@ mod leaving {
             members: Known::Present(vec![voter(0), voter(1), voter(2)]),
             stopping: Vec::new(),
             last: None,
+            refused: false,
             noted: false,
             marker: Known::Present(MarkerSeen { version: "7".into(), marker }),
             left: Duration::from_secs(8),
@@ -265,6 +266,29 @@ mod leaving {
         assert_eq!(leave(&l), LeaveStep::StopEtcd);
         l.etcd = false;
         assert_eq!(leave(&l), LeaveStep::SetAside);
+    }
+
+    #[test]
+    fn who_is_not_let_go_stops_first_if_it_can_be_spared_and_asks_on() {
+        let l = Leaving { refused: true, ..pod(2, 1) };
+        assert_eq!(explained(&l, Rules::ALL), (LeaveStep::StopEtcd, Rule::LeaveFirst));
+        let down = Leaving { etcd: false, ..l.clone() };
+        assert_eq!(leave(&down), LeaveStep::AskRemoval);
+        assert_eq!(leave(&Leaving { members: Known::default(), ..down.clone() }), LeaveStep::Wait(LeaveWait::Quorum));
+        assert_eq!(
+            leave(&Leaving { members: Known::Present(vec![voter(0), voter(1)]), ..down.clone() }),
+            LeaveStep::SetAside
+        );
+        assert_eq!(leave(&Leaving { left: FOR_ETCD, ..down }), LeaveStep::Exit);
+
+        let stays = |l: Leaving| assert_eq!(leave(&l), LeaveStep::AskRemoval, "{l:?}");
+        stays(Leaving { refused: true, ..pod(1, 1) });
+        stays(Leaving { members: Known::Present(vec![voter(0), voter(2)]), ..l.clone() });
+        let mut away = voter(1);
+        away.active = false;
+        stays(Leaving { members: Known::Present(vec![voter(0), away, voter(2)]), ..l });
+        // Once the higher one is gone, two are left, and neither can be spared.
+        stays(Leaving { refused: true, members: Known::Present(vec![voter(0), voter(1)]), ..pod(1, 1) });
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a pod that was told to stop does between the API server's end and etcd's, and after it.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -17,14 +18,25 @@ use crate::supervise::Control;
 
 /// Between two looks while something is waited for.
 const AGAIN: Duration = Duration::from_millis(100);
+/// A leader's pod that removes a member at all does so within this time.
+const REFUSED: Duration = Duration::from_secs(1);
 
 /// Waits for the stop, and for the API server's end; then leaves the membership or hands leadership on, as the rules
 /// say, and lets the datastore be stopped. Never ends.
-pub async fn departure(pod: &Pod, told: oneshot::Receiver<Instant>, control: &Control) -> Infallible {
+///
+/// By when all is to have ended is noted in `ends_by`.
+pub async fn departure(
+    pod: &Pod,
+    told: oneshot::Receiver<Instant>,
+    control: &Control,
+    ends_by: &Cell<Option<Instant>>,
+) -> Infallible {
     if let Ok(by) = told.await {
-        let mut said = None;
+        ends_by.set(Some(by));
+        let (mut said, mut asked) = (None, None::<Instant>);
         loop {
-            let leaving = look(pod, by).await;
+            let refused = asked.is_some_and(|at| at.elapsed() >= REFUSED);
+            let leaving = Leaving { refused, ..look(pod, by).await };
             let (step, rule) = leave::explained(&leaving, Rules::ALL);
             if said.as_ref() != Some(&step) {
                 tracing::info!(?step, %rule, "stopping");
@@ -38,10 +50,8 @@ pub async fn departure(pod: &Pod, told: oneshot::Receiver<Instant>, control: &Co
                     true
                 }
                 LeaveStep::AskRemoval => {
-                    pod.own.ask(Some(Request::Leave));
-                    if let Some(surveyor) = &pod.surveyor {
-                        surveyor.wake(&pod.survey([]).await).await;
-                    }
+                    asked.get_or_insert_with(Instant::now);
+                    ask_removal(pod).await;
                     true
                 }
                 LeaveStep::Wait(_) => true,
@@ -63,11 +73,23 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     if pod.surveyor.is_none() {
         return Ok(());
     }
-    let leaving = Leaving { etcd: false, ..look(pod, by).await };
-    if let (LeaveStep::SetAside, Some((member, cluster))) = (leave::leave(&leaving), pod.own.member()) {
-        set_aside(pod, member, cluster)?;
+    loop {
+        let leaving = Leaving { etcd: false, ..look(pod, by).await };
+        match (leave::leave(&leaving), pod.own.member()) {
+            (LeaveStep::SetAside, Some((member, cluster))) => return set_aside(pod, member, cluster),
+            (LeaveStep::AskRemoval, _) => ask_removal(pod).await,
+            (LeaveStep::Wait(_), _) => {}
+            _ => return Ok(()),
+        }
+        tokio::time::sleep(AGAIN).await;
     }
-    Ok(())
+}
+
+async fn ask_removal(pod: &Pod) {
+    pod.own.ask(Some(Request::Leave));
+    if let Some(surveyor) = &pod.surveyor {
+        surveyor.wake(&pod.survey([]).await).await;
+    }
 }
 
 async fn look(pod: &Pod, by: Instant) -> Leaving {
@@ -126,6 +148,7 @@ async fn look(pod: &Pod, by: Instant) -> Leaving {
             Known::Unknown(why) => Known::Unknown(why.clone()),
         },
         last: None,
+        refused: false,
         noted: false,
         marker: Known::default(),
         left: by.saturating_duration_since(Instant::now()),

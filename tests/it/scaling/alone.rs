@@ -1,20 +1,22 @@
 //! Those that are left when others are gone for good: what is repaired by itself, and what waits for its remedy. Without a
 //! host API.
 
-use super::{CHANGE, Scene, etcd_calls_it_healthy};
+use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::Policy;
 use crate::support::poll;
+use crate::support::statefulset::TestBox;
 
 impl Scene {
-    /// Waits until pod `ordinal` has said this so many times.
+    /// Waits until pod `ordinal` has said this at least so many times.
     fn says(&self, ordinal: u32, what: &str, times: usize) {
         let pod = format!("vc-{ordinal}");
-        let said = || (self.set.log(&pod).matches(what).count() == times).then_some(());
+        let said = || (self.set.log(&pod).matches(what).count() >= times).then_some(());
         poll(&format!("pod {ordinal} says {what:?} {times} times"), CHANGE, said);
     }
 }
 
 const RESET: &str = "the reset is finished";
+const ASIDE: &str = "it was set aside";
 
 /// The two were three a moment ago. Which of them loses its volume makes no difference, nor whether the other runs.
 #[test]
@@ -35,5 +37,68 @@ fn of_two_voters_one_goes_on_without_loss_when_the_other_has_lost_its_volume() {
     scene.says(1, RESET, 1);
     scene.rests("the seed lost its volume", 2);
     scene.says(0, RESET, 2);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// All of two pods that go are killed before they could leave. The one that stays has no quorum, and cannot know whether
+/// it has every acknowledged write: it says what helps, and that helps.
+#[test]
+fn whoever_is_left_of_three_by_kills_waits_with_a_remedy_that_works() {
+    // A killed pod is not replaced before the StatefulSet is scaled.
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let mut scene = Scene::of(3, set);
+    scene.set.kill9(1).expect("kill");
+    scene.set.kill9(2).expect("kill");
+    scene.set.scale(1).expect("scale");
+    scene.set.wait("one pod is left", CHANGE, |s| s.pods.len() == 1).expect("one pod");
+    scene.says(0, "waiting: voters 1, 2 are gone", 1);
+    let log = scene.set.log("vc-0");
+    assert!(log.contains("scale up to 3, wait for a quorum, then down"), "{log}");
+    assert!(!log.contains(RESET));
+
+    scene.set.scale_only(3).expect("scale the StatefulSet alone");
+    scene.set.wait("a quorum", CHANGE, |s| s.pods.len() == 3 && s.ready().len() == 3).expect("a quorum");
+    scene.set.scale_only(1).expect("scale the StatefulSet alone");
+    scene.set.wait("one pod is left", CHANGE, |s| s.settled && s.pods.len() == 1).expect("one pod");
+    scene.rests("scaled up and down", 1);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// Its data dir is no member's any more, found while its etcd runs or when its retained volume comes back.
+#[test]
+fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let mut scene = Scene::of(3, set);
+    etcd_calls_it_healthy();
+    let members = scene.set.etcdctl(0, &["member", "list", "-w", "simple"]);
+    let id = members.lines().find(|l| l.contains("vc-2.")).and_then(|l| l.split(',').next()).expect("its member");
+    scene.set.etcdctl(0, &["member", "remove", id]);
+    scene.says(2, ASIDE, 1);
+    scene.rests("a member was removed by hand", 3);
+
+    scene.set.kill9(2).expect("kill");
+    scene.scale(2);
+    scene.set.scale(3).expect("scale");
+    scene.says(2, ASIDE, 2);
+    scene.rests("a stale data dir came back", 3);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// etcd lets nobody who runs go for five seconds after any of them has connected, and a stopping pod has little longer.
+#[test]
+fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
+    let mut scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
+    for round in 1..=2 {
+        scene.set.scale(3).expect("scale");
+        poll("three voters", CHANGE, || ask(&Access::of(&scene.set, 0)).filter(|said| said.voters.len() == 3));
+        if round == 2 {
+            scene.set.kill9(2).expect("kill");
+            poll("pod 2 is back", CHANGE, || ask(&Access::of(&scene.set, 2)));
+        }
+        scene.scale(1);
+        for ordinal in [1, 2] {
+            scene.says(ordinal, ASIDE, round);
+        }
+    }
     assert!(!scene.writer.finish().is_empty());
 }

@@ -159,6 +159,7 @@ pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
     let dir = w.dir(o);
     let server = dir.and_then(|d| w.server(Some(d.cluster)));
     Leaving {
+        refused: false,
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
         desired: desired(w, c),
