@@ -122,6 +122,10 @@ pub struct Warnings {
     pub broken_chains: Count,
     /// Keys whose value etcd refuses to take again unless `--max-request-bytes` is raised.
     pub large_values: Count,
+    /// A `-wal` whose last transaction cannot be read and is left out. Without its `-shm` nothing tells whether it had
+    /// been committed: a killed writer's was not.
+    #[serde(default)]
+    pub torn_wals: Count,
 }
 
 impl Warnings {
@@ -136,6 +140,10 @@ impl Warnings {
                 "keys have leftovers of an incomplete compaction; they are imported as kine serves them",
             ),
             (&self.large_values, "values are larger than etcd takes by default; etcd's limit is raised for them"),
+            (
+                &self.torn_wals,
+                "-wal ends in a transaction that cannot be read and is left out, as a writer that was killed leaves it",
+            ),
         ]
         .into_iter()
         .filter(|(count, _)| count.count > 0)

@@ -44,6 +44,12 @@ pub enum SourceError {
     /// Not one row, though kine writes `compact_rev_key` when it first starts.
     #[error("its table kine has no row, not even kine's own compact_rev_key: its -wal file is missing")]
     NoRows,
+    /// A `-wal` lies beside the name by which a database was opened, and this one has several.
+    #[error("it has {links} other names (hard links), and a -wal file may lie beside one of them")]
+    OtherNames {
+        /// How many beside this one.
+        links: u64,
+    },
     /// The `-shm` tells of frames, but the `-wal` is not there.
     #[error("{} is missing: {frames} pages of it were not yet in the database", wal.display())]
     WalMissing {
@@ -162,6 +168,10 @@ impl SourceError {
                 "move it away, and put the file that belongs to the store in its place"
             }
             SourceError::NoRows => "put the -wal file that belongs to it beside it, under the same base name",
+            SourceError::OtherNames { .. } => {
+                "find them with `find DIR -samefile state.db`, put the -wal of the one that was in use beside it, or \
+                 delete the other names if none has one"
+            }
             SourceError::WalMissing { .. } | SourceError::WalShort { .. } => {
                 "put the whole -wal file that belongs to it beside it, under the same base name; if that is lost for \
                  good, move the -shm file away to go on without those pages"
@@ -195,7 +205,9 @@ impl SourceError {
     pub fn refusal(self, db: &std::path::Path) -> anyhow::Error {
         match self {
             // A fault of the environment, not of the store.
-            SourceError::Io(e) => anyhow::Error::from(e).context(format!("read {}", db.display())),
+            SourceError::Io(e) if e.kind() != io::ErrorKind::PermissionDenied => {
+                anyhow::Error::from(e).context(format!("read {}", db.display()))
+            }
             SourceError::Sqlite(e) => anyhow::Error::from(e).context(format!("read {}", db.display())),
             SourceError::Lock(ref cause) => {
                 let what = format!("{} is not imported: {self}: {cause}", db.display());

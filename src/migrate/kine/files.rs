@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::SourceError;
@@ -55,6 +56,8 @@ pub struct DatabaseHeader {
     pub bytes: u64,
     /// Size of a page in bytes.
     pub page_size: u32,
+    /// Whether its changes go to a `-wal` first.
+    pub has_wal: bool,
 }
 
 /// What stands in the `-wal`.
@@ -64,6 +67,8 @@ pub struct WalContent {
     pub bytes: u64,
     /// Frames up to the last committed transaction: what SQLite reads over the database.
     pub committed_frames: u64,
+    /// What follows them cannot be read, and no `-shm` tells whether it had been committed.
+    pub torn: bool,
 }
 
 /// Refuses if something else than a regular file bears the name of one of the files beside the database: opening it
@@ -95,16 +100,20 @@ pub fn inspect(files: &StoreFiles) -> Result<(DatabaseHeader, WalContent), Sourc
         Err(e) if e.kind() == io::ErrorKind::NotFound => (0, WalFrames::default()),
         Err(e) => return Err(at(&files.wal, e).into()),
     };
-    if let Some(index) = WalIndex::decode(&read_start(&files.shm, WAL_INDEX)?)
-        && let Some(lost) = index.frames_missing_in(&frames)
-    {
+    let links = files.db.metadata().map_err(|e| at(&files.db, e))?.nlink();
+    if links > 1 && header.has_wal && bytes == 0 {
+        return Err(SourceError::OtherNames { links: links - 1 });
+    }
+    let index = WalIndex::decode(&read_start(&files.shm, WAL_INDEX)?);
+    if let Some(lost) = index.as_ref().and_then(|index| index.frames_missing_in(&frames)) {
         let wal = files.wal.clone();
         return Err(match bytes {
             0 => SourceError::WalMissing { wal, frames: lost },
             _ => SourceError::WalShort { wal, frames: lost },
         });
     }
-    Ok((header, WalContent { bytes, committed_frames: frames.committed }))
+    let told = index.is_some_and(|index| Some(index.salt) == frames.salt);
+    Ok((header, WalContent { bytes, committed_frames: frames.committed, torn: frames.torn && !told }))
 }
 
 fn inspect_database(path: &Path) -> Result<DatabaseHeader, SourceError> {
@@ -132,7 +141,7 @@ fn parse_database_header(header: &[u8], bytes: u64) -> Result<DatabaseHeader, So
     if encoding > 1 {
         return Err(SourceError::NotUtf8Database);
     }
-    Ok(DatabaseHeader { bytes, page_size })
+    Ok(DatabaseHeader { bytes, page_size, has_wal: header[18] == 2 })
 }
 
 /// A rollback journal with a valid header is one that SQLite would play back into the database.
@@ -220,6 +229,8 @@ struct WalFrames {
     committed: u64,
     /// What tells its generation from others; `None` if it has no header.
     salt: Option<[u8; 8]>,
+    /// Something of this generation follows that is not whole.
+    torn: bool,
 }
 
 /// Reads a WAL to its end and gives its committed frames. A torn frame behind the last commit is what a
@@ -275,7 +286,11 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
         // written from its start to its end, so nothing of an earlier generation stands before them.
         Some((frame, _)) if commits_behind > 0 => Err(BrokenWal::Torn { frame, commits: commits_behind }),
         Some((1, false)) => Err(BrokenWal::Salt),
-        _ => Ok(WalFrames { committed, salt: Some(salt) }),
+        broken => {
+            let cut_off = broken.is_none() && WAL_HEADER as u64 + frames * frame_size as u64 != bytes;
+            let torn = cut_off || broken.is_some_and(|(_, same_generation)| same_generation);
+            Ok(WalFrames { committed, salt: Some(salt), torn })
+        }
     })
 }
 
@@ -342,6 +357,8 @@ mod tests {
         let mut torn = wal.clone();
         *torn.last_mut().unwrap() ^= 1;
         assert_eq!(judge(&torn), Ok(frames - 1));
+        let is_torn = |wal: &[u8]| read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().unwrap().torn;
+        assert!(is_torn(&torn) && is_torn(&wal[..wal.len() - 1]) && !is_torn(&wal));
         assert_eq!(judge(&wal[..10]), Ok(0));
         assert_eq!(judge(&[]), Ok(0));
     }
@@ -354,6 +371,7 @@ mod tests {
         let frames = judge(&wal).unwrap();
         wal.extend(old);
         assert_eq!(judge(&wal), Ok(frames));
+        assert!(!read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().unwrap().torn);
     }
 
     #[test]
@@ -394,7 +412,7 @@ mod tests {
     #[test]
     fn an_index_of_the_same_generation_tells_of_every_frame_that_was_cut_off() {
         let index = |last_frame, checkpointed| WalIndex { last_frame, checkpointed, salt: [7; 8] };
-        let wal = |committed, salt: u8| WalFrames { committed, salt: Some([salt; 8]) };
+        let wal = |committed, salt: u8| WalFrames { committed, salt: Some([salt; 8]), torn: false };
         for (index, wal, want) in [
             (index(9, 0), wal(9, 7), None),
             (index(9, 0), wal(12, 7), None),

@@ -134,6 +134,7 @@ impl Source for KineStore {
         let mut warnings = Warnings::default();
         let example = || self.survey.broken_chain_example.clone().unwrap_or_default();
         warnings.broken_chains.add(self.survey.broken_chains, example);
+        warnings.torn_wals.add(self.wal.torn.into(), || self.files.wal.display().to_string());
         rows::read_live(&self.connection, &self.survey.newest, &mut warnings, out)?;
         Ok(warnings)
     }

@@ -236,6 +236,48 @@ fn a_wal_that_does_not_fit_is_refused() {
     }
 }
 
+/// What a killed writer leaves, and what a lost sector leaves of a commit: without the `-shm` they look the same.
+#[test]
+fn a_last_transaction_that_cannot_be_read_is_told_of() {
+    let store = store(ROWS);
+    store.connection.execute("INSERT INTO kine (name, created, deleted) VALUES ('/late', 1, 0)", []).unwrap();
+    let files = store.hot();
+    std::fs::remove_file(&files.shm).unwrap();
+    let mut wal = std::fs::read(&files.wal).unwrap();
+    assert_eq!(read(&files).unwrap().1.torn_wals.count, 0);
+    *wal.last_mut().unwrap() ^= 1;
+    std::fs::write(&files.wal, wal).unwrap();
+    let (sink, warnings) = read(&files).unwrap();
+    assert!(!sink.0.iter().any(|k| k.0 == "/late"));
+    assert_eq!(warnings.torn_wals.count, 1);
+    assert!(warnings.lines().iter().any(|line| line.contains("state.db-wal")), "{:?}", warnings.lines());
+}
+
+#[test]
+fn a_store_of_several_names_is_refused_without_its_wal() {
+    let store = store(ROWS);
+    let files = store.cold();
+    let other = files.db.with_file_name("other.db");
+    std::fs::hard_link(&files.db, &other).unwrap();
+    let text = refused(&files);
+    assert!(text.contains("it has 1 other names") && text.contains("-samefile"), "{text}");
+    std::fs::remove_file(&other).unwrap();
+    read(&files).unwrap();
+    let hot = store.hot();
+    store.connection.execute("INSERT INTO kine (name, created, deleted) VALUES ('/late', 1, 0)", []).unwrap();
+    std::fs::copy(store.db.with_file_name("live.db-wal"), &hot.wal).unwrap();
+    std::fs::hard_link(&hot.db, &other).unwrap();
+    read(&hot).unwrap();
+}
+
+#[test]
+fn a_store_that_may_not_be_read_is_refused_with_the_remedy() {
+    let denied = SourceError::Io(std::io::ErrorKind::PermissionDenied.into());
+    let error = denied.refusal(Path::new("state.db"));
+    assert_eq!(crate::exit::exit_of(&error), crate::exit::Exit::RefusedSource);
+    assert!(format!("{error:#}").contains("let the user that syncer runs as read and write it"), "{error:#}");
+}
+
 #[test]
 fn a_hot_rollback_journal_is_refused_and_a_spent_one_is_not() {
     let store = store(ROWS);
