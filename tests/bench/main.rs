@@ -2,13 +2,18 @@
 //!
 //! `migrate` compares an import with one Put after another (as k3s migrates) and with a plain copy of the file;
 //! `start` compares restart-to-serving of one member with bare etcd under the paid edition's timing, and measures what
-//! syncer costs at rest.
+//! syncer costs at rest; `scale` compares members that come and go by themselves with the same steps by hand.
 
+mod by_hand;
 mod migrate;
 mod peers;
 mod restart;
 mod sample;
+mod scale;
+#[path = "../box/mod.rs"]
+mod statefulset_box;
 mod store;
+mod writers;
 
 use std::path::PathBuf;
 
@@ -41,6 +46,18 @@ enum What {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Scaling and rolling under steady writers, and joining a large store; the same by hand with etcdctl.
+    Scale {
+        /// How often the whole journey is made.
+        #[arg(long, default_value_t = 10)]
+        runs: usize,
+        /// The store that a second member joins, in MiB; 0 leaves that out.
+        #[arg(long, default_value_t = 1024)]
+        join_mib: u64,
+        /// Where to write the figures.
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Restart-to-serving of one member, and syncer's cost at rest.
     Start {
         /// Restarts of each, half of them after kill -9.
@@ -61,6 +78,7 @@ enum What {
 fn main() -> anyhow::Result<()> {
     let (figures, json) = match Cli::parse().what {
         What::Migrate { keys, rounds, put_limit, json } => (migrate::run(&keys, rounds, put_limit)?, json),
+        What::Scale { runs, join_mib, json } => (scale::run(runs, join_mib)?, json),
         What::Start { runs, keys, idle, json } => (restart::run(runs, keys, idle)?, json),
     };
     let text = serde_json::to_string_pretty(&figures)?;

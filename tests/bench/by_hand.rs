@@ -1,0 +1,170 @@
+//! The same members without us: etcd with our timing, and a person with etcdctl who makes no mistake and loses no time.
+
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use etcd_client::ConnectOptions;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::peers::{Running, free_port};
+use crate::scale::Fleet;
+use crate::store::program;
+use crate::writers::Endpoints;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Member {
+    client: u16,
+    peer: u16,
+    etcd: Option<Running>,
+}
+
+/// Members on loopback, without TLS.
+pub struct ByHand {
+    dir: tempfile::TempDir,
+    members: Vec<Member>,
+}
+
+impl ByHand {
+    /// So many members, which form a cluster together.
+    pub fn up(replicas: u32) -> anyhow::Result<ByHand> {
+        let dir = tempfile::tempdir_in(program("SYNCER_BENCH_DIR", "")?)?;
+        let mut members = Vec::new();
+        for _ in 0..3 {
+            members.push(Member { client: free_port()?, peer: free_port()?, etcd: None });
+        }
+        let mut fleet = ByHand { dir, members };
+        let cluster: Vec<_> = (0..replicas).map(|ordinal| fleet.initial(ordinal)).collect::<Result<_, _>>()?;
+        for ordinal in 0..replicas {
+            fleet.start(ordinal, "new", &cluster.join(","))?;
+        }
+        for ordinal in 0..replicas {
+            fleet.serves(ordinal)?;
+        }
+        Ok(fleet)
+    }
+
+    fn member(&self, ordinal: u32) -> anyhow::Result<&Member> {
+        self.members.get(ordinal as usize).context("no such member")
+    }
+
+    fn initial(&self, ordinal: u32) -> anyhow::Result<String> {
+        Ok(format!("m{ordinal}=http://127.0.0.1:{}", self.member(ordinal)?.peer))
+    }
+
+    fn start(&mut self, ordinal: u32, state: &str, cluster: &str) -> anyhow::Result<()> {
+        let member = self.member(ordinal)?;
+        let client = format!("http://127.0.0.1:{}", member.client);
+        let peer = format!("http://127.0.0.1:{}", member.peer);
+        let etcd = Command::new(program("SYNCER_PARTS", "etcd")?)
+            .args(["--heartbeat-interval=100", "--election-timeout=1000", "--quota-backend-bytes=8589934592"])
+            .args([format!("--name=m{ordinal}"), format!("--initial-cluster={cluster}")])
+            .arg(format!("--data-dir={}", self.dir.path().join(format!("m{ordinal}")).display()))
+            .args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")])
+            .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
+            .args([format!("--initial-cluster-state={state}"), "--log-level=error".to_owned()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start etcd")?;
+        self.members.get_mut(ordinal as usize).context("no such member")?.etcd = Some(Running(etcd));
+        Ok(())
+    }
+
+    fn ctl(&self, ordinal: u32, args: &[&str]) -> anyhow::Result<Value> {
+        let output = Command::new(program("SYNCER_PARTS", "etcdctl")?)
+            .args([&*format!("--endpoints=http://127.0.0.1:{}", self.member(ordinal)?.client), "--write-out=json"])
+            .args(args)
+            .output()
+            .context("run etcdctl")?;
+        ensure!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        // `move-leader` prints a line whatever is asked for.
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    fn serves(&self, ordinal: u32) -> anyhow::Result<()> {
+        let (began, port) = (Instant::now(), self.member(ordinal)?.client);
+        loop {
+            let there = TcpStream::connect(("127.0.0.1", port)).is_ok();
+            if there && self.ctl(ordinal, &["endpoint", "health"]).is_ok() {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "member {ordinal} does not serve");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// IDs are numbers in etcdctl's JSON and hexadecimal in its arguments.
+    fn id(&self, ordinal: u32) -> anyhow::Result<String> {
+        let list = self.ctl(0, &["member", "list"])?;
+        let url = format!("http://127.0.0.1:{}", self.member(ordinal)?.peer);
+        let members = list["members"].as_array().context("no members")?;
+        let member = members.iter().find(|m| m["peerURLs"][0] == *url).context("it is not listed")?;
+        Ok(format!("{:x}", member["ID"].as_u64().context("no ID")?))
+    }
+
+    /// Leadership to member `to` if `from` has it.
+    fn lead(&self, from: u32, to: u32) -> anyhow::Result<()> {
+        let status = self.ctl(from, &["endpoint", "status"])?;
+        let status = &status[0]["Status"];
+        if status["leader"] == status["header"]["member_id"] {
+            self.ctl(from, &["move-leader", &self.id(to)?])?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self, ordinal: u32) -> anyhow::Result<()> {
+        let member = self.members.get_mut(ordinal as usize).context("no such member")?;
+        let mut etcd = member.etcd.take().context("it does not run")?;
+        kill(Pid::from_raw(i32::try_from(etcd.0.id())?), Signal::SIGTERM)?;
+        etcd.0.wait()?;
+        Ok(())
+    }
+}
+
+impl Fleet for ByHand {
+    fn endpoints(&self, replicas: u32) -> anyhow::Result<Endpoints> {
+        let urls = self.members.iter().take(replicas as usize).map(|m| format!("http://127.0.0.1:{}", m.client));
+        Ok(Endpoints { urls: urls.collect(), options: ConnectOptions::new() })
+    }
+
+    fn scale(&mut self, from: u32, to: u32) -> anyhow::Result<()> {
+        for ordinal in (to..from).rev() {
+            self.lead(ordinal, 0)?;
+            self.ctl(0, &["member", "remove", &self.id(ordinal)?])?;
+            self.stop(ordinal)?;
+            std::fs::remove_dir_all(self.dir.path().join(format!("m{ordinal}")))?;
+        }
+        for ordinal in from..to {
+            let url = format!("--peer-urls=http://127.0.0.1:{}", self.member(ordinal)?.peer);
+            self.ctl(0, &["member", "add", &format!("m{ordinal}"), &url, "--learner"])?;
+            let cluster: Vec<_> = (0..=ordinal).map(|o| self.initial(o)).collect::<Result<_, _>>()?;
+            self.start(ordinal, "existing", &cluster.join(","))?;
+            let (began, id) = (Instant::now(), self.id(ordinal)?);
+            // Refused until it has caught up.
+            while let Err(error) = self.ctl(0, &["member", "promote", &id]) {
+                if began.elapsed() > PATIENCE {
+                    bail!("member {ordinal} is not promoted: {error:#}");
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        Ok(())
+    }
+
+    fn roll(&mut self, replicas: u32) -> anyhow::Result<()> {
+        for ordinal in (0..replicas).rev() {
+            let next = if ordinal == 0 { 1 } else { 0 };
+            self.lead(ordinal, next)?;
+            self.stop(ordinal)?;
+            let cluster: Vec<_> = (0..replicas).map(|o| self.initial(o)).collect::<Result<_, _>>()?;
+            self.start(ordinal, "existing", &cluster.join(","))?;
+            self.serves(ordinal)?;
+        }
+        Ok(())
+    }
+}
