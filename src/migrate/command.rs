@@ -103,6 +103,10 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         }
     };
     let (source, target) = (absolute(&source)?, absolute(&target)?);
+    if let Some(folder) = target.parent().filter(|folder| !folder.is_dir()) {
+        let what = format!("the folder {} does not exist", folder.display());
+        return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
+    }
     if args.dry_run {
         let found = estimate(&source, &target, Show::Auto)?;
         return Ok(match args.output {

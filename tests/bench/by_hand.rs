@@ -4,7 +4,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use etcd_client::ConnectOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -86,6 +86,16 @@ impl ByHand {
         Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
     }
 
+    /// Asks until it is done: etcd refuses for five seconds after a member connected, and while a learner lags.
+    fn insist(&self, args: &[&str]) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while let Err(error) = self.ctl(0, args) {
+            ensure!(began.elapsed() < PATIENCE, "{error:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
     fn serves(&self, ordinal: u32) -> anyhow::Result<()> {
         let (began, port) = (Instant::now(), self.member(ordinal)?.client);
         loop {
@@ -135,23 +145,16 @@ impl Fleet for ByHand {
     fn scale(&mut self, from: u32, to: u32) -> anyhow::Result<()> {
         for ordinal in (to..from).rev() {
             self.lead(ordinal, 0)?;
-            self.ctl(0, &["member", "remove", &self.id(ordinal)?])?;
+            self.insist(&["member", "remove", &self.id(ordinal)?])?;
             self.stop(ordinal)?;
             std::fs::remove_dir_all(self.dir.path().join(format!("m{ordinal}")))?;
         }
         for ordinal in from..to {
             let url = format!("--peer-urls=http://127.0.0.1:{}", self.member(ordinal)?.peer);
-            self.ctl(0, &["member", "add", &format!("m{ordinal}"), &url, "--learner"])?;
+            self.insist(&["member", "add", &format!("m{ordinal}"), &url, "--learner"])?;
             let cluster: Vec<_> = (0..=ordinal).map(|o| self.initial(o)).collect::<Result<_, _>>()?;
             self.start(ordinal, "existing", &cluster.join(","))?;
-            let (began, id) = (Instant::now(), self.id(ordinal)?);
-            // Refused until it has caught up.
-            while let Err(error) = self.ctl(0, &["member", "promote", &id]) {
-                if began.elapsed() > PATIENCE {
-                    bail!("member {ordinal} is not promoted: {error:#}");
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
+            self.insist(&["member", "promote", &self.id(ordinal)?])?;
         }
         Ok(())
     }

@@ -101,7 +101,9 @@ fn what_is_no_store_of_kine_is_refused() {
 
 #[test]
 fn a_target_that_is_not_ours_is_refused() {
-    let (_dir, db, target) = store();
+    let (dir, db, target) = store();
+    let text = refused(&mut migrate(&db, &dir.path().join("missing/etcd")), &db, 2);
+    assert!(text.contains("DIR/missing does not exist") && text.contains("make it first"), "{text}");
     std::fs::create_dir_all(target.join("member/snap")).unwrap();
     std::fs::write(target.join("member/snap/db"), "something").unwrap();
     let text = refused(&mut migrate(&db, &target), &db, 3);
