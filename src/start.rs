@@ -41,9 +41,11 @@ use crate::serve::prepare;
 use crate::settings::Settings;
 use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
+use crate::supervise::backoff::Backoff;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
-use crate::supervise::{self, Plan, StopSignals, Stopped};
+use crate::supervise::state::FAILURES_MAX;
+use crate::supervise::{self, Anew, Plan, StopSignals, Stopped};
 use crate::telemetry::{self, Phase};
 use boot::Booted;
 use pod::Pod;
@@ -117,7 +119,9 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
 /// Boots and runs, and boots again when what has started turns out not to be what should run.
 async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyhow::Result<()> {
     let settings = &pod.settings;
+    let mut rounds = Backoff::default();
     loop {
+        let begun = Instant::now();
         if pod.etcd.is_some() && !own::before_etcd(settings).await? {
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());
@@ -127,6 +131,9 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
             Booted::Sqlite => None,
             Booted::Stopped => return Ok(()),
         };
+        // A joiner's list of the members holds for one start; whom the cluster does not know may join it anew.
+        let joins = matches!(bootstrap, Some(Bootstrap::Existing { .. }));
+        let anew = Anew { unserved: joins, refused: pod.surveyor.is_some() };
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
@@ -143,6 +150,7 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
             grace: settings.shutdown_grace,
             watch: Watch::default(),
             commands,
+            anew,
             depart: pod.surveyor.is_some().then_some(depart),
         };
         let certificates =
@@ -160,9 +168,20 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
                 let least = Instant::now() + AFTER_ETCD;
                 return stop::after_etcd(pod, ends_by.get().map_or(least, |by| least.max(by))).await;
             }
-            // Decided anew: what runs is not what should.
-            Stopped::ByControl => pod.health.send_modify(|health| *health = Health::default()),
+            Stopped::ByControl => {}
+            Stopped::ByEtcd(error) => {
+                let pause = rounds.failed(begun.elapsed());
+                if rounds.failures() >= FAILURES_MAX {
+                    return Err(error);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    _ = stop.next() => return Ok(()),
+                }
+            }
         }
+        // Decided anew: what ran is not what should.
+        pod.health.send_modify(|health| *health = Health::default());
     }
 }
 

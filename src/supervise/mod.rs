@@ -50,18 +50,31 @@ pub struct Plan {
     pub watch: Watch,
     /// What [`Control`] asks for.
     pub commands: Commands,
+    /// Which ends of etcd are an end with [`Stopped::ByEtcd`].
+    pub anew: Anew,
     /// Told, with the time by which all is to have ended, once only the datastore is left to be stopped. It is told to
     /// stop after [`Control::departed`], or when only what it needs itself is left of that time.
     pub depart: Option<oneshot::Sender<Instant>>,
 }
 
+/// By which ends of etcd everything is stopped, because its command line is to be decided anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Anew {
+    /// An end before it has ever served.
+    pub unserved: bool,
+    /// The cluster is not as the command line or the data dir says, or the member was removed from it.
+    pub refused: bool,
+}
+
 /// Why a supervisor has stopped everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Stopped {
     /// By a signal, which may have come after [`Control::stop`].
     BySignal,
     /// By [`Control::stop`] alone.
     ByControl,
+    /// By an end of etcd as [`Plan::anew`] says; the error that this is if it does not get better.
+    ByEtcd(anyhow::Error),
 }
 
 /// What a running supervisor can be asked for.
@@ -122,8 +135,9 @@ impl Control {
 pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Health>) -> anyhow::Result<Stopped> {
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
     let mut commands = plan.commands.0;
-    let mut stopped = Stopped::ByControl;
-    let children = Children { specs: plan.specs, lock: plan.lock, etcd: plan.etcd, watch: plan.watch };
+    let mut signalled = false;
+    let Plan { specs, lock, etcd, watch, anew, .. } = plan;
+    let children = Children { specs, lock, etcd, watch, anew };
     let (mut running, mut received) = Running::new(children, plan.grace, plan.depart, health);
     running.take(Event::Begin);
     // What ended before the signal was listened for.
@@ -133,7 +147,7 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
         tokio::select! {
             signal = stop.next() => {
                 tracing::info!(signal, "told to stop");
-                stopped = Stopped::BySignal;
+                signalled = true;
                 running.take(Event::Stop);
             }
             _ = ends.recv() => running.collect(),
@@ -145,7 +159,12 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
             }
         }
     }
-    running.result().map(|()| stopped)
+    let by_etcd = running.result()?;
+    Ok(match by_etcd {
+        _ if signalled => Stopped::BySignal,
+        Some(error) => Stopped::ByEtcd(error),
+        None => Stopped::ByControl,
+    })
 }
 
 /// A time that does not come; only there to have a value.

@@ -10,13 +10,13 @@ use nix::unistd::Pid;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::Command;
 use super::child::{self, Child};
 use super::exit::ExitCause;
 use super::probe::{self, EtcdAccess, Watch};
 use super::relay::{self, Relay};
 use super::spec::{ChildSpec, Role};
 use super::state::{Action, Event, FAILURES_MAX, Index, State};
+use super::{Anew, Command};
 use crate::datadir::DatadirLock;
 use crate::exit::{Exit, refuse};
 use crate::membership::leave::FOR_ETCD;
@@ -54,6 +54,7 @@ pub struct Children {
     pub lock: Arc<DatadirLock>,
     pub etcd: EtcdAccess,
     pub watch: Watch,
+    pub anew: Anew,
 }
 
 /// All children.
@@ -71,6 +72,9 @@ pub struct Running {
     health: watch::Sender<Health>,
     tell: mpsc::UnboundedSender<Told>,
     failure: Option<anyhow::Error>,
+    anew: Anew,
+    /// Why etcd's command line is to be decided anew.
+    by_etcd: Option<anyhow::Error>,
     finished: bool,
     stop_by: Option<Instant>,
 }
@@ -85,7 +89,7 @@ impl Running {
     ) -> (Running, mpsc::UnboundedReceiver<Told>) {
         // Bounded by the tasks: each child has one probe, one judge and a timer or two, each of which tells rarely.
         let (tell, told) = mpsc::unbounded_channel();
-        let Children { specs, lock, etcd, watch } = children;
+        let Children { specs, lock, etcd, watch, anew } = children;
         let state = State::new(specs.iter().map(|spec| spec.role));
         let running = Running {
             state: if depart.is_some() { state.departing() } else { state },
@@ -100,6 +104,8 @@ impl Running {
             health,
             tell,
             failure: None,
+            anew,
+            by_etcd: None,
             finished: false,
             stop_by: None,
         };
@@ -121,9 +127,9 @@ impl Running {
         self.children.iter().flatten().map(|live| live.child.role().name()).collect()
     }
 
-    /// Why it all ended.
-    pub fn result(self) -> anyhow::Result<()> {
-        self.failure.map_or(Ok(()), Err)
+    /// Why it all ended; `Some`: by an end of etcd as [`Anew`] says.
+    pub fn result(self) -> anyhow::Result<Option<anyhow::Error>> {
+        self.failure.map_or(Ok(self.by_etcd), Err)
     }
 
     /// Hears what a task has to tell.
@@ -386,7 +392,9 @@ impl Running {
         let Some(live) = self.children.get_mut(child).and_then(Option::take) else { return };
         let name = live.child.role().name();
         let again = cause.restart_helps();
+        let anew = live.child.role() == Role::Etcd && self.decides_anew(live.ready.is_some(), &cause);
         match &cause {
+            _ if anew => tracing::error!(child = name, %status, "{cause}; what is started is decided anew"),
             ExitCause::StoppedAsAsked => tracing::info!(child = name, %status, "ended"),
             // The last word on it is the program's error.
             cause if !again => tracing::error!(child = name, %status, "{cause}"),
@@ -396,7 +404,21 @@ impl Running {
             *slot = Some(cause);
         }
         let ready_for = live.ready.map_or(Duration::ZERO, |since| since.elapsed());
+        if anew {
+            self.by_etcd = Some(self.give_up(child));
+            self.take(Event::Exited(child, ready_for));
+            return self.take(Event::Stop);
+        }
         self.take(if again { Event::Exited(child, ready_for) } else { Event::Broken(child) });
+    }
+
+    fn decides_anew(&self, served: bool, cause: &ExitCause) -> bool {
+        !self.state.stopping()
+            && match cause {
+                ExitCause::StoppedAsAsked => false,
+                ExitCause::Removed | ExitCause::BootstrapRefused(_) => self.anew.refused,
+                cause => cause.restart_helps() && !served && self.anew.unserved,
+            }
     }
 
     fn reap_orphans(&self) {

@@ -11,7 +11,7 @@ use syncer::exit::{Exit, exit_of};
 use syncer::serve::health::Health;
 use syncer::supervise::probe::Watch;
 use syncer::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
-use syncer::supervise::{Control, Plan, StopSignals, control, run as supervise};
+use syncer::supervise::{Anew, Control, Plan, StopSignals, control, run as supervise};
 use tokio::sync::watch;
 
 use super::Solo;
@@ -38,7 +38,10 @@ fn plan(solo: &Solo, dir: &Path, specs: Vec<ChildSpec>) -> (Plan, Control) {
     let lock = Arc::new(DatadirLock::acquire(dir, Duration::ZERO).expect("lock the folder"));
     let watch = Watch { every: Duration::from_millis(200), hangs_after: Duration::from_secs(1) };
     let etcd = solo.access();
-    (Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, depart: None }, control)
+    (
+        Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, anew: Anew::default(), depart: None },
+        control,
+    )
 }
 
 /// Runs the supervisor and `script` beside it; ends both when the script ends.

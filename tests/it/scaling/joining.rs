@@ -1,0 +1,51 @@
+//! Joiners whose first start fails.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::{Access, CHANGE, Scene, ask};
+use crate::statefulset_box::protocol::{Policy, Program};
+use crate::support::statefulset::TestBox;
+use crate::support::{part, poll, syncer};
+
+/// An etcd that ends without a word at its first start as a joiner, once the file `go` is there.
+const FAILS_ONCE: &str = r#"#!/bin/sh
+for argument in "$@"; do
+  case $argument in --initial-cluster=*,*)
+    if [ ! -e failed ]; then
+      : > failed
+      while [ ! -e go ]; do sleep 0.02; done
+      exit 1
+    fi ;;
+  esac
+done
+exec ETCD "$@"
+"#;
+
+/// Its member is gone by then, so that the list of members that it was started with is no longer true. What it was to
+/// join is looked at anew before its next start, within the same life of its pod.
+#[test]
+fn a_joiner_that_fails_before_it_has_written_anything_looks_at_the_members_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
+    let etcd = folder.path().join("etcd");
+    std::fs::write(&etcd, FAILS_ONCE.replace("ETCD", &part("etcd").display().to_string())).expect("write a script");
+    std::fs::set_permissions(&etcd, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
+        let (file, binaries, args) = (syncer(), folder.path().to_owned(), vec!["--distro=none".to_owned()]);
+        config.program = Program::Syncer { file, binaries, args };
+    });
+    let mut scene = Scene::of(1, set);
+    scene.set.scale(2).expect("scale");
+    let volume = scene.set.volume("vc-1");
+    poll("the joiner is started", CHANGE, || volume.join("failed").exists().then_some(()));
+    let before = scene.set.status().expect("a status").pods[&1].incarnation;
+    let learner = scene.set.etcdctl(0, &["member", "list", "-w", "simple"]);
+    let learner = learner.lines().find(|l| l.ends_with("true")).and_then(|l| l.split(',').next()).expect("a learner");
+    scene.set.etcdctl(0, &["member", "remove", learner]);
+    std::fs::write(volume.join("go"), "").expect("let it fail");
+    scene.rests("the joiner failed once", 2);
+    assert_eq!(scene.set.status().expect("a status").pods[&1].incarnation, before, "{}", scene.set.log("vc-1"));
+    let said = poll("the members", CHANGE, || ask(&Access::of(&scene.set, 1)));
+    assert!(!said.voters.contains(&u64::from_str_radix(learner, 16).expect("an ID")), "a removed ID was used again");
+    assert!(!scene.writer.finish().is_empty());
+}
