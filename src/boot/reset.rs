@@ -101,6 +101,12 @@ pub(super) fn hindered(facts: &Facts) -> Option<Wait> {
     let mut gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
     gone.sort();
     let left = (voters.len() + 1).saturating_sub(gone.len());
+    let lost = voters.iter().filter_map(|voter| voter.ordinal).filter(|ordinal| empty(facts, *ordinal));
+    let mut lost: Vec<Ordinal> = lost.collect();
+    lost.sort();
+    if facts.members.present().is_none() && voters.len() + 1 - lost.len() <= voters.len().div_ceil(2) {
+        return Some(Wait::MajorityLost(lost));
+    }
     if facts.members.present().is_some() || left > voters.len().div_ceil(2) {
         return None;
     }

@@ -42,6 +42,8 @@ pub enum Wait {
         /// How many pods bring a quorum back.
         replicas: u32,
     },
+    /// So many voters have lost their volumes that those that are left can never be a quorum again.
+    MajorityLost(Vec<Ordinal>),
 }
 
 impl Wait {
@@ -68,6 +70,11 @@ impl Wait {
             Wait::Dropped { member, survivor } => format!(
                 "member {member} was dropped when the cluster was reset to {}, which does not serve yet",
                 survivor.map_or("one member".into(), |id| format!("member {id}"))
+            ),
+            Wait::MajorityLost(lost) => format!(
+                "the volumes of voters {} are empty: nobody can have a quorum any more, and this volume is not proven to \
+                 have every acknowledged write",
+                list(lost)
             ),
             Wait::MajorityGone { gone, .. } => format!(
                 "voters {} are gone, and this volume is not proven to have every acknowledged write",
@@ -96,6 +103,9 @@ impl Wait {
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, `syncer recover` on the pod with the latest data".into()
             }
+            Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero, give `syncer recover` \
+                 the volume with the latest data, which says what may be lost before it does anything, and scale up again"
+                .into(),
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
                  `syncer recover`, which says what may be lost"

@@ -240,5 +240,6 @@ fn a_pod_that_is_killed_or_loses_its_volume_returns_with_everything() {
     let mut scene = Scene::begin(Policy::Parallel);
     scene.replaced(1, "pod 1 was killed", |set| set.kill9(1).expect("kill"));
     scene.replaced(2, "pod 2 lost its volume", |set| set.lose_volume(2).expect("lose the volume"));
+    scene.replaced(0, "the seed lost its volume", |set| set.lose_volume(0).expect("lose the volume"));
     assert!(!scene.writer.finish().is_empty());
 }

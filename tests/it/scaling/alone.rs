@@ -1,10 +1,13 @@
 //! Those that are left when others are gone for good: what is repaired by itself, and what waits for its remedy. Without a
 //! host API.
 
+use std::process::Command;
+use std::sync::atomic::Ordering;
+
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::Policy;
-use crate::support::poll;
 use crate::support::statefulset::TestBox;
+use crate::support::{part, poll, syncer};
 
 impl Scene {
     /// Waits until pod `ordinal` has said this at least so many times.
@@ -102,5 +105,38 @@ fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
             scene.says(ordinal, ASIDE, round);
         }
     }
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// Two of three volumes are lost: nothing but an operator's word helps, and what it takes is said.
+#[test]
+fn a_majority_that_is_lost_for_good_is_recovered_as_the_remedy_says() {
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let mut scene = Scene::of(3, set);
+    // What the one that is left has is then everything that was acknowledged.
+    scene.writer.stop.store(true, Ordering::Relaxed);
+    scene.rests("nobody writes", 3);
+    for ordinal in [1, 2] {
+        scene.set.lose_volume(ordinal).expect("lose the volume");
+    }
+    scene.says(0, "waiting: the volumes of voters 1, 2 are empty", 1);
+    scene.set.scale_only(0).expect("scale the StatefulSet alone");
+    scene.set.wait("no pod is left", CHANGE, |s| s.pods.is_empty()).expect("no pod");
+
+    let recover = |more: &[&str]| {
+        let mut command = Command::new(syncer());
+        command.arg("recover").arg("--data-dir").arg(scene.set.volume("vc-0")).arg("--etcd").arg(part("etcd"));
+        command.args(more).output().expect("run syncer")
+    };
+    let cluster = format!("{:x}", scene.cluster.expect("a cluster"));
+    let shown = recover(&[]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(&cluster), "{shown:?}");
+    let refused = recover(&["--cluster-id", &cluster]);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    let done = recover(&["--cluster-id", &cluster, "--accept-loss"]);
+    assert!(done.status.success(), "{done:?}");
+
+    scene.set.scale_only(3).expect("scale the StatefulSet alone");
+    scene.rests("recovered", 3);
     assert!(!scene.writer.finish().is_empty());
 }

@@ -92,6 +92,31 @@ fn who_is_left_alone_without_a_host_api_is_told_what_helps() {
 }
 
 #[test]
+fn of_whom_most_volumes_are_lost_is_told_that_scaling_does_not_help() {
+    let mut f = voter_of(&[0, 1, 2]);
+    let said = |f: &Facts| match decide(f) {
+        BootDecision::Start { warnings, .. } => warnings.into_iter().find_map(|w| match w {
+            Warning::NoQuorum(wait) => Some(wait),
+            _ => None,
+        }),
+        other => panic!("{other:?}"),
+    };
+    says(&mut f, 2, PeerState::Empty);
+    assert_eq!(said(&f), None, "the other two are a quorum");
+    says(&mut f, 1, PeerState::Empty);
+    let wait = Wait::MajorityLost(vec![Ordinal(1), Ordinal(2)]);
+    assert!(wait.what().contains("voters 1, 2") && wait.remedy().contains("`syncer recover`"));
+    assert_eq!(said(&f), Some(wait));
+    f.members = list(&[0, 1, 2]);
+    assert_eq!(said(&f), None, "a quorum all the same");
+    // Two voters that were three a moment ago: the reset is not lossless.
+    let mut f = voter_of(&[0, 1]);
+    log(&mut f).voters = 3;
+    says(&mut f, 1, PeerState::Empty);
+    assert_eq!(said(&f), Some(Wait::MajorityLost(vec![Ordinal(1)])));
+}
+
+#[test]
 fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
     let mut f = voter_of(&[0, 1]);
     f.notes.resetting = true;
