@@ -132,13 +132,21 @@ pub enum Command {
             5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
     )]
     Recover(Box<crate::reset::command::Args>),
-    /// Show what a boot decides on given facts, and the rule that decides it; changes nothing.
-    #[command(after_long_help = "Example:\n  syncer plan --facts facts.json")]
-    Plan {
-        /// The facts, JSON or YAML.
-        #[arg(long, value_name = "FILE")]
-        facts: PathBuf,
-    },
+    /// Show what a boot in this pod would decide, and by which rule; changes nothing.
+    #[command(
+        long_about = "Looks at the volume and at the other pods as `syncer start` does when it boots, and shows what it \
+            sees, what it would decide, and the rule that decides it. It changes nothing, and can be given beside a \
+            running syncer. With --facts it decides on facts from a file instead, in any place.",
+        after_long_help = "Examples:\n  \
+            syncer plan\n      \
+            in a pod: why it waits or refuses\n  \
+            syncer plan --data-dir ./data\n      \
+            on a laptop\n  \
+            syncer plan -o json | jq .facts > facts.json; syncer plan --facts facts.json\n      \
+            ask what it would do if the facts were others\n\n\
+            Exit codes: 0 shown, whatever the decision   2 bad usage, values or facts"
+    )]
+    Plan(Box<crate::plan::Args>),
     /// Print the version.
     Version,
 }
@@ -193,7 +201,7 @@ pub enum Parsed {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let mut passed_over = Vec::new();
-    if args.get(1).is_some_and(|command| command == "start" || command == "config") {
+    if args.get(1).is_some_and(|command| ["start", "config", "plan"].iter().any(|own| command == own)) {
         let rest = args.split_off(2);
         let (ours, taken) = chart_flags::take(rest);
         args.extend(ours);

@@ -27,6 +27,7 @@
 //! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
 //! process: [`crash_point`].
 //!
+//! `syncer plan` shows the facts, the decision and its rule: [`plan`].
 //! `syncer recover` goes on with one member of a cluster that lost its majority: [`reset`].
 //!
 //! # Invariants
@@ -52,6 +53,7 @@ pub mod migrate;
 pub mod observe;
 pub mod peer;
 pub mod pki;
+pub mod plan;
 pub mod record_file;
 pub mod reset;
 pub mod rules;

@@ -46,7 +46,7 @@ fn run() -> anyhow::Result<()> {
                 telemetry::init(None, "info");
                 print(&syncer::reset::command::run(&RealDisk, &args)?)
             }
-            Command::Plan { facts } => print(&syncer::observe::plan(&facts)?),
+            Command::Plan(args) => plan(*args),
             Command::Version => Ok(()),
         },
     }
@@ -90,6 +90,15 @@ fn config(args: ConfigArgs) -> anyhow::Result<()> {
         Output::Yaml => print(&provenance.yaml()),
         Output::Json => print(&format!("{}\n", provenance.json())),
     }
+}
+
+fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
+    if let Some(file) = &args.facts {
+        return print(&syncer::plan::of_file(file, args.output)?);
+    }
+    let settings = loader(args.flags, Vec::new()).load()?.settings;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    print(&runtime.block_on(syncer::plan::of_pod(&settings, args.output))?)
 }
 
 fn certs(args: syncer::pki::command::Args) -> anyhow::Result<()> {

@@ -8,16 +8,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::boot::{Desired, Facts, Known, LogFact, PeerFact, StoresFact, explained};
+use crate::boot::{Desired, Facts, Known, LogFact, PeerFact, StoresFact};
 use crate::datadir::InspectedDatadir;
 use crate::datadir::inspect::{SchemaVersion, inspect};
 use crate::disk::at;
-use crate::exit::{Exit, refuse};
+use crate::etcd::version::EtcdVersion;
 use crate::ids::Ordinal;
 use crate::migrate::journal;
 use crate::peer::ordinal_of;
 use crate::reset;
-use crate::rules::Rules;
 use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
@@ -69,17 +68,9 @@ fn log(settings: &Settings, found: &InspectedDatadir) -> Known<LogFact> {
     }
 }
 
-/// `syncer plan`: the facts in a file, the decision that they lead to, and the rule that makes it, as JSON.
-pub fn plan(file: &Path) -> anyhow::Result<String> {
-    let usage = |what: String| refuse(Exit::Usage, what, "`syncer plan --help` explains the arguments");
-    let text = std::fs::read_to_string(file).map_err(|e| usage(format!("{}: {e}", file.display())))?;
-    let facts: Facts = serde_yaml::from_str(&text).map_err(|e| {
-        let first = e.to_string().lines().next().unwrap_or_default().to_owned();
-        usage(format!("{}: {first}", file.display()))
-    })?;
-    let (decision, rule) = explained(&facts, Rules::ALL);
-    let shown = serde_json::json!({ "facts": facts, "decision": decision, "rule": rule });
-    Ok(format!("{shown:#}\n"))
+/// The newest backend that an etcd of this version opens; without etcd, any that syncer knows.
+pub fn schema(version: Option<EtcdVersion>) -> SchemaVersion {
+    version.map_or(SchemaVersion { major: 3, minor: 7 }, EtcdVersion::schema)
 }
 
 /// Looks for SQLite stores at `candidates`, and for what earlier migrations left beside them.
@@ -150,19 +141,6 @@ mod tests {
             }
         }
         found
-    }
-
-    #[test]
-    fn a_plan_names_the_decision_and_its_rule() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("facts.yaml");
-        let facts = "ordinal: 1\nseed: 0\ndesired: {host: 3}\nenabled: true\ndataDir: empty\njournal: absent\n";
-        std::fs::write(&file, facts).unwrap();
-        let shown = plan(&file).unwrap();
-        assert!(shown.contains("forSeed") && shown.contains("4.1 (SeedForms)"), "{shown}");
-        std::fs::write(&file, "ordinal: x\n").unwrap();
-        assert_eq!(crate::exit::exit_of(&plan(&file).unwrap_err()), Exit::Usage);
-        assert_eq!(crate::exit::exit_of(&plan(&dir.path().join("none")).unwrap_err()), Exit::Usage);
     }
 
     #[test]

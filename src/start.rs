@@ -70,7 +70,7 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     if let Some(version) = version.filter(|_| !settings.pod.in_pod) {
         reset::finish(&settings, &disk, &etcd, version, &lock)?;
     }
-    let facts = observe::facts(&settings, pod::schema(version)).context("look at the volume")?;
+    let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
     if let BootDecision::Refuse(refusal) = decide(&facts) {
         return Err(refusal.error());
     }

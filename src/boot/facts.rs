@@ -50,7 +50,7 @@ impl<T> Known<T> {
 
 /// Everything that [`super::decide`] looks at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Facts {
     /// This pod's ordinal.
     pub ordinal: Ordinal,
@@ -205,7 +205,7 @@ pub struct LogPosition {
 /// The end of a data dir's WAL, read while no etcd runs on it: the last entry, and *every membership from the one in
 /// effect at the last entry known as committed to the one that the last entry would bring*.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LogFact {
     /// The last entry.
     pub last: LogPosition,
@@ -281,7 +281,7 @@ pub struct Member {
 
 /// What is known of another ordinal. What was not asked is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerFact {
     /// Which one.
     pub ordinal: Ordinal,

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::dial::{DEADLINE, Dial, Pod};
 use super::{Word, list_of};
-use crate::boot::{Known, MemberList, PeerFact, PeerState};
+use crate::boot::{Facts, Known, MemberList, PeerFact, PeerState};
 use crate::discovery::Discovery;
 use crate::discovery::answer::Answer;
 use crate::etcd::client;
@@ -191,6 +191,15 @@ fn dns_fact(answer: &Answer<BTreeSet<IpAddr>>) -> Known<()> {
 }
 
 impl Survey {
+    /// Puts what was found in the place of what the volume alone lets one know.
+    pub fn add_to(&self, facts: &mut Facts) {
+        facts.peers.retain(|peer| !self.peers.iter().any(|found| found.ordinal == peer.ordinal));
+        facts.peers.extend(self.peers.iter().cloned());
+        facts.peers.sort_by_key(|peer| peer.ordinal);
+        facts.members.clone_from(&self.members);
+        facts.shared_ca = self.shared_ca;
+    }
+
     fn add(&mut self, mut fact: PeerFact, asked: Option<Asked>) {
         let Some(Asked { word, members }) = asked else { return self.peers.push(fact) };
         self.shared_ca |= word.is_ok() || members.is_ok();

@@ -9,7 +9,6 @@ use tokio::sync::watch;
 
 use crate::boot::{Desired, Facts};
 use crate::datadir::DatadirLock;
-use crate::datadir::inspect::SchemaVersion;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::version::EtcdVersion;
@@ -77,17 +76,14 @@ impl Pod {
 
     /// The facts of now, etcd not running.
     pub fn facts(&self, survey: &Survey) -> anyhow::Result<Facts> {
-        let mut facts = observe::facts(&self.now.borrow(), schema(self.etcd.as_ref().map(|(_, version)| *version)))?;
+        let mut facts =
+            observe::facts(&self.now.borrow(), observe::schema(self.etcd.as_ref().map(|(_, version)| *version)))?;
         // These act at the next start of the pod only.
         facts.enabled = self.settings.etcd.enabled;
         facts.migrate_back = self.settings.etcd.migrate_back;
         facts.migrate_from = self.settings.etcd.migrate_from.is_some();
         if self.surveyor.is_some() {
-            facts.peers.retain(|peer| !survey.peers.iter().any(|found| found.ordinal == peer.ordinal));
-            facts.peers.extend(survey.peers.iter().cloned());
-            facts.peers.sort_by_key(|peer| peer.ordinal);
-            facts.members.clone_from(&survey.members);
-            facts.shared_ca = survey.shared_ca;
+            survey.add_to(&mut facts);
         }
         Ok(facts)
     }
@@ -111,9 +107,4 @@ impl Pod {
             *health != before
         });
     }
-}
-
-/// The newest backend that an etcd of this version opens; without etcd, any that syncer knows.
-pub fn schema(version: Option<EtcdVersion>) -> SchemaVersion {
-    version.map_or(SchemaVersion { major: 3, minor: 7 }, EtcdVersion::schema)
 }

@@ -7,6 +7,7 @@ mod discovery;
 mod journey;
 mod migrate;
 mod pki;
+mod plan;
 mod reset;
 mod scaling;
 mod serve;

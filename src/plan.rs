@@ -1,0 +1,179 @@
+//! `syncer plan`: the facts, the decision that they lead to, and the rule that makes it.
+//!
+//! The facts are those in a file, or those that `syncer start` would see in this pod at boot. Looking changes nothing on
+//! the volume and asks the other pods only what anybody may ask, so that it can be done beside a running syncer.
+
+mod text;
+
+use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::boot::{self, BootDecision, DataDirFact, Facts};
+use crate::datadir::lock::LOCK_FILE;
+use crate::discovery::Discovery;
+use crate::discovery::schedule::Pace;
+use crate::disk::at;
+use crate::etcd::version::EtcdVersion;
+use crate::exit::{Exit, refuse};
+use crate::migrate::command::Output;
+use crate::observe;
+use crate::peer::survey::{Survey, Surveyor};
+use crate::pki::PkiPaths;
+use crate::rules::{Rule, Rules};
+use crate::settings::Settings;
+use crate::settings::flags::Flags;
+
+/// No facts are longer, in bytes.
+const FACTS_MAX: u64 = 4 << 20;
+/// So often a data dir that a running etcd writes to is looked at again when a look at it makes no sense.
+const LOOKS: u32 = 5;
+/// Between two such looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// The command's arguments.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Decide on the facts in this file, JSON or YAML, instead of this pod's: the `facts` of `syncer plan -o json`.
+    #[arg(long, value_name = "FILE")]
+    pub facts: Option<PathBuf>,
+    /// Form of what is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Settings, as `syncer start` has them.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    facts: Facts,
+    decision: BootDecision,
+    rule: Rule,
+    /// What a wait waits for, or what is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    what: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+    /// What the facts lack, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    remarks: Vec<String>,
+}
+
+/// Decides on the facts in a file.
+///
+/// # Errors
+/// [`Exit::Usage`], naming file and line, if it cannot be read or holds no facts.
+pub fn of_file(file: &Path, output: Output) -> anyhow::Result<String> {
+    let usage = |what: String| refuse(Exit::Usage, what, "`syncer plan -o json` shows a pod's facts in this form");
+    let mut bytes = Vec::new();
+    File::open(file)
+        .and_then(|open| open.take(FACTS_MAX + 1).read_to_end(&mut bytes))
+        .map_err(|e| usage(format!("{} cannot be read: {e}", file.display())))?;
+    if bytes.len() as u64 > FACTS_MAX {
+        return Err(usage(format!("{} is larger than {} MiB", file.display(), FACTS_MAX >> 20)));
+    }
+    let facts: Facts = serde_yaml::from_slice(&bytes).map_err(|e| {
+        let line = e.location().map_or(1, |location| location.line());
+        let said = e.without_snippet().to_string();
+        let said = said.lines().next().unwrap_or_default();
+        usage(format!("{}:{line}: these are no facts: {said}", file.display()))
+    })?;
+    show(facts, Vec::new(), output)
+}
+
+/// Decides on what this pod sees now.
+///
+/// # Errors
+/// As `syncer start` ends when it cannot look: no etcd where it is enabled, an unreadable volume.
+pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<String> {
+    let mut remarks = Vec::new();
+    let etcd = settings.program("etcd");
+    let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
+    let used = in_use(&settings.data_dir)?;
+    if used {
+        remarks.push("syncer or etcd runs on this volume: so it would decide if it started now".to_owned());
+    }
+    let mut looks = 1;
+    let mut facts = loop {
+        let looked = observe::facts(settings, observe::schema(version)).context("look at the volume");
+        // Between two reads etcd has written, or has removed a file.
+        let torn = !matches!(&looked, Ok(facts) if !matches!(facts.data_dir, DataDirFact::Damaged(_)));
+        if !(used && torn && looks < LOOKS) {
+            break looked?;
+        }
+        looks += 1;
+        sleep(BETWEEN_LOOKS);
+    };
+    if used && matches!(facts.data_dir, DataDirFact::Damaged(_)) {
+        remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
+    }
+    if settings.pod.in_pod && settings.etcd.enabled {
+        match survey(settings).await {
+            Ok(survey) => survey.add_to(&mut facts),
+            Err(error) => remarks.push(format!("the other pods cannot be asked: {error:#}")),
+        }
+    }
+    show(facts, remarks, output)
+}
+
+async fn survey(settings: &Settings) -> anyhow::Result<Survey> {
+    let discovery = Discovery::new(settings, Pace::default())?;
+    let surveyor = Surveyor::new(settings.clone(), discovery, PkiPaths::new(&settings.pki_dir).etcd_tls());
+    surveyor.look(settings.etcd.replicas, []).await
+}
+
+/// Whether a syncer or an etcd that one has left behind holds the volume's lock. It is shared for a moment, without
+/// making the file: whoever wants it tries for longer than that.
+fn in_use(data_dir: &Path) -> anyhow::Result<bool> {
+    let path = data_dir.join(LOCK_FILE);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(e) => return Err(at(&path, e)).context("look whether syncer runs"),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(at(&path, e)).context("look whether syncer runs"),
+    }
+}
+
+fn show(facts: Facts, remarks: Vec<String>, output: Output) -> anyhow::Result<String> {
+    let (decision, rule) = boot::explained(&facts, Rules::ALL);
+    let (what, remedy) = match &decision {
+        BootDecision::Wait(wait) => (Some(wait.what()), Some(wait.remedy())),
+        BootDecision::Refuse(refusal) => (Some(refusal.what()), Some(refusal.remedy())),
+        _ => (None, None),
+    };
+    let shown = Shown { facts, decision, rule, what, remedy, remarks };
+    Ok(match output {
+        Output::Text => text::text(&shown),
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&shown).context("write the plan as JSON")?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_is_seen_and_none_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!in_use(dir.path()).unwrap());
+        assert!(!in_use(&dir.path().join("none")).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let held = crate::datadir::DatadirLock::acquire(dir.path(), Duration::from_secs(60)).unwrap();
+        assert!(in_use(dir.path()).unwrap());
+        drop(held);
+    }
+}

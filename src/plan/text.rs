@@ -1,0 +1,278 @@
+//! A plan for people: one line for each fact, then the decision and its rule.
+
+use std::fmt::{Display, Write};
+use std::path::Path;
+
+use super::Shown;
+use crate::boot::{
+    BootDecision, DataDirFact, Desired, Facts, JournalFact, Known, LogFact, Marker, MarkerPhase, MarkerSeen, Member,
+    MemberList, Notes, PeerFact, PeerState, PodFact, Record, Role, StoresFact, Warning,
+};
+
+/// Width of the first column.
+const COLUMN: usize = 12;
+
+pub fn text(shown: &Shown) -> String {
+    let mut out = String::new();
+    for (name, value) in facts(&shown.facts) {
+        line(&mut out, &name, &value);
+    }
+    for remark in &shown.remarks {
+        line(&mut out, "note", remark);
+    }
+    line(&mut out, "decision", &decision(&shown.decision));
+    if let BootDecision::Start { warnings, .. } = &shown.decision {
+        for warning in warnings {
+            line(&mut out, "warning", &warned(warning));
+        }
+    }
+    if let Some(what) = &shown.what {
+        line(&mut out, "because", what);
+    }
+    if let Some(remedy) = &shown.remedy {
+        line(&mut out, "remedy", remedy);
+    }
+    line(&mut out, "rule", &shown.rule.to_string());
+    out
+}
+
+/// Text of others may hold control characters; they do not reach the terminal.
+fn line(out: &mut String, name: &str, value: &str) {
+    let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{name:COLUMN$} {value}");
+}
+
+fn facts(f: &Facts) -> Vec<(String, String)> {
+    let mut lines = vec![("pod", format!("{}, the seed is {}; {}", f.ordinal, f.seed, desired(&f.desired)))];
+    if !f.enabled {
+        lines.push(("etcd", "embedded etcd is disabled".into()));
+    }
+    if f.migrate_back {
+        lines.push(("migrateBack", "true".into()));
+    }
+    if f.migrate_from {
+        lines.push(("migrateFrom", "a deployed etcd".into()));
+    }
+    lines.push(("data dir", data_dir(&f.data_dir)));
+    if f.data_dir != DataDirFact::Empty {
+        lines.push(("log", known(&f.log, log)));
+    }
+    lines.push(("notes", notes(&f.notes)));
+    lines.push(("journal", journal(&f.journal)));
+    lines.push(("state.db", stores(&f.stores)));
+    if let Some(store) = &f.distro_store {
+        lines.push(("distro", format!("an etcd of its own has left {}", store.display())));
+    }
+    lines.push(("shared CA", if f.shared_ca { "yes" } else { "not known to be shared" }.into()));
+    if f.host_configured {
+        lines.push(("marker", known(&f.marker, marker)));
+        lines.push(("volumes", known(&f.claims, |claims| format!("of pods {}", joined(claims)))));
+    } else {
+        lines.push(("host API", "not configured".into()));
+    }
+    let mut lines: Vec<_> = lines.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    lines.extend(f.peers.iter().map(|p| (format!("pod {}", p.ordinal), peer(p, f.host_configured))));
+    lines.push(("members".to_owned(), known(&f.members, list)));
+    lines
+}
+
+fn known<T>(fact: &Known<T>, show: impl Fn(&T) -> String) -> String {
+    match fact {
+        Known::Present(value) => show(value),
+        Known::Absent => "none".into(),
+        Known::Unknown(why) => format!("unknown: {why}"),
+    }
+}
+
+fn joined<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() { "none".into() } else { items.join(", ") }
+}
+
+fn paths<'a>(files: impl IntoIterator<Item = &'a std::path::PathBuf>) -> String {
+    joined(files.into_iter().map(|file| file.display()))
+}
+
+fn desired(desired: &Desired) -> String {
+    match desired {
+        Desired::Host(n) => format!("replicas: {n} (StatefulSet)"),
+        Desired::Values(n) => format!("replicas: {n} (values)"),
+        Desired::Unknown(why) => format!("replicas: unknown: {why}"),
+    }
+}
+
+fn data_dir(fact: &DataDirFact) -> String {
+    match fact {
+        DataDirFact::Empty => "empty".into(),
+        DataDirFact::Valid { member, cluster } => format!("valid: member {member} of cluster {cluster}"),
+        DataDirFact::Damaged(why) => format!("damaged: {why}"),
+    }
+}
+
+fn log(log: &LogFact) -> String {
+    let role = match log.role {
+        Role::Voter => "a voter",
+        Role::Learner => "a learner",
+        Role::Removed => "removed",
+    };
+    let (term, index) = (log.last.term.0, log.last.index.0);
+    format!(
+        "ends at term {term}, index {index}; this is {role}; at most {} voters; others: {}",
+        log.voters,
+        joined(log.others.iter().map(member))
+    )
+}
+
+fn member(member: &Member) -> String {
+    let pod = member.ordinal.map_or("no pod of ours".to_owned(), |ordinal| format!("pod {ordinal}"));
+    format!("{} ({pod}{})", member.id, if member.learner { ", learner" } else { "" })
+}
+
+fn notes(notes: &Notes) -> String {
+    let mut said = Vec::new();
+    if notes.forming {
+        said.push("forming".to_owned());
+    }
+    if notes.resetting {
+        said.push("resetting".into());
+    }
+    if notes.stopped {
+        said.push("stopped".into());
+    }
+    if let Some(cluster) = notes.set_aside {
+        said.push(format!("set aside or joining: cluster {cluster}"));
+    }
+    if !notes.superseded.is_empty() {
+        said.push(format!("superseded: {}", joined(&notes.superseded)));
+    }
+    if said.is_empty() { "none".into() } else { said.join("; ") }
+}
+
+fn journal(journal: &JournalFact) -> String {
+    match journal {
+        JournalFact::Absent => "none".into(),
+        JournalFact::Importing { source } => format!("importing {}", source.display()),
+        JournalFact::Done { source } => format!("imported {}", source.display()),
+        JournalFact::Damaged(why) => format!("damaged: {why}"),
+    }
+}
+
+fn stores(found: &StoresFact) -> String {
+    let lists = [
+        ("", &found.state_dbs),
+        ("migrated: ", &found.migrated),
+        ("left over: ", &found.strays),
+        ("without its database: ", &found.orphan_wals),
+    ];
+    let said: Vec<_> = lists.iter().filter(|(_, l)| !l.is_empty()).map(|(n, l)| format!("{n}{}", paths(*l))).collect();
+    if said.is_empty() { "none".into() } else { said.join("; ") }
+}
+
+fn marker(seen: &MarkerSeen) -> String {
+    let Marker { phase, writes: _, superseded, survivor, dropped, stopped } = &seen.marker;
+    let mut said = vec![match phase {
+        MarkerPhase::Forming => "forming".to_owned(),
+        MarkerPhase::Formed(cluster) => format!("formed: cluster {cluster}"),
+    }];
+    if !superseded.is_empty() {
+        said.push(format!("superseded: {}", joined(superseded)));
+    }
+    if let Some(survivor) = survivor {
+        said.push(format!("survivor: {survivor}"));
+    }
+    if !dropped.is_empty() {
+        said.push(format!("dropped: {}", joined(dropped)));
+    }
+    for stop in stopped {
+        said.push(format!("{} stopped at term {}, index {}", stop.member, stop.last.term.0, stop.last.index.0));
+    }
+    said.join("; ")
+}
+
+fn list(list: &MemberList) -> String {
+    format!("{} of cluster {}", joined(list.members.iter().map(member)), list.cluster)
+}
+
+fn peer(peer: &PeerFact, host: bool) -> String {
+    let mut said = vec![known(&peer.state, state)];
+    if let Known::Present(seen) = &peer.members {
+        said.push(format!("its etcd lists {}", list(seen)));
+    }
+    said.push(format!("DNS: {}", known(&peer.dns, |()| "present".into())));
+    if host {
+        said.push(format!("pod: {}", known(&peer.pod, pod)));
+    }
+    if !peer.superseded.is_empty() {
+        said.push(format!("superseded: {}", joined(&peer.superseded)));
+    }
+    said.join("; ")
+}
+
+fn state(state: &PeerState) -> String {
+    match state {
+        PeerState::Empty => "says that it is empty".into(),
+        PeerState::Store(file) => format!("has a store that was not moved: {}", file.display()),
+        PeerState::Data { member, cluster, last } => {
+            let last = last.map(|last| format!(", up to term {}, index {}", last.term.0, last.index.0));
+            format!("has data: member {member} of cluster {cluster}{}", last.unwrap_or_default())
+        }
+        PeerState::Serving { member, cluster } => format!("serves: member {member} of cluster {cluster}"),
+    }
+}
+
+fn pod(pod: &PodFact) -> String {
+    let revision = match pod.current_revision {
+        Some(true) => ", newest revision",
+        Some(false) => ", older revision",
+        None => "",
+    };
+    format!("{}{revision}", if pod.terminating { "terminating" } else { "present" })
+}
+
+fn decision(decision: &BootDecision) -> String {
+    match decision {
+        BootDecision::Start { member, cluster, finish, .. } => {
+            let finish = if *finish { ", after finishing a committed import" } else { "" };
+            format!("start etcd as member {member} of cluster {cluster}{finish}")
+        }
+        BootDecision::Form => "form a new, empty cluster of one member".into(),
+        BootDecision::Import { source } => format!("move {} into a new cluster of one member", source.display()),
+        BootDecision::Record(record) => format!("record, then decide again: {}", recorded(record)),
+        BootDecision::Join { cluster, replace: None } => format!("ask to be added to cluster {cluster}"),
+        BootDecision::Join { cluster, replace: Some(member) } => {
+            format!("ask to be added to cluster {cluster} in the place of member {member}")
+        }
+        BootDecision::SetAside { member, cluster } => {
+            format!("set the data dir of member {member} of cluster {cluster} aside, then decide again")
+        }
+        BootDecision::Reset { member, cluster } => {
+            format!("make member {member} the only one of cluster {cluster}, then decide again")
+        }
+        BootDecision::Wait(_) => "wait".into(),
+        BootDecision::RunOnSqlite => "run the API server on SQLite".into(),
+        BootDecision::Refuse(refusal) => format!("refuse to start, exit code {}", refusal.exit().code()),
+    }
+}
+
+fn recorded(record: &Record) -> &'static str {
+    match record {
+        Record::Forming(Some(_)) => "a cluster is about to be formed, on the volume and in the marker",
+        Record::Forming(None) => "a cluster is about to be formed, on the volume",
+        Record::Formed(_) => "the cluster is formed, in the marker",
+        Record::FormingDone => "the cluster is formed, on the volume",
+        Record::Withdrawn(_) => "in the marker that this member is about to start",
+        Record::WithdrawnAlready => "on the volume that this member is about to start",
+        Record::Survivor(_) => "in the marker that this member goes on alone",
+        Record::NoSurvivor(_) => "in the marker that no member goes on alone",
+        Record::ResetDone => "on the volume that the reset is done",
+    }
+}
+
+fn warned(warning: &Warning) -> String {
+    match warning {
+        Warning::StateDbIgnored(file) => format!("{} is not imported", Path::display(file)),
+        Warning::PeersUnknown => "no other pod has answered".into(),
+        Warning::NoQuorum(wait) => format!("{}; {}", wait.what(), wait.remedy()),
+    }
+}

@@ -1,0 +1,211 @@
+//! `syncer plan`, the real binary: on facts from files, and on what a pod sees.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
+
+use crate::statefulset_box::protocol::Policy;
+use crate::support::pod::TestPod;
+use crate::support::statefulset::TestBox;
+use crate::support::{part, poll, syncer};
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn plan(args: &[&str]) -> Output {
+    Command::new(syncer()).arg("plan").args(args).env_clear().output().unwrap()
+}
+
+#[track_caller]
+fn printed(args: &[&str]) -> String {
+    let out = plan(args);
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && out.stderr.is_empty(), "{args:?}: {error}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Compares with `tests/golden/plan/NAME`; `SYNCER_BLESS=1` writes it instead.
+#[track_caller]
+fn golden(name: &str, got: &str) {
+    let file = repository("tests/golden/plan").join(name);
+    if std::env::var_os("SYNCER_BLESS").is_some() {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, got).unwrap();
+    }
+    let want = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}; SYNCER_BLESS=1", file.display()));
+    assert!(got == want, "{} differs (SYNCER_BLESS=1 writes it):\n--- want\n{want}--- got\n{got}", file.display());
+}
+
+#[test]
+fn facts_from_a_file_give_the_decision_and_its_rule() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(repository("tests/fixtures/facts")).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let facts = format!("--facts={}", file.display());
+        golden(&format!("{name}.txt"), &printed(&[&facts]));
+        let json = printed(&[&facts, "-o", "json"]);
+        golden(&format!("{name}.json"), &json);
+        // Its facts are facts again, and lead to the same.
+        let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let again = dir.path().join("facts.json");
+        std::fs::write(&again, shown["facts"].to_string()).unwrap();
+        assert_eq!(printed(&["--facts", again.to_str().unwrap(), "-o", "json"]), json, "{name}");
+        count += 1;
+    }
+    assert!(count >= 5, "{count}");
+}
+
+#[test]
+fn bad_facts_are_refused_with_their_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("facts.yaml");
+    let path = file.to_str().unwrap();
+    let whole = "ordinal: 0\nseed: 0\ndesired: {values: 1}\nenabled: true\ndataDir: empty\njournal: absent\n";
+    let cases = [
+        ("ordinal: x\n".to_owned(), ":1: "),
+        (whole.replace("enabled: true", "enabled: maybe"), ":4: "),
+        (whole.replace("journal: absent", "journal: lost"), ":6: "),
+        (format!("{whole}pears: []\n"), ":7: "),
+        (format!("{whole}peers:\n  - ordinal: 1\n    dsn: absent\n"), ":9: "),
+        (whole.replace("seed: 0\n", ""), "seed"),
+        ("- a list\n".to_owned(), ":1: "),
+        ("{".to_owned(), ":1: "),
+        (String::new(), "facts.yaml"),
+        ("\u{1}".to_owned(), "facts.yaml"),
+        (format!("{whole}#{}\n", "x".repeat(4 << 20)), "larger than 4 MiB"),
+    ];
+    for (text, place) in cases {
+        std::fs::write(&file, &text).unwrap();
+        let out = plan(&["--facts", path]);
+        let error = String::from_utf8(out.stderr).unwrap();
+        let shown = &text[..text.len().min(200)];
+        assert_eq!(out.status.code(), Some(2), "{shown}: {error}");
+        assert!(error.contains(path) && error.contains(place), "{shown}: {error}");
+        assert!(error.lines().count() == 1 && error.contains("; ") && out.stdout.is_empty(), "{shown}: {error}");
+    }
+    for missing in [dir.path().join("none"), dir.path().to_owned()] {
+        let out = plan(&["--facts", missing.to_str().unwrap()]);
+        assert_eq!(out.status.code(), Some(2));
+        assert!(String::from_utf8(out.stderr).unwrap().contains("cannot be read"));
+    }
+}
+
+/// Every file below, with size and time of its last change.
+fn files(dir: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = path.symlink_metadata().unwrap();
+            found.insert(path.clone(), (meta.len(), meta.modified().unwrap()));
+            if meta.is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// The arguments with which [`TestPod::command`] starts, for `plan`.
+fn beside(pod: &TestPod, extra: &[&str]) -> String {
+    let command = pod.command("none", extra);
+    let args: Vec<_> = command.get_args().skip(1).map(|arg| arg.to_str().unwrap()).collect();
+    printed(&args)
+}
+
+#[test]
+fn a_look_at_a_volume_changes_nothing() {
+    let pod = TestPod::new();
+    let before = files(&pod.data());
+    let shown = beside(&pod, &[]);
+    assert!(shown.contains("form a new, empty cluster") && shown.contains("4.1 (SeedForms)"), "{shown}");
+    assert_eq!(files(&pod.data()), before);
+
+    let pod = TestPod::with_small_store();
+    let before = files(&pod.data());
+    let shown = beside(&pod, &[]);
+    assert!(shown.contains("state.db into a new cluster") && shown.contains("4.3 (StoreOfSeed)"), "{shown}");
+    assert_eq!(files(&pod.data()), before);
+
+    // No volume at all is an empty one, and is not made.
+    let none = pod.data().join("none");
+    let parts = part("etcd").parent().unwrap().to_str().unwrap().to_owned();
+    let args = [format!("--data-dir={}", none.display()), "--distro=none".into(), format!("--binaries={parts}")];
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let shown = printed(&args);
+    assert!(shown.contains("data dir     empty"), "{shown}");
+    assert!(!none.exists());
+}
+
+#[test]
+fn a_look_beside_a_running_syncer_harms_neither() {
+    let mut pod = TestPod::new();
+    pod.start("none", &[]);
+    pod.wait_serving();
+    for _ in 0..5 {
+        let shown = beside(&pod, &[]);
+        assert!(shown.contains("runs on this volume") && shown.contains("start etcd as member"), "{shown}");
+        assert!(shown.contains("4 (StartAsIs)"), "{shown}");
+    }
+    pod.wait_serving();
+    pod.stop();
+    let shown = beside(&pod, &[]);
+    assert!(!shown.contains("runs on this volume") && shown.contains("start etcd as member"), "{shown}");
+}
+
+#[test]
+fn in_a_pod_it_says_why_it_cannot_ask_the_others() {
+    let pod = TestPod::new();
+    let mut command = pod.command("none", &["--etcd-replicas=3"]);
+    let args: Vec<_> = command.get_args().skip(1).map(|arg| arg.to_str().unwrap().to_owned()).collect();
+    command = Command::new(syncer());
+    let out = command.arg("plan").args(args).env_clear().env("POD_NAME", "vc-0").env("POD_IP", "127.0.0.1").output();
+    let out = out.unwrap();
+    let shown = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(shown.contains("the other pods cannot be asked") && shown.contains("4.2 (PeersSayEmpty)"), "{shown}");
+    assert!(!pod.data().join("pki").exists());
+}
+
+/// `syncer plan` with the arguments, the environment, the network and the files of a pod's syncer.
+fn in_the_place_of(pid: i32) -> Output {
+    let read = |name: &str| {
+        let bytes = std::fs::read(format!("/proc/{pid}/{name}")).unwrap();
+        let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+        words.map(|word| String::from_utf8(word.to_owned()).unwrap()).collect::<Vec<_>>()
+    };
+    let mut command = if nix::unistd::geteuid().is_root() {
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--mount", "--target"]).arg(pid.to_string()).arg(syncer());
+        command
+    } else {
+        Command::new(syncer())
+    };
+    let (args, env) = (read("cmdline"), read("environ"));
+    command.arg("plan").args(args.iter().skip_while(|arg| *arg != "start").skip(1)).arg("-o=json");
+    command.env_clear().envs(env.iter().filter_map(|pair| pair.split_once('='))).output().unwrap()
+}
+
+#[test]
+fn in_a_pod_it_sees_what_the_others_say() {
+    let set = TestBox::syncer(2, Policy::Parallel);
+    set.settled();
+    let pid = set.status().unwrap().pods[&1].pid;
+    // A busy machine's peers may not answer in time: then they are unknown, and one looks again.
+    let shown = poll("the plan knows both members", Duration::from_secs(90), || {
+        let out = in_the_place_of(pid.unwrap());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let shown: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        let members = shown["facts"]["members"]["present"]["members"].as_array();
+        members.is_some_and(|members| members.len() == 2).then_some(shown)
+    });
+    assert_eq!(shown["facts"]["ordinal"], 1);
+    assert!(shown["facts"]["peers"][0]["state"]["present"]["serving"].is_object(), "{shown:#}");
+    assert!(shown["decision"]["start"].is_object(), "{shown:#}");
+    assert_eq!(set.status().unwrap().pods[&1].pid, pid, "the syncer beside it runs on");
+}
