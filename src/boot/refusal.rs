@@ -60,7 +60,7 @@ pub enum Refusal {
         member: MemberId,
         /// Its cluster.
         cluster: ClusterId,
-        /// Those that serve it.
+        /// Those that serve it, or have what it takes.
         others: Vec<MemberId>,
     },
     /// A reset was begun and not finished, and the data dir is gone.
@@ -134,8 +134,8 @@ impl Refusal {
             Refusal::ResetOvertaken { member, cluster, others } => {
                 let others: Vec<_> = others.iter().map(ToString::to_string).collect();
                 format!(
-                    "a reset to member {member} alone was begun here and not finished, and members {} serve its \
-                     cluster {cluster}",
+                    "a reset to member {member} alone was begun here and not finished, and members {} have a quorum of \
+                     its cluster {cluster}",
                     others.join(", ")
                 )
             }

@@ -71,7 +71,7 @@ pub(super) fn verdict(facts: &Facts, member: MemberId, cluster: ClusterId, rules
 }
 
 /// Why a reset that was begun here must not be finished: others serve the cluster, with or without this member in their
-/// list. Nothing of it has been served, so nothing is lost with it.
+/// list, or so many have its data that they will. Nothing of it has been served, so nothing is lost with it.
 pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<Refusal> {
     let listed = facts.members.present().filter(|list| list.cluster == cluster);
     let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
@@ -79,7 +79,15 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
         Known::Present(PeerState::Serving { member, cluster: served }) if served == cluster => Some(member),
         _ => None,
     });
-    let mut others: Vec<_> = listed.chain(serving).filter(|id| *id != member).collect();
+    let voters = facts.log.present().map(other_voters).unwrap_or_default();
+    let has_data = |voter: &&&Member| {
+        let state = voter.ordinal.and_then(|ordinal| facts.peer(ordinal)).and_then(|peer| peer.state.present());
+        matches!(state, Some(PeerState::Data { member, cluster: of, .. }) if *member == voter.id && *of == cluster)
+    };
+    let able: Vec<_> = voters.iter().filter(has_data).map(|voter| voter.id).collect();
+    let quorum = (voters.len() + 1) / 2 + 1;
+    let able = able.iter().copied().filter(|_| able.len() >= quorum);
+    let mut others: Vec<_> = listed.chain(serving).chain(able).filter(|id| *id != member).collect();
     others.sort();
     others.dedup();
     (!others.is_empty()).then_some(Refusal::ResetOvertaken { member, cluster, others })

@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::pod::Pod;
 use super::readiness;
-use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerState, Record, Warning};
+use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerFact, PeerState, Record, Warning};
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
@@ -42,6 +42,9 @@ const ADDED_WITHIN: Duration = Duration::from_secs(15);
 /// A seed that resolves and has not spoken for so long runs another program or an older release of this one.
 const SILENT: Duration = Duration::from_secs(10);
 
+/// So long a begun reset waits for pods that are there and do not answer, which may serve the cluster.
+const HEARD_WITHIN: Duration = Duration::from_secs(15);
+
 /// Where a new cluster's data dir is built.
 const FORMING: &str = "etcd.forming";
 /// The revision of an etcd in which nothing has been written.
@@ -60,7 +63,15 @@ pub enum Booted {
 
 /// Decides and acts until etcd may be started. `stop` is listened to all the while.
 pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
-    let mut boot = Boot { pod, said: None, wait: WAIT_FIRST, seed_silent: None, silent: false, others: Vec::new() };
+    let mut boot = Boot {
+        pod,
+        said: None,
+        wait: WAIT_FIRST,
+        seed_silent: None,
+        silent: false,
+        reset_seen: None,
+        others: Vec::new(),
+    };
     loop {
         let step = async {
             let survey = pod.survey(boot.others.iter().copied()).await;
@@ -83,6 +94,8 @@ struct Boot<'a> {
     seed_silent: Option<Instant>,
     /// This pod no longer says that it is empty: it may be about to form.
     silent: bool,
+    /// Since when a reset is to be done.
+    reset_seen: Option<Instant>,
     /// The pods that the log calls members, also those that are no longer wanted.
     others: Vec<Ordinal>,
 }
@@ -276,8 +289,15 @@ impl Boot<'_> {
         Ok(None)
     }
 
-    async fn reset(&self, facts: &Facts) -> anyhow::Result<()> {
+    async fn reset(&mut self, facts: &Facts) -> anyhow::Result<()> {
         let DataDirFact::Valid { member, cluster } = facts.data_dir else { return Ok(()) };
+        // One that was begun may have been overtaken: whoever may be there has a moment to say so.
+        let silent = |peer: &PeerFact| peer.state.unknown().is_some() && !peer.dns.is_absent() && !peer.pod.is_absent();
+        let begun = *self.reset_seen.get_or_insert_with(Instant::now);
+        if facts.notes.resetting && facts.peers.iter().any(silent) && begun.elapsed() < HEARD_WITHIN {
+            tokio::time::sleep(WAIT_FIRST).await;
+            return Ok(());
+        }
         self.pod.own.runs(None);
         super::reset::carry_out(self.pod, member, cluster, facts.log.present()).await
     }

@@ -1,7 +1,8 @@
 //! Those that are left when others are gone for good: what is repaired by itself, and what waits for its remedy. Without a
 //! host API.
 
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output};
 use std::sync::atomic::Ordering;
 
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
@@ -16,7 +17,25 @@ impl Scene {
         let said = || (self.set.log(&pod).matches(what).count() >= times).then_some(());
         poll(&format!("pod {ordinal} says {what:?} {times} times"), CHANGE, said);
     }
+
+    /// `syncer recover` on the volume of pod 0, which is down; killed at this point, if there is one of that name.
+    fn recover(&self, crash_at: &str, more: &[&str]) -> Output {
+        let mut command = Command::new(syncer());
+        command.env("SYNCER_CRASH_AT", crash_at).args(["recover", "--data-dir"]).arg(self.set.volume("vc-0"));
+        command.arg("--etcd").arg(part("etcd")).args(more).output().expect("run syncer")
+    }
+
+    /// Kills pod 0 and begins a reset on its volume that is killed half-way.
+    fn begins_a_reset_of_pod_0(&self, more: &[&str]) {
+        self.set.kill9(0).expect("kill");
+        let cluster = format!("{:x}", self.cluster.expect("a cluster"));
+        let killed = self.recover("reset-appended", &[&["--cluster-id", &cluster], more].concat());
+        assert_eq!(killed.status.signal(), Some(9), "{killed:?}");
+    }
 }
+
+/// How long a killed pod is away.
+const AWAY: u64 = 10_000;
 
 const RESET: &str = "the reset is finished";
 const ASIDE: &str = "it was set aside";
@@ -48,7 +67,7 @@ fn of_two_voters_one_goes_on_without_loss_when_the_other_has_lost_its_volume() {
 #[test]
 fn whoever_is_left_of_three_by_kills_waits_with_a_remedy_that_works() {
     // A killed pod is not replaced before the StatefulSet is scaled.
-    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
     let mut scene = Scene::of(3, set);
     scene.set.kill9(1).expect("kill");
     scene.set.kill9(2).expect("kill");
@@ -70,7 +89,7 @@ fn whoever_is_left_of_three_by_kills_waits_with_a_remedy_that_works() {
 /// Its data dir is no member's any more, found while its etcd runs or when its retained volume comes back.
 #[test]
 fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
-    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
     let mut scene = Scene::of(3, set);
     etcd_calls_it_healthy();
     let members = scene.set.etcdctl(0, &["member", "list", "-w", "simple"]);
@@ -111,7 +130,7 @@ fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
 /// Two of three volumes are lost: nothing but an operator's word helps, and what it takes is said.
 #[test]
 fn a_majority_that_is_lost_for_good_is_recovered_as_the_remedy_says() {
-    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (5000, 5000));
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
     let mut scene = Scene::of(3, set);
     // What the one that is left has is then everything that was acknowledged.
     scene.writer.stop.store(true, Ordering::Relaxed);
@@ -123,11 +142,7 @@ fn a_majority_that_is_lost_for_good_is_recovered_as_the_remedy_says() {
     scene.set.scale_only(0).expect("scale the StatefulSet alone");
     scene.set.wait("no pod is left", CHANGE, |s| s.pods.is_empty()).expect("no pod");
 
-    let recover = |more: &[&str]| {
-        let mut command = Command::new(syncer());
-        command.arg("recover").arg("--data-dir").arg(scene.set.volume("vc-0")).arg("--etcd").arg(part("etcd"));
-        command.args(more).output().expect("run syncer")
-    };
+    let recover = |more: &[&str]| scene.recover("", more);
     let cluster = format!("{:x}", scene.cluster.expect("a cluster"));
     let shown = recover(&[]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains(&cluster), "{shown:?}");
@@ -138,5 +153,33 @@ fn a_majority_that_is_lost_for_good_is_recovered_as_the_remedy_says() {
 
     scene.set.scale_only(3).expect("scale the StatefulSet alone");
     scene.rests("recovered", 3);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+#[test]
+fn a_reset_that_was_killed_is_finished_when_its_pod_comes_back() {
+    let set = TestBox::syncer_with(2, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
+    let mut scene = Scene::of(2, set);
+    scene.set.lose_volume(1).expect("lose the volume");
+    scene.begins_a_reset_of_pod_0(&[]);
+    scene.says(0, RESET, 1);
+    scene.rests("both are back", 2);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// Finished, it would make a second cluster of the same ID.
+#[test]
+fn a_reset_that_was_begun_is_refused_while_the_others_serve() {
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
+    let mut scene = Scene::of(3, set);
+    scene.begins_a_reset_of_pod_0(&["--accept-loss"]);
+    scene.says(0, "was begun here and not finished, and members", 1);
+    assert!(!scene.set.log("vc-0").contains(RESET));
+    // As the remedy says, while the pod is away once more.
+    let volume = scene.set.volume("vc-0");
+    for name in ["reset.journal", "etcd"] {
+        std::fs::rename(volume.join(name), volume.join(format!("{name}.away"))).expect("move it away");
+    }
+    scene.rests("pod 0 has joined anew", 3);
     assert!(!scene.writer.finish().is_empty());
 }

@@ -134,9 +134,18 @@ fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
     let mut word = f.clone();
     says(&mut word, 2, PeerState::Serving { member: MemberId(7), cluster: MINE });
     expect(&word, overtaken(&[7]), Rule::ResetAlone);
-    // Who has data and serves nothing has overtaken nobody.
-    says(&mut f, 1, PeerState::Data { member: MemberId(2), cluster: MINE, last: None });
+    // Who has data and cannot serve it alone has overtaken nobody; who have a quorum's will.
+    let data = |n| PeerState::Data { member: MemberId(n), cluster: MINE, last: None };
+    says(&mut f, 1, data(2));
+    expect(&f, reset.clone(), Rule::ResetFinished);
+    let mut f = voter_of(&[0, 1, 2]);
+    f.notes.resetting = true;
+    says(&mut f, 1, data(2));
+    expect(&f, reset.clone(), Rule::ResetFinished);
+    says(&mut f, 2, data(9));
     expect(&f, reset, Rule::ResetFinished);
+    says(&mut f, 2, data(3));
+    expect(&f, overtaken(&[2, 3]), Rule::ResetAlone);
 }
 
 #[test]
