@@ -85,7 +85,8 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
         matches!(state, Some(PeerState::Data { member, cluster: of, .. }) if *member == voter.id && *of == cluster)
     };
     let able: Vec<_> = voters.iter().filter(has_data).map(|voter| voter.id).collect();
-    let quorum = (voters.len() + 1) / 2 + 1;
+    let all = voters.len() + 1;
+    let quorum = all / 2 + 1;
     let able = able.iter().copied().filter(|_| able.len() >= quorum);
     let mut others: Vec<_> = listed.chain(serving).chain(able).filter(|id| *id != member).collect();
     others.sort();

@@ -5,6 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::atomic::Ordering;
 
+use syncer::disk::{Disk, RealDisk};
+
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::Policy;
 use crate::support::statefulset::TestBox;
@@ -178,7 +180,7 @@ fn a_reset_that_was_begun_is_refused_while_the_others_serve() {
     // As the remedy says, while the pod is away once more.
     let volume = scene.set.volume("vc-0");
     for name in ["reset.journal", "etcd"] {
-        std::fs::rename(volume.join(name), volume.join(format!("{name}.away"))).expect("move it away");
+        RealDisk.rename(&volume.join(name), &volume.join(format!("{name}.away"))).expect("move it away");
     }
     scene.rests("pod 0 has joined anew", 3);
     assert!(!scene.writer.finish().is_empty());
