@@ -185,3 +185,13 @@ fn a_reset_that_was_begun_is_refused_while_the_others_serve() {
     scene.rests("pod 0 has joined anew", 3);
     assert!(!scene.writer.finish().is_empty());
 }
+
+/// At zero replicas nobody leaves, so that each of three that come back in order is without a quorum at first: the first
+/// must not wait for readiness that only the others can bring.
+#[test]
+fn three_that_were_paused_come_back_in_order() {
+    let mut scene = Scene::begin(Policy::OrderedReady);
+    scene.scale(0);
+    scene.scale(3);
+    assert!(!scene.writer.finish().is_empty());
+}
