@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use crate::boot::{Desired, Facts, Known, LogFact, PeerFact, StoresFact};
 use crate::datadir::InspectedDatadir;
-use crate::datadir::inspect::{SchemaVersion, inspect};
+use crate::datadir::inspect::{SchemaVersion, inspect, owner};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
 use crate::ids::Ordinal;
@@ -38,6 +38,10 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
         data_dir: found.fact(),
+        damaged: match &found {
+            InspectedDatadir::Damaged(_) => owner(&settings.etcd_dir()),
+            InspectedDatadir::Empty | InspectedDatadir::Usable(_) | InspectedDatadir::Newer(_) => None,
+        },
         log: log(settings, &found),
         notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
@@ -60,7 +64,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
 fn log(settings: &Settings, found: &InspectedDatadir) -> Known<LogFact> {
     match found {
         InspectedDatadir::Empty => Known::Absent,
-        InspectedDatadir::Damaged(why) => Known::Unknown(why.clone()),
+        InspectedDatadir::Damaged(why) | InspectedDatadir::Newer(why) => Known::Unknown(why.clone()),
         InspectedDatadir::Usable(dir) => match log::log_fact(dir, |urls| ordinal_of(settings, urls)) {
             Ok(fact) => Known::Present(fact),
             Err(error) => Known::Unknown(format!("{:#}", anyhow::Error::from(error))),

@@ -45,6 +45,7 @@ rules! {
     OneCluster "4.4" "two unrelated cluster IDs: nothing is changed",
     SetAsideNeverForms "4.4" "a volume whose data dir was set aside joins, and never forms",
     ReplaceListed "4.5" "an empty dir whose peer URL is listed: that member is removed and the pod added anew",
+    DamagedReplaced "4.5" "a damaged dir is set aside where a quorum of the others lists its member, and the pod added anew",
     AskLeader "4.6" "a joiner asks the leader's pod, which adds it as a learner",
     OneLearner "4.6" "one learner at a time",
     CaughtUpPromotes "4.6" "a learner is promoted once it has caught up and while its pod stays",

@@ -156,7 +156,9 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
         let certificates =
             crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
         let stopped = tokio::select! {
-            stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
+            stopped = supervise::run(plan, stop, pod.health.clone()) => {
+                stopped.inspect_err(|error| boot::note_damage(pod, error))?
+            }
             never = follow_settings(pod, &control) => match never {},
             never = certificates => match never {},
             never = leader::look_after(pod) => match never {},

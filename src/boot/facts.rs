@@ -68,6 +68,9 @@ pub struct Facts {
     pub migrate_from: bool,
     /// The data dir on this pod's volume.
     pub data_dir: DataDirFact,
+    /// Whose a damaged data dir is, where its WAL still tells.
+    #[serde(default)]
+    pub damaged: Option<(MemberId, ClusterId)>,
     /// The end of the data dir's WAL; absent without a data dir.
     #[serde(default)]
     pub log: Known<LogFact>,
@@ -156,6 +159,8 @@ pub enum DataDirFact {
     },
     /// Something that etcd could not start from, with the reason.
     Damaged(String),
+    /// Written by a newer etcd than the one at hand, with both versions.
+    Newer(String),
 }
 
 /// What the migration journal says.
@@ -241,6 +246,8 @@ pub struct Notes {
     pub stopped: bool,
     /// A data dir of this cluster was set aside here, or it was asked to add this pod; no WAL has been written since.
     pub set_aside: Option<ClusterId>,
+    /// The etcd of this member ended because of damage to its data dir.
+    pub damaged: Option<MemberId>,
     /// Cluster IDs that a restore has superseded; kept by the seed, believed from the seed.
     pub superseded: Vec<ClusterId>,
 }

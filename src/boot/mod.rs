@@ -154,10 +154,36 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         DataDirFact::Empty if facts.notes.resetting && rules.on(Rule::ResetFinished) => {
             (BootDecision::Refuse(Refusal::ResetVanished), Rule::ResetFinished)
         }
-        DataDirFact::Damaged(why) => (Refuse(Refusal::DamagedDataDir(why.clone())), Rule::StartAsIs),
+        DataDirFact::Damaged(why) => damaged(facts, why, rules),
+        DataDirFact::Newer(versions) => (Refuse(Refusal::NewerDataDir(versions.clone())), Rule::StartAsIs),
         DataDirFact::Valid { member, cluster } => with_data(facts, *member, *cluster, rules),
         DataDirFact::Empty => without_data(facts, rules),
     }
+}
+
+/// A damaged data dir. What it lacks, a quorum of the others has: it is worth no more than a lost volume, and replaced as
+/// one is, under a new ID, so that a vote or an entry that it has forgotten counts for nothing.
+fn damaged(facts: &Facts, why: &str, rules: Rules) -> Verdict {
+    let owner = facts.damaged.filter(|(member, cluster)| others_go_on(facts, *member, *cluster, rules));
+    if let Some((member, cluster)) = owner {
+        return (BootDecision::SetAside { member, cluster }, Rule::DamagedReplaced);
+    }
+    let alone = facts.peers.is_empty() && facts.claims.present().is_none_or(Vec::is_empty);
+    if alone || facts.notes.resetting {
+        return (BootDecision::Refuse(Refusal::DamagedDataDir(why.to_owned())), Rule::StartAsIs);
+    }
+    (BootDecision::Wait(Wait::Damaged(why.to_owned())), Rule::DamagedReplaced)
+}
+
+/// Whether a quorum without this pod's member, which does not run, has given a list of its cluster: with this member as
+/// this pod's, or without it.
+fn others_go_on(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) -> bool {
+    let listed = facts.members.present().is_some_and(|list| {
+        let here = list.of(facts.ordinal).map(|listed| listed.id);
+        list.cluster == cluster && (here == Some(member) || !list.has(member))
+    });
+    let proven = listed || !rules.on(Rule::DamagedReplaced);
+    proven && other_cluster(facts, cluster).is_none() && facts.shared_ca && !facts.notes.resetting
 }
 
 /// A valid data dir: nothing but a proof keeps it from starting.
@@ -202,6 +228,10 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
     let lacks = |list: &MemberList| list.cluster == cluster && !list.has(member);
     if facts.members.present().is_some_and(lacks) {
         return set_aside(Rule::LinearizableProof);
+    }
+    // etcd could not start from it, whatever it looks like.
+    if facts.notes.damaged == Some(member) && others_go_on(facts, member, cluster, Rules::ALL) {
+        return set_aside(Rule::DamagedReplaced);
     }
     if !rules.on(Rule::LinearizableProof) && facts.peers.iter().filter_map(|p| p.members.present()).any(lacks) {
         return set_aside(Rule::LinearizableProof);

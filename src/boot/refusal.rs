@@ -13,6 +13,8 @@ use crate::ids::{ClusterId, MemberId, Ordinal};
 pub enum Refusal {
     /// The data dir cannot be started from.
     DamagedDataDir(String),
+    /// The data dir was written by a newer etcd.
+    NewerDataDir(String),
     /// The migration journal cannot be read.
     DamagedJournal(String),
     /// Embedded etcd is off, but its data dir exists.
@@ -76,6 +78,7 @@ impl Refusal {
     pub fn exit(&self) -> Exit {
         match self {
             Refusal::DamagedDataDir(_)
+            | Refusal::NewerDataDir(_)
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::MigrateBackNotYet
@@ -100,6 +103,7 @@ impl Refusal {
     pub fn what(&self) -> String {
         match self {
             Refusal::DamagedDataDir(why) => format!("the etcd data dir cannot be started from: {why}"),
+            Refusal::NewerDataDir(versions) => format!("the etcd data dir is too new for this etcd: {versions}"),
             Refusal::DamagedJournal(why) => format!("the migration journal cannot be read: {why}"),
             Refusal::EtcdDirWhileDisabled => {
                 "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
@@ -154,6 +158,9 @@ impl Refusal {
         match self {
             Refusal::DamagedDataDir(_) => "nothing was changed: restore the volume, or move the data dir away and \
                  restore a snapshot"
+                .into(),
+            Refusal::NewerDataDir(_) => "nothing was changed: run that version of etcd or a newer one again; the way back \
+                 is `etcdctl downgrade enable` while all members run it, one minor version at a time"
                 .into(),
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
                  migration.journal file away; if state.db is, move both the journal and the data dir away"

@@ -12,6 +12,7 @@ fn facts() -> Facts {
         migrate_back: false,
         migrate_from: false,
         data_dir: DataDirFact::Empty,
+        damaged: None,
         log: Known::Absent,
         notes: Notes::default(),
         journal: JournalFact::Absent,

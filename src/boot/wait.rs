@@ -35,6 +35,8 @@ pub enum Wait {
         /// The member that is to serve alone.
         survivor: Option<MemberId>,
     },
+    /// This data dir is damaged, and no quorum of the others lists its member.
+    Damaged(String),
     /// The other voters are gone, and it is not provable that this data dir has every acknowledged write.
     MajorityGone {
         /// The voters that are gone.
@@ -76,6 +78,9 @@ impl Wait {
                  have every acknowledged write",
                 list(lost)
             ),
+            Wait::Damaged(why) => format!(
+                "the etcd data dir cannot be started from ({why}), and no quorum of the other pods lists this member"
+            ),
             Wait::MajorityGone { gone, .. } => format!(
                 "voters {} are gone, and this volume is not proven to have every acknowledged write",
                 list(gone)
@@ -105,6 +110,10 @@ impl Wait {
             }
             Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero, give `syncer recover` \
                  the volume with the latest data, which says what may be lost before it does anything, and scale up again"
+                .into(),
+            Wait::Damaged(_) => "nothing was changed: start the other pods; once they have a quorum, this data dir is set \
+                 aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \
+                 away by hand; if the others are gone, restore the volume or a snapshot"
                 .into(),
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \

@@ -20,7 +20,7 @@ use thiserror::Error;
 use super::bolt::{BoltError, BoltReader, Bucket};
 use super::schema;
 use super::snapshot;
-use super::wal::{WalError, WalSummary, read_wal};
+use super::wal::{WalError, WalSummary, owner as wal_owner, read_wal};
 use crate::boot::DataDirFact;
 use crate::disk::at;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Term};
@@ -59,6 +59,8 @@ pub enum InspectedDatadir {
     Usable(UsableDatadir),
     /// Something that etcd could not or must not start from, with the reason.
     Damaged(String),
+    /// Written by a newer etcd than the one at hand, with both versions.
+    Newer(String),
 }
 
 /// A data dir that passed inspection; only [`inspect`] makes one.
@@ -138,6 +140,7 @@ impl InspectedDatadir {
             InspectedDatadir::Empty => DataDirFact::Empty,
             InspectedDatadir::Usable(u) => DataDirFact::Valid { member: u.member(), cluster: u.cluster() },
             InspectedDatadir::Damaged(reason) => DataDirFact::Damaged(reason.clone()),
+            InspectedDatadir::Newer(versions) => DataDirFact::Newer(versions.clone()),
         }
     }
 }
@@ -146,6 +149,12 @@ impl InspectedDatadir {
 #[derive(Debug, Error)]
 #[error("inspect the data dir")]
 pub struct InspectError(#[source] pub io::Error);
+
+/// Whose a damaged data dir is, as far as its WAL still tells.
+pub fn owner(etcd_dir: &Path) -> Option<(MemberId, ClusterId)> {
+    let metadata = wal_owner(&etcd_dir.join("member").join("wal"))?;
+    Some((metadata.member, metadata.cluster))
+}
 
 /// Inspects the data dir at `etcd_dir`. `newest` is the schema version of the etcd that will run: an older one refuses
 /// a newer backend.
@@ -165,6 +174,7 @@ pub fn inspect(etcd_dir: &Path, newest: SchemaVersion) -> Result<InspectedDatadi
 /// Why a check ended early.
 enum Found {
     Damage(String),
+    Newer(String),
     Unreadable(io::Error),
 }
 
@@ -172,6 +182,7 @@ impl Found {
     fn outcome(self) -> Result<InspectedDatadir, InspectError> {
         match self {
             Found::Damage(reason) => Ok(InspectedDatadir::Damaged(reason)),
+            Found::Newer(versions) => Ok(InspectedDatadir::Newer(versions)),
             Found::Unreadable(error) => Err(InspectError(error)),
         }
     }
@@ -401,7 +412,7 @@ impl Backend {
     fn check_version(&self, newest: SchemaVersion) -> Result<(), Found> {
         for version in [self.storage_version, self.cluster_version].into_iter().flatten() {
             if version > newest {
-                return damage(format!("it was written by etcd {version}, and the etcd here is {newest}"));
+                return Err(Found::Newer(format!("it was written by etcd {version}, and the etcd here is {newest}")));
             }
         }
         Ok(())

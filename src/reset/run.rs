@@ -337,6 +337,11 @@ pub fn usable(data_dir: &Path, version: EtcdVersion) -> anyhow::Result<UsableDat
             format!("{} holds no data of etcd", etcd_dir.display()),
             "name the directory that holds etcd/",
         )),
+        InspectedDatadir::Newer(versions) => Err(refuse(
+            Exit::RefusedDataDir,
+            format!("{} cannot be opened: {versions}", etcd_dir.display()),
+            "use that version of etcd or a newer one",
+        )),
         InspectedDatadir::Damaged(reason) => Err(refuse(
             Exit::RefusedDataDir,
             format!("{} is damaged: {reason}", etcd_dir.display()),

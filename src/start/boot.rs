@@ -8,12 +8,12 @@ use anyhow::Context;
 
 use super::pod::Pod;
 use super::readiness;
-use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, PeerFact, PeerState, Record, Warning};
+use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, Notes, PeerFact, PeerState, Record, Warning};
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
 use crate::etcd::{client, launch};
-use crate::exit::{Exit, refuse};
+use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
 use crate::migrate::commit::finish_commit;
@@ -26,6 +26,7 @@ use crate::reset;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
+use crate::supervise::exit::INCONSISTENT;
 use crate::telemetry::{self, Phase};
 
 /// Between two looks of a pod that waits, at first and at most.
@@ -330,10 +331,23 @@ impl Boot<'_> {
     }
 }
 
+/// Notes that etcd ended because of damage to this volume's data dir, if `error` says so: an inspection need not see what
+/// etcd stumbles over. Not if members differ, as nothing tells which of them is right.
+pub fn note_damage(pod: &Pod, error: &anyhow::Error) {
+    let Some((member, _)) = pod.own.member() else { return };
+    if exit_of(error) == Exit::RefusedDataDir && !format!("{error:#}").contains(INCONSISTENT) {
+        let noted = notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.damaged = Some(member));
+        if let Err(error) = noted {
+            tracing::warn!("the damage could not be noted: {error:#}");
+        }
+    }
+}
+
 /// Renames a data dir that is no member's any more, and keeps the newest few of such.
 pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
     let settings = &pod.settings;
-    notes::change(&pod.disk, &settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
+    let note = |notes: &mut Notes| (notes.set_aside, notes.damaged) = (Some(cluster), None);
+    notes::change(&pod.disk, &settings.data_dir, note)?;
     if reset::is_pending(&settings.data_dir)? {
         reset::forget(&pod.disk, &settings.data_dir).context("forget a reset of the data dir")?;
     }
@@ -356,7 +370,7 @@ fn said_of(facts: &Facts) -> Option<PeerState> {
             let last = facts.log.present().map(|log| log.last);
             Some(PeerState::Data { member: *member, cluster: *cluster, last })
         }
-        DataDirFact::Damaged(_) => None,
+        DataDirFact::Damaged(_) | DataDirFact::Newer(_) => None,
         DataDirFact::Empty => match facts.stores.state_dbs.first() {
             Some(store) => Some(PeerState::Store(store.clone())),
             None => Some(PeerState::Empty),

@@ -39,6 +39,9 @@ pub enum ExitCause {
     Unknown(String),
 }
 
+/// What etcd says when its data differs from the other members': nothing tells which of them is right.
+pub const INCONSISTENT: &str = "found data inconsistency with peers";
+
 /// Pieces of etcd's lines on data that is damaged.
 const DAMAGE: &[&str] = &[
     "crc mismatch",
@@ -54,7 +57,7 @@ const DAMAGE: &[&str] = &[
     "failed to find db file from snapshot",
     "of the backend is missing",
     "failed to read WAL",
-    "found data inconsistency with peers",
+    INCONSISTENT,
 ];
 
 /// Pieces of etcd's lines on a cluster that is not as the command line says.

@@ -13,6 +13,7 @@ use crate::support::poll;
 use crate::support::statefulset::TestBox;
 
 mod alone;
+mod damage;
 mod joining;
 
 /// One try of a write or a question.

@@ -278,7 +278,7 @@ fn a_newer_etcd_s_data_dir_is_refused() {
         backend.cluster_version = cluster;
         let outcome = backend.check_version(V3_6).err().map(Found::outcome);
         match outcome {
-            Some(Ok(InspectedDatadir::Damaged(reason))) if refused => {
+            Some(Ok(InspectedDatadir::Newer(reason))) if refused => {
                 assert_eq!(reason, "it was written by etcd 3.7, and the etcd here is 3.6");
             }
             None if !refused => {}

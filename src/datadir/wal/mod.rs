@@ -12,6 +12,6 @@ mod tests;
 
 pub use append::{AppendError, append_state};
 pub use conf_change::{ConfChange, LoggedChange};
-pub use reader::{EntryRun, WalError, WalSummary, WalTail, read_wal, segments};
+pub use reader::{EntryRun, WalError, WalSummary, WalTail, owner, read_wal, segments};
 pub use record::{ConfState, Entry, EntryKind, HardState, Metadata, RecordEncoder, SnapshotRecord};
 pub use writer::write_wal;

@@ -149,6 +149,23 @@ fn parse_segment(name: &str) -> Option<Segment> {
     Some(Segment { name: name.to_owned(), sequence: hex16(sequence)?, index: RaftIndex(hex16(index)?) })
 }
 
+/// Whose log this is, by the first record that tells: each segment begins with it, so that damage further on takes
+/// nothing away.
+pub fn owner(dir: &Path) -> Option<Metadata> {
+    segments(dir).ok()?.iter().find_map(|segment| {
+        let file = File::open(dir.join(&segment.name)).ok()?;
+        let length = file.metadata().ok()?.len();
+        let source = BufReader::with_capacity(SECTOR as usize, file);
+        let mut reader = SegmentReader { source, name: &segment.name, length, offset: 0, is_last: false };
+        let mut log = Log::default();
+        // A checksum and the metadata.
+        for _ in 0..2 {
+            reader.next(&mut log).ok()?;
+        }
+        log.metadata
+    })
+}
+
 /// Reads the whole log in `dir`.
 pub fn read_wal(dir: &Path) -> Result<WalSummary, WalError> {
     let segments = segments(dir)?;

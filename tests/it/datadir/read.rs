@@ -118,7 +118,7 @@ fn check_history(line: &'static str) {
     // An older etcd must not be started on it.
     if line != "3.5" {
         let older = SchemaVersion { major: 3, minor: version(line).minor - 1 };
-        let InspectedDatadir::Damaged(reason) = inspect(&spec.data_dir, older).expect("inspect") else {
+        let InspectedDatadir::Newer(reason) = inspect(&spec.data_dir, older).expect("inspect") else {
             panic!("etcd {older} would be started on a data dir of {line}")
         };
         assert_eq!(reason, format!("it was written by etcd {line}, and the etcd here is {older}"));
@@ -192,7 +192,9 @@ fn check_killed_first_start(line: &'static str) {
                 leftovers += u32::from(kept.is_some_and(|kept| kept.join("member/wal").is_dir()));
             }
             InspectedDatadir::Usable(dir) => assert_eq!(dir.member(), identity(&spec).member_id()),
-            InspectedDatadir::Damaged(reason) => panic!("killed at {moment:?}: {reason}"),
+            InspectedDatadir::Damaged(reason) | InspectedDatadir::Newer(reason) => {
+                panic!("killed at {moment:?}: {reason}")
+            }
         }
         // And etcd starts from there.
         spec.start().stop();

@@ -96,6 +96,7 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
             member: MemberId(d.member.into()),
             cluster: ClusterId(d.cluster.into()),
         }),
+        damaged: None,
         log: dir.map_or(Known::Absent, |d| Known::Present(d.fact())),
         notes: w.volumes[o].notes.clone(),
         journal: JournalFact::Absent,

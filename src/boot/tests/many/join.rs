@@ -133,3 +133,53 @@ fn a_restore_supersedes_in_the_marker() {
     assert_eq!((write.marker.formed(), &write.marker.superseded[..]), (Some(OTHER), &[MINE][..]));
     assert!(write.marker.dropped.is_empty());
 }
+
+const OWNER: Option<(MemberId, ClusterId)> = Some((MemberId(1), MINE));
+
+fn damaged_dir(members: Known<MemberList>) -> Facts {
+    Facts { data_dir: DataDirFact::Damaged("crc".into()), damaged: OWNER, members, ..three() }
+}
+
+#[test]
+fn a_damaged_data_dir_is_replaced_where_a_quorum_of_the_others_lists_its_member() {
+    let aside = BootDecision::SetAside { member: MemberId(1), cluster: MINE };
+    expect(&damaged_dir(list(&[0, 1, 2])), aside.clone(), Rule::DamagedReplaced);
+    expect(&damaged_dir(list(&[1, 2])), aside.clone(), Rule::DamagedReplaced);
+    // Then it is an empty volume like any other.
+    let then = Facts { data_dir: DataDirFact::Empty, damaged: None, ..damaged_dir(list(&[0, 1, 2])) };
+    expect(&then, BootDecision::Join { cluster: MINE, replace: Some(MemberId(1)) }, Rule::ReplaceListed);
+    // etcd has stumbled over what the inspection does not see.
+    let noted = Notes { damaged: Some(MemberId(1)), ..Notes::default() };
+    let noted = Facts { notes: noted, members: list(&[0, 1, 2]), ..voter_of(&[0, 1, 2]) };
+    expect(&noted, aside, Rule::DamagedReplaced);
+    assert!(starts(&Facts { members: Known::default(), ..noted.clone() }), "no quorum without it");
+    assert!(starts(&Facts { notes: Notes { damaged: Some(MemberId(9)), ..Notes::default() }, ..noted }));
+}
+
+#[test]
+fn a_damaged_data_dir_waits_and_is_left_as_it_is_without_that_proof() {
+    let waits = |f: Facts| expect(&f, BootDecision::Wait(Wait::Damaged("crc".into())), Rule::DamagedReplaced);
+    waits(damaged_dir(Known::default()));
+    // A peer's own view proves no quorum.
+    let mut view = damaged_dir(Known::default());
+    view.peers[0].members = list(&[0, 1, 2]);
+    waits(view);
+    waits(Facts { damaged: None, ..damaged_dir(list(&[0, 1, 2])) });
+    waits(Facts { damaged: Some((MemberId(1), OTHER)), ..damaged_dir(list(&[0, 1, 2])) });
+    // This pod's place in the list is another member's, and the damaged one is listed elsewhere.
+    waits(Facts { damaged: Some((MemberId(2), MINE)), ..damaged_dir(list(&[0, 1, 2])) });
+    waits(Facts { shared_ca: false, ..damaged_dir(list(&[0, 1, 2])) });
+    // Alone, nobody else could ever have a quorum.
+    let alone = Facts { peers: vec![], claims: Known::Absent, ..damaged_dir(Known::default()) };
+    expect(&alone, BootDecision::Refuse(Refusal::DamagedDataDir("crc".into())), Rule::StartAsIs);
+    let begun = Facts { notes: Notes { resetting: true, ..Notes::default() }, ..damaged_dir(list(&[0, 1, 2])) };
+    assert!(matches!(decide(&begun), BootDecision::Refuse(Refusal::DamagedDataDir(_))));
+}
+
+#[test]
+fn a_data_dir_of_a_newer_etcd_is_never_replaced() {
+    let versions = || "it was written by etcd 3.7, and the etcd here is 3.6".to_owned();
+    let f = Facts { data_dir: DataDirFact::Newer(versions()), ..damaged_dir(list(&[0, 1, 2])) };
+    expect(&f, BootDecision::Refuse(Refusal::NewerDataDir(versions())), Rule::StartAsIs);
+    assert!(Refusal::NewerDataDir(versions()).remedy().contains("downgrade"));
+}

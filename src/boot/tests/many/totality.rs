@@ -79,23 +79,30 @@ fn logs() -> impl Strategy<Value = LogFact> {
 
 fn any_facts() -> impl Strategy<Value = Facts> {
     let dir = prop_oneof![Just(DataDirFact::Empty), Just(valid()), Just(DataDirFact::Damaged("x".into()))];
-    let notes = (any::<(bool, bool, bool)>(), prop::option::of(clusters()));
-    let notes = notes.prop_map(|((forming, resetting, stopped), set_aside)| Notes {
+    let notes = (any::<(bool, bool, bool)>(), prop::option::of(clusters()), prop::option::of(ids()));
+    let notes = notes.prop_map(|((forming, resetting, stopped), set_aside, damaged)| Notes {
         forming,
         resetting,
         stopped,
         set_aside,
+        damaged,
         superseded: vec![],
     });
-    let own = (ordinals(), desireds(), dir, known(logs()), notes);
+    let owner = prop::option::of((ids(), clusters()));
+    let own = (ordinals(), desireds(), (dir, owner), known(logs()), notes);
     let seen = (any::<bool>(), known(markers()), known(prop::collection::vec(ordinals(), 0..3)));
     let others = (prop::collection::vec(peers(), 0..4), known(lists()), any::<bool>());
     (own, seen, others).prop_map(
-        |((ordinal, desired, data_dir, log, notes), (host_configured, marker, claims), (peers, members, shared_ca))| {
+        |(
+            (ordinal, desired, (data_dir, damaged), log, notes),
+            (host_configured, marker, claims),
+            (peers, members, shared_ca),
+        )| {
             Facts {
                 ordinal,
                 desired,
                 data_dir,
+                damaged,
                 log,
                 notes,
                 host_configured,
@@ -148,7 +155,15 @@ proptest! {
         }
         if matches!(decision, BootDecision::SetAside { .. }) {
             let lacks = |list: &MemberList| list.cluster == MINE && !list.has(MemberId(1));
-            prop_assert!(f.members.present().is_some_and(lacks) || marker::superseded(&f, MINE));
+            let (owner, of) = f.damaged.filter(|_| f.data_dir != valid()).unwrap_or((MemberId(1), MINE));
+            let damaged = f.data_dir != valid() || f.notes.damaged == Some(owner);
+            let replaced = |list: &MemberList| {
+                let here = list.of(f.ordinal).map(|member| member.id);
+                list.cluster == of && (here == Some(owner) || !list.has(owner))
+            };
+            let list = f.members.present();
+            let proven = list.is_some_and(|list| lacks(list) || (damaged && f.shared_ca && replaced(list)));
+            prop_assert!(proven || marker::superseded(&f, MINE));
         }
         let resets = matches!(decision, BootDecision::Reset { .. } | BootDecision::Record(Record::Survivor(_)));
         if resets && !f.notes.resetting {
