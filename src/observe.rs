@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::boot::{Desired, Facts, Known, LogFact, PeerFact, StoresFact};
+use crate::boot::{DataDirFact, Desired, Facts, Known, LogFact, PeerFact, StoresFact};
 use crate::datadir::InspectedDatadir;
 use crate::datadir::inspect::{SchemaVersion, inspect, owner};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
-use crate::ids::Ordinal;
+use crate::ids::{Ordinal, RaftIndex};
 use crate::migrate::journal;
 use crate::peer::ordinal_of;
 use crate::reset;
@@ -37,7 +37,13 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         enabled: settings.etcd.enabled,
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
-        data_dir: found.fact(),
+        data_dir: match &found {
+            InspectedDatadir::Usable(dir) => {
+                let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));
+                older.unwrap_or_else(|| found.fact())
+            }
+            InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => found.fact(),
+        },
         damaged: match &found {
             InspectedDatadir::Damaged(_) => owner(&settings.etcd_dir()),
             InspectedDatadir::Empty | InspectedDatadir::Usable(_) | InspectedDatadir::Newer(_) => None,
@@ -58,6 +64,22 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
             .collect(),
         members: Known::Unknown(not_asked()),
     })
+}
+
+/// etcd goes from one minor version to the next, and no further: of an older one's log it may not understand every entry
+/// (3.7 ends with a panic on entries of 3.5).
+fn skips(cluster: Option<SchemaVersion>, here: SchemaVersion) -> Option<DataDirFact> {
+    let cluster = cluster.filter(|cluster| cluster.major == here.major && cluster.minor + 1 < here.minor)?;
+    Some(DataDirFact::Older(format!("it runs at version {cluster}, and the etcd here is {here}")))
+}
+
+/// etcd 3.7 ends with a panic on requests of its first API, with which 3.5 tells its version and its URLs, and 3.6 that
+/// a cluster of 3.5 is one of 3.6. They are gone from the log once a raft snapshot was taken.
+fn unreadable(v2_request: Option<RaftIndex>, here: SchemaVersion) -> Option<DataDirFact> {
+    let index = v2_request.filter(|_| here >= SchemaVersion::WITHOUT_SNAP_FILES)?.0;
+    Some(DataDirFact::Older(format!(
+        "its log has a request of etcd 3.5 (entry {index}), which etcd {here} cannot read"
+    )))
 }
 
 /// The end of the log. A log that does not tell it is not damaged: etcd may well start from it.
@@ -145,6 +167,21 @@ mod tests {
             }
         }
         found
+    }
+
+    #[test]
+    fn a_minor_version_of_etcd_is_not_skipped() {
+        let v = |minor| SchemaVersion { major: 3, minor };
+        for (cluster, here, skipped) in [(5, 5, false), (5, 6, false), (6, 7, false), (5, 7, true), (7, 6, false)] {
+            assert_eq!(skips(Some(v(cluster)), v(here)).is_some(), skipped, "{cluster} {here}");
+        }
+        assert_eq!(skips(None, v(7)), None);
+        assert_eq!((unreadable(Some(RaftIndex(4)), v(6)), unreadable(None, v(7))), (None, None));
+        assert!(unreadable(Some(RaftIndex(4)), v(7)).is_some());
+        let Some(DataDirFact::Older(versions)) = skips(Some(v(5)), v(7)) else { panic!() };
+        let refusal = crate::boot::Refusal::OlderDataDir(versions);
+        assert!(refusal.what().contains("3.5") && refusal.what().contains("3.7"), "{}", refusal.what());
+        assert!(refusal.remedy().contains("in between"));
     }
 
     #[test]

@@ -161,6 +161,8 @@ pub enum DataDirFact {
     Damaged(String),
     /// Written by a newer etcd than the one at hand, with both versions.
     Newer(String),
+    /// Written by an etcd more than one minor version older than the one at hand, with both versions.
+    Older(String),
 }
 
 /// What the migration journal says.

@@ -156,6 +156,7 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         }
         DataDirFact::Damaged(why) => damaged(facts, why, rules),
         DataDirFact::Newer(versions) => (Refuse(Refusal::NewerDataDir(versions.clone())), Rule::StartAsIs),
+        DataDirFact::Older(versions) => (Refuse(Refusal::OlderDataDir(versions.clone())), Rule::StartAsIs),
         DataDirFact::Valid { member, cluster } => with_data(facts, *member, *cluster, rules),
         DataDirFact::Empty => without_data(facts, rules),
     }

@@ -15,6 +15,8 @@ pub enum Refusal {
     DamagedDataDir(String),
     /// The data dir was written by a newer etcd.
     NewerDataDir(String),
+    /// The data dir was written by an etcd more than one minor version older.
+    OlderDataDir(String),
     /// The migration journal cannot be read.
     DamagedJournal(String),
     /// Embedded etcd is off, but its data dir exists.
@@ -79,6 +81,7 @@ impl Refusal {
         match self {
             Refusal::DamagedDataDir(_)
             | Refusal::NewerDataDir(_)
+            | Refusal::OlderDataDir(_)
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::MigrateBackNotYet
@@ -104,6 +107,9 @@ impl Refusal {
         match self {
             Refusal::DamagedDataDir(why) => format!("the etcd data dir cannot be started from: {why}"),
             Refusal::NewerDataDir(versions) => format!("the etcd data dir is too new for this etcd: {versions}"),
+            Refusal::OlderDataDir(versions) => {
+                format!("the etcd data dir is too old for this etcd: {versions}")
+            }
             Refusal::DamagedJournal(why) => format!("the migration journal cannot be read: {why}"),
             Refusal::EtcdDirWhileDisabled => {
                 "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
@@ -161,6 +167,9 @@ impl Refusal {
                 .into(),
             Refusal::NewerDataDir(_) => "nothing was changed: run that version of etcd or a newer one again; the way back \
                  is `etcdctl downgrade enable` while all members run it, one minor version at a time"
+                .into(),
+            Refusal::OlderDataDir(_) => "nothing was changed: run the minor version in between on every member until each \
+                 has taken a raft snapshot (with snapshotCount: 100 in the values, a hundred writes), then this one"
                 .into(),
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
                  migration.journal file away; if state.db is, move both the journal and the data dir away"

@@ -39,7 +39,7 @@ pub struct SchemaVersion {
 
 impl SchemaVersion {
     /// From 3.7 on etcd starts from the WAL's own snapshot records and no longer reads raft snapshot files.
-    const WITHOUT_SNAP_FILES: SchemaVersion = SchemaVersion { major: 3, minor: 7 };
+    pub const WITHOUT_SNAP_FILES: SchemaVersion = SchemaVersion { major: 3, minor: 7 };
 }
 
 impl std::fmt::Display for SchemaVersion {
@@ -71,6 +71,7 @@ pub struct UsableDatadir {
     start: (Term, RaftIndex),
     backend: PathBuf,
     consistent_index: RaftIndex,
+    cluster_version: Option<SchemaVersion>,
 }
 
 impl UsableDatadir {
@@ -115,6 +116,16 @@ impl UsableDatadir {
     /// The index up to which the backend holds everything.
     pub fn consistent_index(&self) -> RaftIndex {
         self.consistent_index
+    }
+
+    /// The last entry that etcd would replay and that is a request of its first API, which etcd 3.7 cannot read.
+    pub fn v2_request(&self) -> Option<RaftIndex> {
+        self.wal.last_v2.filter(|index| *index > self.start.1)
+    }
+
+    /// The lowest version among the members when it was last looked at; `None` before a first look.
+    pub fn cluster_version(&self) -> Option<SchemaVersion> {
+        self.cluster_version
     }
 
     /// The raft snapshot that etcd goes on from, or index 0 for the log's beginning.
@@ -261,9 +272,10 @@ impl RawDatadir {
             backend = Backend::open(&backend_path)?;
         }
         backend.check_version(newest)?;
-        let consistent_index = backend.consistent_index;
+        let (consistent_index, cluster_version) = (backend.consistent_index, backend.cluster_version);
+        let wal = Box::new(wal);
         let usable =
-            UsableDatadir { path: self.path, wal: Box::new(wal), start, backend: backend_path, consistent_index };
+            UsableDatadir { path: self.path, wal, start, backend: backend_path, consistent_index, cluster_version };
         if consistent_index > usable.last_index() {
             let (has, ends) = (consistent_index.0, usable.last_index().0);
             return damage(format!("the backend is at index {has}, but its WAL ends at {ends}: entries are lost"));

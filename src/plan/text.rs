@@ -107,6 +107,8 @@ fn data_dir(fact: &DataDirFact) -> String {
         DataDirFact::Empty => "empty".into(),
         DataDirFact::Valid { member, cluster } => format!("valid: member {member} of cluster {cluster}"),
         DataDirFact::Damaged(why) => format!("damaged: {why}"),
+        DataDirFact::Newer(why) => format!("too new: {why}"),
+        DataDirFact::Older(why) => format!("too old: {why}"),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::support::statefulset::TestBox;
 mod alone;
 mod damage;
 mod joining;
+mod upgrade;
 
 /// One try of a write or a question.
 const TRY: Duration = Duration::from_secs(2);

@@ -98,6 +98,8 @@ pub struct WalSummary {
     pub changes: Vec<LoggedChange>,
     /// The segments read.
     pub segments: Vec<Segment>,
+    /// The last entry that is a request of etcd's first API, as 3.5 writes some for its own ends.
+    pub last_v2: Option<RaftIndex>,
     /// The end.
     pub tail: WalTail,
 }
@@ -189,8 +191,8 @@ pub fn read_wal(dir: &Path) -> Result<WalSummary, WalError> {
     }
     let tail = tail.ok_or(WalError::NoSegment)?;
     let metadata = log.metadata.ok_or(WalError::NoMetadata)?;
-    let Log { hard_state, entries, snapshots, changes, .. } = log;
-    Ok(WalSummary { metadata, hard_state, entries, snapshots, changes, segments, tail })
+    let Log { hard_state, entries, snapshots, changes, last_v2, .. } = log;
+    Ok(WalSummary { metadata, hard_state, entries, snapshots, changes, segments, last_v2, tail })
 }
 
 /// What was read so far.
@@ -202,6 +204,7 @@ struct Log {
     entries: Option<EntryRun>,
     snapshots: Vec<SnapshotRecord>,
     changes: Vec<LoggedChange>,
+    last_v2: Option<RaftIndex>,
 }
 
 impl Log {
@@ -222,6 +225,11 @@ impl Log {
                     Some(run) if entry.index.0 <= run.last.0.saturating_add(1) => run.first.min(entry.index),
                     _ => entry.index,
                 };
+                // What an entry overwrites is gone, and another such request would be needed to be one again.
+                self.last_v2 = self.last_v2.filter(|last| *last < entry.index);
+                if entry.kind == EntryKind::Normal && is_v2_request(entry.data) {
+                    self.last_v2 = Some(entry.index);
+                }
                 self.entries = Some(EntryRun { first, last: entry.index, term: entry.term });
                 self.apply_change(&entry)?;
             }
@@ -257,6 +265,18 @@ impl Log {
         self.changes.push(LoggedChange { term: entry.term, index: entry.index, change });
         Ok(())
     }
+}
+
+/// Whether an entry is a bare `etcdserverpb.Request` (ID = 1, method = 2: `PUT` and the like) and not an
+/// `InternalRaftRequest`, which from 3.7 on is all that etcd reads.
+fn is_v2_request(data: &[u8]) -> bool {
+    let Some((0x08, rest)) = data.split_first().map(|(tag, rest)| (*tag, rest)) else { return false };
+    let Some(end) = rest.iter().take(10).position(|byte| byte & 0x80 == 0) else { return false };
+    let method = rest.get(end + 1..).unwrap_or_default();
+    ["PUT", "POST", "DELETE", "QGET", "GET", "HEAD", "SYNC"].iter().any(|name| {
+        let head = [&[0x12, name.len() as u8], name.as_bytes()].concat();
+        method.starts_with(&head)
+    })
 }
 
 enum Step {

@@ -33,7 +33,8 @@ fn garble_backend(etcd: &Path) {
 #[test]
 fn a_damaged_data_dir_of_one_of_three_is_replaced_without_loss() {
     let mut scene = Scene::begin(Policy::OrderedReady);
-    let damages: [(u32, fn(&Path)); 3] = [(1, cut_wal), (2, empty_backend), (0, garble_backend)];
+    type Damage = fn(&Path);
+    let damages: [(u32, Damage); 3] = [(1, cut_wal), (2, empty_backend), (0, garble_backend)];
     for (pod, damage) in damages {
         // The values say three all the while: the pods only stop.
         scene.set.scale_only(0).expect("stop the pods");
