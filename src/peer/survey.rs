@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -22,6 +22,9 @@ use crate::settings::Settings;
 /// More pods than any StatefulSet of this kind has are not asked.
 const PODS_MAX: usize = 64;
 
+/// From one line on a certificate that does not fit a clock to the next.
+const CLOCK_EVERY: Duration = Duration::from_secs(60);
+
 /// How long the first look waits for DNS to name the headless service's pods.
 const FIRST_NAMED: Duration = Duration::from_secs(5);
 
@@ -32,6 +35,8 @@ pub struct Surveyor {
     files: EtcdTlsFiles,
     /// Where each pod was last. While DNS does not say, it is asked there: who answers says which pod it is.
     last: Mutex<BTreeMap<Ordinal, IpAddr>>,
+    /// When it was last said that a certificate and a clock disagree.
+    clock_said: Mutex<Option<Instant>>,
     /// The pods that the headless service names, watched at rest by a task that ends with this.
     named: watch::Receiver<Known<Vec<Ordinal>>>,
     _watching: JoinSet<()>,
@@ -67,7 +72,15 @@ impl Surveyor {
         let mut watching = JoinSet::new();
         watching.spawn(async move { asks.follow(own, sender).await });
         let settings = Arc::new(settings);
-        Surveyor { settings, discovery, files, last: Mutex::default(), named, _watching: watching }
+        Surveyor {
+            settings,
+            discovery,
+            files,
+            last: Mutex::default(),
+            clock_said: Mutex::default(),
+            named,
+            _watching: watching,
+        }
     }
 
     /// Looks at the pods below `desired`, those that the headless service names, and `others`. Whoever answers where it
@@ -100,8 +113,22 @@ impl Surveyor {
             };
             found.add(PeerFact { dns, ..PeerFact::new(ordinal) }, asked.remove(&ordinal));
         }
+        self.say_clocks(&found);
         found.list(&dial, &self.settings).await;
         Ok(found)
+    }
+
+    /// Says, not too often, that a pod is not heard because its certificate or ours does not fit the time.
+    fn say_clocks(&self, found: &Survey) {
+        let silent = found.peers.iter().filter_map(|peer| Some((peer.ordinal, peer.state.unknown()?)));
+        let Some((ordinal, why, remedy)) = silent.filter_map(|(o, why)| Some((o, why, clock(why)?))).next() else {
+            return;
+        };
+        let mut said = self.clock_said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|at| at.elapsed() >= CLOCK_EVERY) {
+            *said = Some(Instant::now());
+            tracing::warn!(%ordinal, remedy, "a pod cannot be asked, as a certificate does not fit a clock: {why}");
+        }
     }
 
     /// The pods that the headless service names, and those that were there last: that DNS does not answer now takes
@@ -171,6 +198,29 @@ impl Surveyor {
     }
 }
 
+/// What is to be done where TLS failed because of the time, in rustls's words (`Display` of its `CertificateError`, and of
+/// the alert by which the other side refuses ours).
+fn clock(why: &str) -> Option<&'static str> {
+    let any = |pieces: &[&str]| pieces.iter().any(|piece| why.contains(piece));
+    if any(&["certificate not valid yet", "certificate: NotValidYet"]) {
+        Some(
+            "its certificate begins in the future by this clock: set the clocks of both nodes (NTP), or wait until then",
+        )
+    } else if any(&["certificate expired", "certificate: Expired"]) {
+        Some(
+            "its certificate has ended by this clock: set the clocks of both nodes (NTP); if they are right, renew it: \
+             restart that pod, or replace the mounted files or the Secret",
+        )
+    } else if any(&["CertificateExpired"]) {
+        Some(
+            "it refuses this pod's certificate as out of date: set the clocks of both nodes (NTP); if they are right, renew \
+             it: restart this pod, or replace the mounted files or the Secret",
+        )
+    } else {
+        None
+    }
+}
+
 async fn ask(dial: &Dial, settings: &Settings, pod: &Pod) -> Asked {
     let members = async {
         let view = dial.members(pod).await.map_err(|e| format!("{e:#}"))?;
@@ -232,5 +282,40 @@ impl Survey {
             }
         }
         self.members = Known::Unknown(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+    use rustls::pki_types::UnixTime;
+    use rustls::{AlertDescription, CertificateError, Error};
+
+    use super::*;
+
+    /// As a failed handshake is told: with its context, out of an I/O error.
+    fn told(error: Error) -> String {
+        let failed: Result<(), _> = Err(std::io::Error::other(error));
+        format!("{:#}", failed.context("speak TLS").unwrap_err())
+    }
+
+    #[test]
+    fn a_certificate_that_does_not_fit_a_clock_is_told_from_other_failures() {
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let (time, not_before, not_after) = (at(5), at(9), at(1));
+        for (error, words) in [
+            (CertificateError::NotValidYet, Some("future")),
+            (CertificateError::NotValidYetContext { time, not_before }, Some("future")),
+            (CertificateError::Expired, Some("has ended")),
+            (CertificateError::ExpiredContext { time, not_after }, Some("has ended")),
+            (CertificateError::UnknownIssuer, None),
+        ] {
+            let why = told(Error::InvalidCertificate(error));
+            assert_eq!(clock(&why).is_some(), words.is_some(), "{why}");
+            assert!(clock(&why).is_none_or(|remedy| words.is_some_and(|words| remedy.contains(words))), "{why}");
+        }
+        let ours = told(Error::AlertReceived(AlertDescription::CertificateExpired));
+        assert!(clock(&ours).is_some_and(|remedy| remedy.contains("this pod's")), "{ours}");
+        assert_eq!(clock(&told(Error::AlertReceived(AlertDescription::UnknownCA))), None);
     }
 }
