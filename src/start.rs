@@ -14,6 +14,8 @@ mod stop;
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,7 @@ use crate::etcd::launch::{self, Launch};
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::observe;
+use crate::peer::server::Answers;
 use crate::peer::survey::Surveyor;
 use crate::peer::{self, Own};
 use crate::pki::ensure;
@@ -61,11 +64,14 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let disk = RealDisk;
     telemetry::set_phase(Phase::Boot);
     let mut stop = StopSignals::new().context("listen for stop signals")?;
-    disk.create_dir(&settings.data_dir).context("make the data directory")?;
+    disk.create_dir(&settings.data_dir).map_err(|error| unusable(error, "make the data directory".to_owned()))?;
     let lock = Arc::new(lock(&settings)?);
 
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
+    if settings.etcd.enabled {
+        EtcdVersion::check_args(&etcd, &settings.etcd.extra_args).map_err(|e| e.refused())?;
+    }
     // In a pod the boot decision asks the others first.
     if let Some(version) = version.filter(|_| !settings.pod.in_pod) {
         reset::finish(&settings, &disk, &etcd, version, &lock)?;
@@ -77,6 +83,7 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
     let servers = distro::specs(&settings, &backend, &prepared).map_err(prepare::usage)?;
+    prepare::check_programs(&settings, &servers)?;
     let pki = ensure(&settings, &disk, OffsetDateTime::now_utc())?;
     for warning in &pki.warnings {
         tracing::warn!("{warning}");
@@ -101,8 +108,13 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let words = match surveyor {
         Some(_) => {
             let listener = peer::server::bind(settings.listen.address, settings.listen.state_port).await?;
-            let (files, own, health) = (pki.paths.etcd_tls(), Arc::clone(&own), health.subscribe());
-            Some(tokio::spawn(peer::server::serve(listener, files, own, health)))
+            let answers = Answers {
+                files: pki.paths.etcd_tls(),
+                own: Arc::clone(&own),
+                health: health.subscribe(),
+                metrics: (Ipv4Addr::LOCALHOST, settings.listen.metrics_port).into(),
+            };
+            Some(tokio::spawn(peer::server::serve(listener, answers)))
         }
         None => None,
     };
@@ -234,6 +246,18 @@ fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
         LockError::Held { .. } => {
             refuse(Exit::RefusedLocked, e.to_string(), "stop that process; one syncer runs on a data directory")
         }
-        LockError::Io { .. } => e.into(),
+        LockError::Io { path, source } => unusable(source, format!("lock {}", path.display())),
     })
+}
+
+/// A data directory that no second try makes usable is refused with what to do about it.
+fn unusable(error: io::Error, doing: String) -> anyhow::Error {
+    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    let remedy = match error.kind() {
+        PermissionDenied => "let the user that syncer runs as write to it (in a pod: securityContext.fsGroup)",
+        ReadOnlyFilesystem => "mount the volume so that it can be written to",
+        AlreadyExists | NotADirectory => "name a directory with --data-dir",
+        _ => return anyhow::Error::from(error).context(doing),
+    };
+    refuse(Exit::Usage, format!("{doing}: {error}"), remedy)
 }

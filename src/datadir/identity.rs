@@ -29,6 +29,9 @@ pub enum IdentityError {
     /// A member without a name is one that has not started yet.
     #[error("the member has no name")]
     NoName,
+    /// It could not stand in a list of members as etcd takes one.
+    #[error("{0:?} cannot be a member's name: it has a comma or an equals sign")]
+    BadName(String),
     /// A member needs a peer URL.
     #[error("member {0} has no peer URL")]
     NoPeerUrl(String),
@@ -43,6 +46,9 @@ impl MemberIdentity {
     pub fn check(&self) -> Result<(), IdentityError> {
         if self.name.is_empty() {
             return Err(IdentityError::NoName);
+        }
+        if self.name.contains(['=', ',']) {
+            return Err(IdentityError::BadName(self.name.clone()));
         }
         if self.peer_urls.is_empty() {
             return Err(IdentityError::NoPeerUrl(self.name.clone()));

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::client::Member;
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, RaftIndex};
 
 /// No answer that we ask for is longer.
 const BODY_MAX: usize = 1 << 20;
@@ -69,6 +69,26 @@ pub async fn livez(metrics: SocketAddr, deadline: Duration) -> Result<bool, Http
         get(stream, &metrics.to_string(), path).await
     };
     Ok(bounded(path, deadline, ask).await?.0 == StatusCode::OK)
+}
+
+/// The last entry that etcd has applied, from its metrics, which it shows before it answers clients: those wait until it
+/// has proposed its own name, and a joiner's first such proposal is lost while it installs the leader's snapshot, which
+/// it notices after seven seconds.
+///
+/// `etcd_server_proposals_applied_total` is a gauge of that entry's index (`applyAll` in `server/etcdserver/server.go`).
+pub async fn applied(metrics: SocketAddr, deadline: Duration) -> Result<RaftIndex, HttpError> {
+    const GAUGE: &str = "etcd_server_proposals_applied_total ";
+    let path = "/metrics";
+    let ask = async {
+        let stream = TcpStream::connect(metrics).await.map_err(|e| io(path, e))?;
+        get(stream, &metrics.to_string(), path).await
+    };
+    let (_, _, body) = bounded(path, deadline, ask).await?;
+    let text = String::from_utf8_lossy(&body);
+    let value = text.lines().find_map(|line| line.strip_prefix(GAUGE)).and_then(|value| value.trim().parse().ok());
+    // Go writes the gauge as a floating-point number. Beyond 2^53 entries it would not be exact; no log is as long.
+    let index = value.filter(|value: &f64| (0.0..9e15).contains(value)).map(|value| RaftIndex(value as u64));
+    index.ok_or_else(|| HttpError::Answer { path, what: format!("no number at {GAUGE}") })
 }
 
 /// What the member behind `stream`, a connection to its peer port (TLS already spoken), says of its cluster. `host` is
@@ -197,6 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_there_is_an_error() {
+        assert!(applied(([127, 0, 0, 1], 1).into(), SOON).await.is_err());
         assert!(livez(([127, 0, 0, 1], 1).into(), SOON).await.is_err());
     }
 }

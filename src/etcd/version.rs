@@ -73,6 +73,14 @@ pub enum VersionError {
         /// The beginning of its output.
         said: String,
     },
+    /// It does not know a flag that it is to be given, or not with this value.
+    #[error("{} does not accept embeddedEtcd.extraArgs: {said}", program.display())]
+    Arguments {
+        /// The program.
+        program: PathBuf,
+        /// The first line of its complaint.
+        said: String,
+    },
     /// An etcd of a line that is not known here, or too old a release of one that is.
     #[error("etcd {version} at {} is not supported", program.display())]
     Unsupported {
@@ -88,11 +96,15 @@ impl VersionError {
     pub fn remedy(&self) -> &'static str {
         match self {
             VersionError::NotFound { .. } => {
-                "put etcd 3.5, 3.6 or 3.7 beside syncer, in PATH, or in a folder named with --binaries"
+                "put etcd 3.5, 3.6 or 3.7 beside syncer or in PATH, or name its folder with --binaries (`syncer migrate`: \
+                 the file with --etcd)"
             }
             VersionError::Run { .. } => "check that the file is executable and built for this machine",
             VersionError::Timeout { .. } => "run it by hand to see what it waits for",
-            VersionError::NotEtcd { .. } => "name the folder of the right program with --binaries",
+            VersionError::NotEtcd { .. } => {
+                "name the folder of the right program with --binaries (`syncer migrate`: the file with --etcd)"
+            }
+            VersionError::Arguments { .. } => "correct embeddedEtcd.extraArgs in the values; nothing was changed",
             VersionError::Unsupported { .. } => "use etcd 3.5 (3.5.26 or newer), 3.6 or 3.7",
         }
     }
@@ -115,11 +127,26 @@ impl EtcdVersion {
 
     /// Asks `program` (a file, or a bare name in `PATH`) for its version; blocks for at most 20 s.
     pub fn of(program: &Path) -> Result<EtcdVersion, VersionError> {
-        let version = parse(program, &version_output(program)?)?;
+        let version = parse(program, &output_of(program, &[])?.output)?;
         if version.supported() {
             Ok(version)
         } else {
             Err(VersionError::Unsupported { program: program.to_owned(), version })
+        }
+    }
+
+    /// Asks `program` whether it takes these arguments; it judges all of them before it prints its version. Blocks for at
+    /// most 20 s.
+    pub fn check_args(program: &Path, args: &[String]) -> Result<(), VersionError> {
+        if args.is_empty() {
+            return Ok(());
+        }
+        match output_of(program, args)? {
+            Output { success: true, .. } => Ok(()),
+            Output { errors, .. } => {
+                let said = errors.lines().next().unwrap_or("it ends without a word").chars().take(200).collect();
+                Err(VersionError::Arguments { program: program.to_owned(), said })
+            }
         }
     }
 
@@ -140,7 +167,15 @@ impl EtcdVersion {
     }
 }
 
-fn version_output(program: &Path) -> Result<String, VersionError> {
+/// What a program printed.
+struct Output {
+    success: bool,
+    output: String,
+    errors: String,
+}
+
+/// Runs `program ARGS --version`.
+fn output_of(program: &Path, args: &[String]) -> Result<Output, VersionError> {
     let run = |source| VersionError::Run { program: program.to_owned(), source };
     let mut command = Command::new(program);
     // Its own settings in the environment could make it do something else. The rest stays: a bare name is looked for in
@@ -148,25 +183,30 @@ fn version_output(program: &Path) -> Result<String, VersionError> {
     for name in env::names().iter().filter(|name| name.as_encoded_bytes().starts_with(b"ETCD_")) {
         command.env_remove(name);
     }
-    let mut child =
-        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(
-            |source| match source.kind() {
-                std::io::ErrorKind::NotFound => VersionError::NotFound { program: program.to_owned() },
-                _ => run(source),
-            },
-        )?;
-    // What it prints fits into the pipe's buffer, so that waiting for the end first cannot block it.
+    command.args(args).arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => VersionError::NotFound { program: program.to_owned() },
+        _ => run(source),
+    })?;
+    // What it prints fits into the pipes' buffers, so that waiting for the end first cannot block it.
     let ended = wait_until(&mut child, Instant::now() + DEADLINE).map_err(run)?;
     if !ended {
         let _ = child.kill();
         let _ = child.wait();
         return Err(VersionError::Timeout { program: program.to_owned() });
     }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(OUTPUT_MAX).read_to_end(&mut output).map_err(run)?;
-    }
-    Ok(String::from_utf8_lossy(&output).into_owned())
+    let read = |pipe: Option<&mut dyn Read>| -> Result<String, VersionError> {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            pipe.take(OUTPUT_MAX).read_to_end(&mut bytes).map_err(run)?;
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(Output {
+        output: read(child.stdout.as_mut().map(|pipe| pipe as &mut dyn Read))?,
+        errors: read(child.stderr.as_mut().map(|pipe| pipe as &mut dyn Read))?,
+        success: child.wait().map_err(run)?.success(),
+    })
 }
 
 fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<bool> {

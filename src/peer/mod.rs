@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::boot::PeerState;
-use crate::ids::{ClusterId, MemberId, Ordinal};
+use crate::ids::{ClusterId, MemberId, Ordinal, RaftIndex};
 use crate::membership::Request;
 use crate::serve::health::{Health, Serves};
 use crate::settings::Settings;
@@ -48,6 +48,19 @@ pub struct Word {
     /// Its own API server is ready: clients can be led to its front port.
     #[serde(default)]
     pub serves_clients: bool,
+    /// The last entry that its etcd has applied, while that runs and answers no clients yet.
+    #[serde(default)]
+    pub applied: Option<RaftIndex>,
+}
+
+impl Word {
+    /// What this member's etcd has applied although it answers no clients yet.
+    pub fn applied_as(&self, id: MemberId, in_cluster: ClusterId) -> Option<RaftIndex> {
+        match self.state {
+            Some(PeerState::Data { member, cluster, .. }) if (member, cluster) == (id, in_cluster) => self.applied,
+            _ => None,
+        }
+    }
 }
 
 /// This pod's own word, as its parts keep it up to date.
@@ -114,7 +127,7 @@ impl Own {
         };
         let request = says.request.or(health.stopping.then_some(Request::Stop));
         let serves_clients = health.passes_through(Serves::ApiServer);
-        Word { ordinal: self.ordinal, state, superseded: says.superseded, request, serves_clients }
+        Word { ordinal: self.ordinal, state, superseded: says.superseded, request, serves_clients, applied: None }
     }
 }
 
@@ -201,6 +214,10 @@ mod tests {
         assert!(own.word(Health { apiserver_ready: true, ..serving }).serves_clients);
         let stands_by = Health { stands_by: true, ..Health::default() };
         assert!(!own.word(stands_by).serves_clients, "nobody is led here and on to another");
+        let starting = Word { applied: Some(RaftIndex(7)), ..own.word(Health::default()) };
+        assert_eq!(starting.applied_as(id, cluster), Some(RaftIndex(7)));
+        assert_eq!(starting.applied_as(MemberId(9), cluster), None, "of another member");
+        assert_eq!(starting.applied_as(id, ClusterId(9)), None, "of another cluster");
         own.ask(Some(Request::Leave));
         assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Leave));
     }

@@ -1,7 +1,7 @@
 //! The answers to the other pods.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::{Own, STATE, WAKE, tls};
+use super::{Own, STATE, WAKE, Word, tls};
+use crate::boot::PeerState;
+use crate::etcd::health;
 use crate::exit::{Exit, refuse};
 use crate::pki::EtcdTlsFiles;
 use crate::serve::health::Health;
@@ -25,6 +27,8 @@ use crate::serve::health::Health;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Connections at once: a few from each pod.
 const CONNECTIONS_MAX: usize = 64;
+/// For etcd beside us to show its metrics.
+const METRICS_DEADLINE: Duration = Duration::from_millis(300);
 /// Between two tries to accept when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,17 +40,30 @@ pub async fn bind(address: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Answers {
+    /// The certificates.
+    pub files: EtcdTlsFiles,
+    /// This pod's word.
+    pub own: Arc<Own>,
+    /// What serves in this pod.
+    pub health: watch::Receiver<Health>,
+    /// Where the etcd in this pod shows its metrics.
+    pub metrics: SocketAddr,
+}
+
 /// Answers for ever.
-pub async fn serve(listener: TcpListener, files: EtcdTlsFiles, own: Arc<Own>, health: watch::Receiver<Health>) {
+pub async fn serve(listener: TcpListener, answers: Answers) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (files, own, health) = (files.clone(), Arc::clone(&own), health.clone());
+                let answers = answers.clone();
                 tokio::spawn(async move {
                     let _permit = permit;
-                    match tokio::time::timeout(DEADLINE, connection(stream, &files, &own, &health)).await {
+                    match tokio::time::timeout(DEADLINE, answers.connection(stream)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!("a pod's question could not be answered: {error:#}"),
                         Err(_) => tracing::debug!("a pod took too long over its question"),
@@ -61,36 +78,45 @@ pub async fn serve(listener: TcpListener, files: EtcdTlsFiles, own: Arc<Own>, he
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    files: &EtcdTlsFiles,
-    own: &Own,
-    health: &watch::Receiver<Health>,
-) -> anyhow::Result<()> {
-    let stream = TlsAcceptor::from(tls::server(files)?).accept(stream).await.context("speak TLS")?;
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, own, *health.borrow())) });
-    hyper::server::conn::http1::Builder::new()
-        .max_buf_size(16 << 10)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-        .context("answer")
-}
+impl Answers {
+    async fn connection(&self, stream: TcpStream) -> anyhow::Result<()> {
+        let stream = TlsAcceptor::from(tls::server(&self.files)?).accept(stream).await.context("speak TLS")?;
+        let service = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request).await) });
+        hyper::server::conn::http1::Builder::new()
+            .max_buf_size(16 << 10)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .context("answer")
+    }
 
-fn answer(request: &Request<Incoming>, own: &Own, health: Health) -> Response<Full<Bytes>> {
-    let (status, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, STATE) => match serde_json::to_vec(&own.word(health)) {
-            Ok(word) => (StatusCode::OK, word),
-            Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
-        },
-        (&Method::POST, WAKE) => {
-            own.wake.notify_one();
-            (StatusCode::NO_CONTENT, Vec::new())
-        }
-        _ => (StatusCode::NOT_FOUND, Vec::new()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
-    response
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match (request.method(), request.uri().path()) {
+            (&Method::GET, STATE) => match serde_json::to_vec(&self.word().await) {
+                Ok(word) => (StatusCode::OK, word),
+                Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
+            },
+            (&Method::POST, WAKE) => {
+                self.own.wake.notify_one();
+                (StatusCode::NO_CONTENT, Vec::new())
+            }
+            _ => (StatusCode::NOT_FOUND, Vec::new()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+        response
+    }
+
+    /// The word, with what etcd has applied while only its metrics tell that.
+    async fn word(&self) -> Word {
+        let word = self.own.word(*self.health.borrow());
+        let applied = match word.state {
+            Some(PeerState::Data { .. }) if self.own.member().is_some() => {
+                health::applied(self.metrics, METRICS_DEADLINE).await.ok()
+            }
+            _ => None,
+        };
+        Word { applied, ..word }
+    }
 }

@@ -15,12 +15,27 @@ use super::k0s;
 use crate::disk::{Disk, parent_of};
 use crate::exit::{Exit, refuse};
 use crate::settings::{Distro, Settings};
+use crate::supervise::spec::ChildSpec;
 
 /// As long as vCluster's own.
 const TOKEN_CHARS: usize = 64;
 
 /// A token file holds one line; k3s' own form is about 100 bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// Refuses what cannot be started, while nothing has been changed yet: a store that was moved for the sake of programs
+/// that are not there could not be moved back.
+pub fn check_programs(settings: &Settings, specs: &[ChildSpec]) -> anyhow::Result<()> {
+    let Some(missing) = specs.iter().find(|spec| !spec.has_program()) else { return Ok(()) };
+    let (name, program) = (missing.role.name(), missing.program.display());
+    let what = format!("{name} cannot be started: there is no program {program}; nothing was changed");
+    let remedy = if settings.wrapped.is_some() {
+        "correct the command after `--`"
+    } else {
+        "put the program into a folder that --binaries names, or choose another --distro"
+    };
+    Err(refuse(Exit::Usage, what, remedy))
+}
 
 /// Carries out what [`super::distro::specs`] rests on. Safe to repeat; to be called before each first start.
 pub fn prepare(settings: &Settings, backend: &Backend, disk: &dyn Disk) -> Result<Prepared> {

@@ -235,8 +235,10 @@ fn from_tree(root: &Node) -> Result<Values, Fault> {
             ));
         }
     }
-    let old = v019::KEYS.iter().find_map(|key| root.get(key));
-    let new = v020::KEYS.iter().find_map(|key| root.get(key));
+    // As in Helm, null takes a key away.
+    let written = |key: &&str| root.get(key).filter(|(_, node)| node.value != Value::Null);
+    let old = v019::KEYS.iter().find_map(written);
+    let new = v020::KEYS.iter().find_map(written);
     if let (Some((old, _)), Some((new, _))) = (old, new)
         && v019::OWN_KEYS.contains(&old.name.as_str())
     {

@@ -128,7 +128,7 @@ impl Node {
             Value::Null => "nothing".to_owned(),
             Value::Bool(b) => format!("{b}"),
             Value::Int(n) => format!("{n}"),
-            Value::Float(f) => format!("{f}"),
+            Value::Float(f) => format!("{f:?}"),
             Value::Text(t) if t.chars().count() <= 40 => format!("the text {t:?}"),
             Value::Text(_) => "a long text".to_owned(),
             Value::List(_) => "a list".to_owned(),

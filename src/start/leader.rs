@@ -221,16 +221,20 @@ impl Leader<'_> {
             .members
             .iter()
             .map(|member| {
-                let state = states.get(&member.id).cloned().flatten();
-                let applied = state.as_ref().map_or(RaftIndex(0), |state| state.applied);
+                let state = states.get(&member.id).and_then(Option::as_ref);
+                // A learner's own word counts too: it may be promoted before its etcd answers clients.
+                let word = member.ordinal.filter(|_| member.learner).and_then(|ordinal| survey.words.get(&ordinal));
+                let told = word.and_then(|word| word.applied_as(member.id, list.cluster));
+                let answered = state.map(|state| state.applied).or(told);
+                let applied = answered.unwrap_or(RaftIndex(0));
                 let entry = self.progress.entry(member.id).or_insert((applied, Instant::now()));
                 if applied > entry.0 {
                     *entry = (applied, Instant::now());
                 }
                 let behind = own.applied.0.saturating_sub(applied.0);
                 MemberFact {
-                    active: state.is_some(),
-                    caught_up: state.is_some() && applied.0 > 0 && behind <= CAUGHT_UP,
+                    active: answered.is_some(),
+                    caught_up: applied.0 > 0 && behind <= CAUGHT_UP,
                     stalled: member.learner && behind > CAUGHT_UP && entry.1.elapsed() >= STALLED,
                     member: member.clone(),
                 }

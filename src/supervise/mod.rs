@@ -33,6 +33,9 @@ use state::Event;
 /// What is left of the stop's time when the last SIGKILL has been sent. A process that does not end then never will.
 const AFTER_KILL: Duration = Duration::from_secs(2);
 
+/// Signals that come within this time of the first are the same stop; a later one hurries it.
+const ONE_STOP: Duration = Duration::from_millis(250);
+
 /// Commands that may wait; more at once are a caller's mistake.
 const COMMANDS_MAX: usize = 16;
 
@@ -135,7 +138,7 @@ impl Control {
 pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Health>) -> anyhow::Result<Stopped> {
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
     let mut commands = plan.commands.0;
-    let mut signalled = false;
+    let mut told = None::<Instant>;
     let Plan { specs, lock, etcd, watch, anew, .. } = plan;
     let children = Children { specs, lock, etcd, watch, anew };
     let (mut running, mut received) = Running::new(children, plan.grace, plan.depart, health);
@@ -145,13 +148,17 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
     while !running.finished() {
         let too_late = running.stop_by().map(|by| tokio::time::Instant::from_std(by + AFTER_KILL));
         tokio::select! {
-            signal = stop.next() => {
-                tracing::info!(signal, "told to stop");
-                signalled = true;
-                running.take(Event::Stop);
-            }
+            signal = stop.next() => match told {
+                // One stop can come as several signals: to the process and to its group, as timeout(1) sends them.
+                Some(at) if at.elapsed() < ONE_STOP => {}
+                _ => {
+                    let again = told.replace(Instant::now()).is_some();
+                    tracing::info!(signal, again, "told to stop");
+                    running.take(Event::Stop);
+                }
+            },
             _ = ends.recv() => running.collect(),
-            Some(told) = received.recv() => running.told(told),
+            Some(news) = received.recv() => running.told(news),
             Some(command) = commands.recv() => running.command(command),
             () = tokio::time::sleep_until(too_late.unwrap_or_else(far)), if too_late.is_some() => {
                 // The kernel ends them with us, if anything can.
@@ -161,7 +168,7 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
     }
     let by_etcd = running.result()?;
     Ok(match by_etcd {
-        _ if signalled => Stopped::BySignal,
+        _ if told.is_some() => Stopped::BySignal,
         Some(error) => Stopped::ByEtcd(error),
         None => Stopped::ByControl,
     })

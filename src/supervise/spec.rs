@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::unistd::{AccessFlags, access};
+
+use crate::settings::env::{Env, ProcessEnv};
 
 /// A child's part in the pod, which decides its place in the start and stop order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,6 +59,18 @@ pub struct ChildSpec {
     pub log: LogFormat,
     /// From SIGTERM to SIGKILL.
     pub stop_grace: Duration,
+}
+
+impl ChildSpec {
+    /// Whether its program is there and may be run: as a file, or by its bare name in `PATH`.
+    pub fn has_program(&self) -> bool {
+        let runs = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
+        if self.program.components().count() > 1 {
+            return runs(&self.cwd.as_ref().map_or_else(|| self.program.clone(), |cwd| cwd.join(&self.program)));
+        }
+        let path = self.env.get("PATH").cloned().or_else(|| ProcessEnv.get_os("PATH"));
+        path.is_some_and(|path| std::env::split_paths(&path).any(|folder| runs(&folder.join(&self.program))))
+    }
 }
 
 /// How a child tells that it serves.

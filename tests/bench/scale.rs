@@ -11,7 +11,7 @@ use crate::by_hand::ByHand;
 use crate::peers::Running;
 use crate::sample::summary;
 use crate::statefulset_box::client::{self, Client};
-use crate::statefulset_box::protocol::{Config, LOG, Policy, Program};
+use crate::statefulset_box::protocol::{Config, Policy, Program};
 use crate::store::program;
 use crate::writers::{self, Endpoints, Gap, Writers};
 
@@ -195,9 +195,9 @@ impl Boxed {
         Ok(format!("https://localhost:{}", self.client.forward(ordinal, 2379)?.port()))
     }
 
-    /// How often each pod asked the DNS server, a minute. Its log names who asked.
+    /// How often each pod asked the DNS server, a minute.
     fn queries_at_rest(&self, time: Duration) -> anyhow::Result<Vec<f64>> {
-        let log = || std::fs::read_to_string(self.client.dir().join(LOG)).unwrap_or_default();
+        let log = || self.client.log("coredns");
         self.client.settle(PATIENCE)?;
         std::thread::sleep(ETCD_SETTLES);
         let before = log().len();

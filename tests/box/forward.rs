@@ -32,6 +32,9 @@ pub fn forward(place: Place, addresses: Addresses, ordinal: u32, port: u16) -> i
 
 fn relay(client: TcpStream, to: SocketAddr) -> io::Result<()> {
     let server = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    // Small messages both ways: without this each waits for the other side's delayed acknowledgement.
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
     let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
     std::thread::Builder::new().spawn(move || {
         let _ = io::copy(&mut from_client, &mut to_server);

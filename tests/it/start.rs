@@ -109,6 +109,27 @@ fn a_store_is_moved_with_every_revision_and_goes_on() {
     assert_eq!(pod.dump().revision, want.revision + 1, "the second start imported again");
 }
 
+/// The move is a one-way path: what can be known to fail is refused before it.
+#[test]
+fn what_cannot_run_is_refused_before_the_store_is_moved() {
+    let enabled = "embeddedEtcd:\n  enabled: true\n";
+    for (values, distro, extra, want) in [
+        ("", "none", &["--", "/no/such/program"][..], "correct the command after `--`"),
+        ("", "k3s", &[], "there is no program"),
+        ("  extraArgs: [--nonexistent-flag=3]\n", "none", &[], "flag provided but not defined: -nonexistent-flag"),
+        ("  extraArgs: [--max-txn-ops=many]\n", "none", &[], "correct embeddedEtcd.extraArgs"),
+    ] {
+        let mut pod = TestPod::with_small_store();
+        pod.values(&format!("{enabled}{values}"));
+        let before = std::fs::read(pod.data().join("state.db")).expect("the store");
+        let (code, text) = pod.run_to_end(distro, extra);
+        assert_eq!(code, Some(2), "{want}: {text}");
+        assert!(text.contains(want), "{want}: {text}");
+        assert!(std::fs::read(pod.data().join("state.db")).expect("the store") == before, "{want}: it was changed");
+        assert!(!pod.data().join("etcd").exists(), "{want}: {:?}", names_in(&pod.data()));
+    }
+}
+
 #[test]
 fn killed_at_every_crash_point_it_ends_in_the_same_state() {
     let want = expected();

@@ -42,7 +42,9 @@ pub enum SourceError {
     #[error("its table kine is not laid out as kine lays it out: {0}")]
     ForeignLayout(String),
     /// Not one row, though kine writes `compact_rev_key` when it first starts.
-    #[error("its table kine has no row, not even kine's own compact_rev_key: its -wal file is missing")]
+    #[error(
+        "its table kine has no row, not even kine's own compact_rev_key: its -wal file is missing, or it was never used"
+    )]
     NoRows,
     /// A `-wal` lies beside the name by which a database was opened, and this one has several.
     #[error("it has {links} other names (hard links), and a -wal file may lie beside one of them")]
@@ -167,7 +169,9 @@ impl SourceError {
             SourceError::CompanionNotAFile(_) => {
                 "move it away, and put the file that belongs to the store in its place"
             }
-            SourceError::NoRows => "put the -wal file that belongs to it beside it, under the same base name",
+            SourceError::NoRows => {
+                "put the -wal file that belongs to it beside it, under the same base name; if it was never used, move it away"
+            }
             SourceError::OtherNames { .. } => {
                 "find them with `find DIR -samefile state.db`, put the -wal of the one that was in use beside it, or \
                  delete the other names if none has one"
@@ -192,7 +196,9 @@ impl SourceError {
             SourceError::Corrupt(_) => {
                 "restore it from a backup; `sqlite3 FILE .dump` shows what can still be read of it"
             }
-            SourceError::BadRow { .. } => "look at the row with sqlite3 and correct or delete it",
+            SourceError::BadRow { .. } => {
+                "look at the row with sqlite3: correct it, or delete it if its object is not wanted"
+            }
             SourceError::TwoNamesEqual { .. } => "look at the rows with sqlite3 and delete the one that is not wanted",
             SourceError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 "let the user that syncer runs as read and write it and its folder"

@@ -56,6 +56,9 @@ fn what_is_foreign_is_passed_over_however_it_looks() {
     }
     assert_eq!(good("{}").era, None);
     assert_eq!(good("syncer: ~\nembeddedEtcd: ~\nvcluster: ~").etcd, EtcdValues::default());
+    // Helm's way of taking a key of the chart's defaults away.
+    assert_eq!(good("embeddedEtcd: {enabled: true}\ncontrolPlane: ~").era, Some(Era::V019));
+    assert_eq!(good("embeddedEtcd: ~\ncontrolPlane: {}").era, Some(Era::V020));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use syncer::etcd::client::{ClientError, EtcdClient};
-use syncer::etcd::health::{livez, members};
+use syncer::etcd::health::{applied, livez, members};
 use syncer::ids::Revision;
 use syncer::supervise::child::{Child, spawn};
 use syncer::supervise::relay;
@@ -58,6 +58,10 @@ fn every_line_takes_its_command_line_and_answers() {
             );
             assert_eq!(client.alarms(SOON).await.expect("alarms"), []);
             assert!(livez(solo.launch.metrics, SOON).await.expect("an answer"));
+            let before = client.status(SOON).await.expect("a status").applied;
+            let told = applied(solo.launch.metrics, SOON).await.expect("its metrics");
+            let after = client.status(SOON).await.expect("a status").applied;
+            assert!(before <= told && told <= after, "etcd {line}: {told:?} is not in {before:?}..={after:?}");
             assert_eq!(peer_view(&solo).await.members, list.members);
 
             put_and_page(&solo, &mut client).await;

@@ -203,9 +203,31 @@ fn a_second_signal_hurries() {
     });
     kill(pod.pid(), Signal::SIGTERM).expect("send SIGTERM");
     poll("the first is heard", PATIENCE, || pod.log().contains("told to stop").then_some(()));
+    let heard = Instant::now();
+    poll("a second one is another", PATIENCE, || (heard.elapsed() > Duration::from_millis(400)).then_some(()));
     let begun = Instant::now();
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
+}
+
+/// timeout(1) and some shells signal a process and then its group: that is one stop, and the command keeps its grace.
+#[test]
+fn two_signals_at_once_are_one_stop() {
+    let mut pod = TestPod::new();
+    let (ready, clean) = (pod.data().join("trap-set"), pod.data().join("clean"));
+    let script = format!(
+        "trap 'sleep 1; touch {}; exit 0' TERM; touch {}; while :; do sleep 0.1; done",
+        clean.display(),
+        ready.display()
+    );
+    pod.start("none", &["--shutdown-grace=30s", "--", "/bin/sh", "-c", &script]);
+    poll("the command runs", PATIENCE, || {
+        pod.assert_running();
+        ready.exists().then_some(())
+    });
+    kill(pod.pid(), Signal::SIGTERM).expect("send SIGTERM");
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+    assert!(clean.exists(), "the command was cut short:\n{}", pod.log());
 }
 
 #[test]
