@@ -28,6 +28,7 @@
 //! process: [`crash_point`].
 //!
 //! `syncer plan` shows the facts, the decision and its rule: [`plan`].
+//! What the host cluster's API says and keeps: [`host`].
 //! `syncer recover` goes on with one member of a cluster that lost its majority: [`reset`].
 //!
 //! # Invariants
@@ -46,6 +47,7 @@ pub mod discovery;
 pub mod disk;
 pub mod etcd;
 pub mod exit;
+pub mod host;
 pub mod ids;
 pub mod kinds;
 pub mod membership;

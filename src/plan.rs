@@ -21,6 +21,8 @@ use crate::discovery::schedule::Pace;
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
+use crate::host::{self, Host};
+use crate::ids::Ordinal;
 use crate::migrate::command::Output;
 use crate::observe;
 use crate::peer::survey::{Survey, Surveyor};
@@ -120,6 +122,13 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
             Ok(survey) => survey.add_to(&mut facts),
             Err(error) => remarks.push(format!("the other pods cannot be asked: {error:#}")),
         }
+        if let Some(host) = Host::of(settings) {
+            let (set, marker) = tokio::join!(host.set(), host.marker());
+            let claims = host.claims(&set).await;
+            let pods = host.pods(facts.peers.iter().map(|peer| peer.ordinal), &set).await;
+            let seed = facts.seed;
+            host::View { set, marker, claims, pods }.add_to(&mut facts, seed);
+        }
     }
     show(facts, remarks, output)
 }
@@ -127,7 +136,7 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
 async fn survey(settings: &Settings) -> anyhow::Result<Survey> {
     let discovery = Discovery::new(settings, Pace::default())?;
     let surveyor = Surveyor::new(settings.clone(), discovery, PkiPaths::new(&settings.pki_dir).etcd_tls());
-    surveyor.look(settings.etcd.replicas, []).await
+    surveyor.look((0..settings.etcd.replicas).map(Ordinal)).await
 }
 
 /// Whether a syncer or an etcd that one has left behind holds the volume's lock. It is shared for a moment, without

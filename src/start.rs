@@ -11,6 +11,7 @@ mod readiness;
 mod reset;
 mod space;
 mod stop;
+mod wanted;
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -23,7 +24,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{BootDecision, decide};
+use crate::boot::{BootDecision, Known, decide};
 use crate::datadir::lock::{DatadirLock, LockError};
 use crate::discovery::schedule::Pace;
 use crate::discovery::{Discovery, own};
@@ -32,6 +33,7 @@ use crate::etcd::args::Bootstrap;
 use crate::etcd::launch::{self, Launch};
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
+use crate::host::Host;
 use crate::observe;
 use crate::peer::server::Answers;
 use crate::peer::survey::Surveyor;
@@ -60,7 +62,7 @@ const AFTER_ETCD: Duration = Duration::from_secs(2);
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the pod until it is told to stop. `loader` reads the settings again when the values file changes.
-pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
+pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let disk = RealDisk;
     telemetry::set_phase(Phase::Boot);
     let mut stop = StopSignals::new().context("listen for stop signals")?;
@@ -76,8 +78,18 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
     if let Some(version) = version.filter(|_| !settings.pod.in_pod) {
         reset::finish(&settings, &disk, &etcd, version, &lock)?;
     }
+    let host = Host::of(&settings);
+    if let Some(host) = &host {
+        match host.set().await {
+            Known::Present(set) => settings.etcd.replicas = set.replicas,
+            unknown => tracing::warn!(?unknown, "the host cluster's API does not say how many replicas are wanted"),
+        }
+    }
     let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
-    if let BootDecision::Refuse(refusal) = decide(&facts) {
+    // What other pods and the host API have a say in is decided when they have been asked.
+    if let BootDecision::Refuse(refusal) = decide(&facts)
+        && (host.is_none() || refusal.exit() != Exit::RefusedMembership)
+    {
         return Err(refusal.error());
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
@@ -119,12 +131,14 @@ pub async fn run(settings: Settings, loader: Loader) -> anyhow::Result<()> {
         None => None,
     };
     let loader = Arc::new(loader);
-    let now = crate::settings::watch::follow(Arc::clone(&loader), settings.clone());
+    let files = crate::settings::watch::follow(Arc::clone(&loader), settings.clone());
+    let (now, wanted) = wanted::follow(files, host.as_ref());
     let etcd = version.map(|version| (etcd, version));
-    let pod = Pod { settings, loader, now, pki, disk, lock, etcd, own, surveyor, health };
+    let pod = Pod { settings, loader, now, pki, disk, lock, etcd, own, surveyor, host, health };
     let result = Box::pin(live(&pod, &servers, &mut stop)).await;
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
     tasks.into_iter().flatten().for_each(|task| task.abort());
+    drop(wanted);
     result
 }
 

@@ -83,11 +83,11 @@ impl Surveyor {
         }
     }
 
-    /// Looks at the pods below `desired`, those that the headless service names, and `others`. Whoever answers where it
-    /// was last is there: DNS is asked for the others only, and its budget lasts.
-    pub async fn look(&self, desired: u32, others: impl IntoIterator<Item = Ordinal>) -> anyhow::Result<Survey> {
+    /// Looks at these pods and at those that the headless service names. Whoever answers where it was last is there: DNS
+    /// is asked for the others only, and its budget lasts.
+    pub async fn look(&self, ordinals: impl IntoIterator<Item = Ordinal>) -> anyhow::Result<Survey> {
         let dial = Dial::new(&self.settings, &self.files)?;
-        let mut ordinals: BTreeSet<Ordinal> = (0..desired).map(Ordinal).chain(others).collect();
+        let mut ordinals: BTreeSet<Ordinal> = ordinals.into_iter().collect();
         ordinals.extend(self.named().await);
         ordinals.remove(&self.settings.pod.ordinal);
         let ordinals: Vec<_> = ordinals.into_iter().take(PODS_MAX).collect();

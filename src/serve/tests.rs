@@ -52,6 +52,7 @@ pub(super) fn pod(distro: Distro) -> Settings {
             front_port: 8443,
             apiserver_port: 6443,
         },
+        host_api: crate::settings::HostApi::None,
         dns: DnsSettings { server: None, resolv_conf: PathBuf::from("/etc/resolv.conf") },
         pki_dir: PathBuf::from(pki),
         tls_sans: Vec::new(),

@@ -54,6 +54,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         programs,
         listen,
         dns,
+        host_api,
         pki_dir,
         tls_sans,
         service_cidr,
@@ -152,6 +153,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("listen.apiserverPort", apiserver_port, &new.listen.apiserver_port, PodRestart);
     differ!("dns.server", server, &new.dns.server, PodRestart);
     differ!("dns.resolvConf", resolv_conf, &new.dns.resolv_conf, PodRestart);
+    differ!("hostApi", host_api, &new.host_api, PodRestart);
     differ!("tlsSans", tls_sans, &new.tls_sans, PodRestart);
     differ!("serviceCidr", service_cidr, &new.service_cidr, PodRestart);
     differ!("clusterDomain", cluster_domain, &new.cluster_domain, PodRestart);

@@ -54,6 +54,8 @@ pub const POD_IP: &str = "POD_IP";
 pub const VCLUSTER_NAME: &str = "VCLUSTER_NAME";
 /// The namespace of the pod; the charts leave it to the service account's file.
 pub const NAMESPACE: &str = "NAMESPACE";
+/// The host cluster's API, as Kubernetes tells each pod.
+pub const KUBERNETES_SERVICE_HOST: &str = "KUBERNETES_SERVICE_HOST";
 /// `k3s`, `k8s`, `eks` or `k0s` (charts of 0.18 and 0.19).
 pub const VCLUSTER_DISTRO: &str = "VCLUSTER_DISTRO";
 /// The command of k3s or k0s, as YAML `{command: [], args: []}`.

@@ -59,6 +59,13 @@ pub struct Flags {
     #[arg(long, help_heading = "Identity")]
     pub namespace: Option<String>,
 
+    /// Kubeconfig of the host cluster, whose API tells the desired replicas and keeps what must outlive the volumes.
+    ///
+    /// Default: the pod's service account, if its token is mounted (automountServiceAccountToken); else none is used.
+    /// (`--kube-config`, which the charts pass, is the virtual cluster's and of no concern here.)
+    #[arg(long, value_name = "FILE", help_heading = "Identity")]
+    pub host_kubeconfig: Option<PathBuf>,
+
     /// Run etcd here; otherwise the API server runs on SQLite.
     ///
     /// The same as `embeddedEtcd.enabled` (0.19) or `controlPlane.backingStore.etcd.embedded.enabled` in the values.

@@ -44,6 +44,8 @@ pub struct Settings {
     pub listen: Listen,
     /// How the other pods' names are resolved.
     pub dns: DnsSettings,
+    /// How the host cluster's API is reached, if it is.
+    pub host_api: HostApi,
     /// Where the children read certificates: `/pki`, `<data>/pki` or `<data>/k0s/pki`.
     pub pki_dir: PathBuf,
     /// Additional names and addresses for serving certificates (`--tls-san`).
@@ -204,6 +206,18 @@ pub struct DnsSettings {
     pub server: Option<SocketAddr>,
     /// `/etc/resolv.conf`: servers, search list and options.
     pub resolv_conf: PathBuf,
+}
+
+/// How the API of the host cluster is reached. It is a fact of the pod's surroundings: one that is configured and does not
+/// answer is unknown, and never taken for none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostApi {
+    /// There is none: outside a pod, or in one without a service account's token.
+    None,
+    /// As Kubernetes tells its pods: `KUBERNETES_SERVICE_HOST` and the mounted service account.
+    InCluster,
+    /// By a kubeconfig (`--host-kubeconfig`).
+    Kubeconfig(PathBuf),
 }
 
 impl Settings {

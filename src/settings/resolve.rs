@@ -13,7 +13,7 @@ use super::flags::Flags;
 use super::load::{Loaded, Loader};
 use super::provenance::{Provenance, REDACTED, Source, redacted};
 use super::values::{Era, Spot, Values, ValuesError};
-use super::{Distro, DnsSettings, Listen, PodIdentity, Settings, check, find_program};
+use super::{Distro, DnsSettings, HostApi, Listen, PodIdentity, Settings, check, find_program};
 use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 
@@ -71,6 +71,7 @@ impl Resolver<'_> {
         let programs = self.programs(distro, folders, source, commands)?;
         let listen = self.listen(&pod)?;
         let dns = self.dns()?;
+        let host_api = self.host_api(&pod)?;
         let sans = given!(self, tls_san, "tls-san").or(self.spot(self.values.tls_sans.clone()));
         let tls_sans = self.take("tlsSans", sans, "", Vec::new);
         for san in &tls_sans {
@@ -112,6 +113,7 @@ impl Resolver<'_> {
             programs,
             listen,
             dns,
+            host_api,
             pki_dir,
             tls_sans,
             service_cidr,
@@ -315,6 +317,33 @@ impl Resolver<'_> {
         };
         check::distinct_ports(&listen)?;
         Ok(listen)
+    }
+
+    /// Kubernetes gives every pod the address; whether the API may be used shows in the mounted token.
+    fn host_api(&mut self, pod: &PodIdentity) -> anyhow::Result<HostApi> {
+        if let Some((file, source)) = given!(self, host_kubeconfig, "host-kubeconfig") {
+            if !pod.in_pod {
+                let what = format!("{source} is given, but this is no pod of a host cluster");
+                return Err(refuse(Exit::Usage, what, "set POD_NAME to the pod's name, or remove it"));
+            }
+            let file = absolute(file, "--host-kubeconfig")?;
+            self.notes.note("hostApi", &file, source);
+            return Ok(HostApi::Kubeconfig(file));
+        }
+        let token = self.loader.surroundings.namespace_file.with_file_name("token");
+        let address = self.env(env::KUBERNETES_SERVICE_HOST)?;
+        let (api, why) = match address {
+            _ if !pod.in_pod => (HostApi::None, "not in a pod"),
+            None => (HostApi::None, "KUBERNETES_SERVICE_HOST is not set"),
+            // What is there and cannot be looked at is there.
+            Some(_) if token.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) => {
+                (HostApi::None, "no service account token is mounted")
+            }
+            Some(_) => (HostApi::InCluster, "the pod's service account"),
+        };
+        let shown = if api == HostApi::InCluster { "in-cluster" } else { "none" };
+        self.notes.note("hostApi", shown, Source::Default(why));
+        Ok(api)
     }
 
     fn dns(&mut self) -> anyhow::Result<DnsSettings> {

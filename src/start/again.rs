@@ -44,8 +44,8 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         // Who runs here is known. etcd may write to the data dir meanwhile: what is read of it is no more than a hint, and
         // nothing is done before etcd has been stopped and it has been read again.
         let Some((member, cluster)) = pod.own.member() else { continue };
-        let survey = pod.survey(members.iter().copied()).await;
-        let Ok(mut facts) = pod.facts(&survey) else { continue };
+        let look = pod.look(members.iter().copied(), false).await;
+        let Ok(mut facts) = pod.facts(&look) else { continue };
         facts.data_dir = DataDirFact::Valid { member, cluster };
         members = others(&facts);
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
@@ -53,7 +53,7 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
             said.say(warnings);
         }
         if !health.borrow().datastore_ready {
-            readiness::without_quorum(pod, &facts, &survey, false);
+            readiness::without_quorum(pod, &facts, &look, Some(false));
         }
         if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
-use super::pod::Pod;
+use super::pod::{Look, Pod};
 use super::readiness;
-use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, Notes, PeerFact, PeerState, Record, Warning};
+use crate::boot::{
+    self, BootDecision, DataDirFact, Facts, Known, MarkerWrite, Notes, PeerFact, PeerState, Record, Warning,
+};
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
 use crate::etcd::{client, launch};
 use crate::exit::{Exit, exit_of, refuse};
+use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
 use crate::migrate::commit::finish_commit;
@@ -75,8 +78,8 @@ pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
     };
     loop {
         let step = async {
-            let survey = pod.survey(boot.others.iter().copied()).await;
-            boot.step(&survey).await
+            let look = pod.look(boot.others.iter().copied(), true).await;
+            boot.step(&look).await
         };
         tokio::select! {
             booted = step => if let Some(booted) = booted? { return Ok(booted) },
@@ -103,9 +106,9 @@ struct Boot<'a> {
 
 impl Boot<'_> {
     /// One decision carried out; `None`: decide again.
-    async fn step(&mut self, survey: &Survey) -> anyhow::Result<Option<Booted>> {
-        let pod = self.pod;
-        let facts = pod.facts(survey).context("look at the volume")?;
+    async fn step(&mut self, look: &Look) -> anyhow::Result<Option<Booted>> {
+        let (pod, survey) = (self.pod, &look.survey);
+        let facts = pod.facts(look).context("look at the volume")?;
         self.others = others(&facts);
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
@@ -153,15 +156,10 @@ impl Boot<'_> {
                 self.set_aside(member, cluster)?;
                 Ok(None)
             }
-            BootDecision::Record(Record::FormingDone) => {
-                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.forming = false)?;
+            BootDecision::Record(record) => {
+                self.record(record, &facts).await?;
                 Ok(None)
             }
-            BootDecision::Record(Record::ResetDone) => {
-                self.reset(&facts).await?;
-                Ok(None)
-            }
-            BootDecision::Record(_) => later("the marker in the host cluster's API"),
             BootDecision::Reset { .. } => {
                 self.reset(&facts).await?;
                 Ok(None)
@@ -174,8 +172,8 @@ impl Boot<'_> {
                     // Nobody else could ever answer.
                     return Err(refuse(Exit::RefusedMembership, wait.what(), wait.remedy()));
                 }
-                let seed_is_older = self.seed_is_older(survey);
-                readiness::without_quorum(pod, &facts, survey, seed_is_older);
+                let seed_is_older = self.seed_is_older(&facts, survey);
+                readiness::without_quorum(pod, &facts, look, seed_is_older);
                 tokio::time::sleep(self.wait).await;
                 self.wait = (self.wait * 3 / 2).min(WAIT_MOST);
                 Ok(None)
@@ -183,6 +181,46 @@ impl Boot<'_> {
             BootDecision::RunOnSqlite => Ok(Some(Booted::Sqlite)),
             BootDecision::Refuse(refusal) => Err(refusal.error()),
         }
+    }
+
+    /// One durable record. A write of the marker whose outcome is not known is not tried again: it is decided anew.
+    async fn record(&mut self, record: Record, facts: &Facts) -> anyhow::Result<()> {
+        let pod = self.pod;
+        let note = |change: fn(&mut Notes)| notes::change(&pod.disk, &pod.settings.data_dir, change);
+        match record {
+            Record::Forming(write) => {
+                note(|notes| notes.forming = true)?;
+                if let Some(write) = write {
+                    self.mark(&write).await?;
+                }
+            }
+            Record::Formed(write) | Record::Survivor(write) | Record::NoSurvivor(write) => {
+                self.mark(&write).await?;
+            }
+            Record::FormingDone => note(|notes| notes.forming = false)?,
+            Record::Withdrawn(write) => {
+                if self.mark(&write).await? {
+                    note(|notes| notes.stopped = false)?;
+                }
+            }
+            Record::WithdrawnAlready => note(|notes| notes.stopped = false)?,
+            Record::ResetDone => self.reset(facts).await?,
+        }
+        Ok(())
+    }
+
+    /// Writes the marker; whether that is known to be done.
+    async fn mark(&self, write: &MarkerWrite) -> anyhow::Result<bool> {
+        let host = self.pod.host.as_ref().context("a marker without a host API")?;
+        let written = host.write_marker(write).await;
+        match &written {
+            Written::Done => tracing::info!(marker = ?write.marker, "the marker is written"),
+            other => {
+                tracing::warn!(?other, "the marker was not written, or that is not known: looking anew");
+                tokio::time::sleep(WAIT_FIRST).await;
+            }
+        }
+        Ok(written == Written::Done)
     }
 
     fn start(&self, member: MemberId, cluster: ClusterId, finish: bool, warnings: &[Warning]) -> anyhow::Result<()> {
@@ -318,16 +356,21 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Without the host API: the seed resolves and has not said a word for a while.
-    fn seed_is_older(&mut self, survey: &Survey) -> bool {
-        let seed = Ordinal(0);
+    /// Whether the seed runs an older revision of the StatefulSet. Without the host API: it resolves and has not said a
+    /// word for a while.
+    fn seed_is_older(&mut self, facts: &Facts, survey: &Survey) -> Option<bool> {
+        let seed = facts.seed;
+        if facts.host_configured {
+            let pod = facts.peer(seed).and_then(|peer| peer.pod.present());
+            return pod.and_then(|pod| pod.current_revision).map(|current| !current);
+        }
         let silent = survey.peers.iter().any(|p| p.ordinal == seed && p.dns == Known::Present(()))
             && !survey.words.contains_key(&seed);
         let since = self.seed_silent.get_or_insert_with(Instant::now);
         if !silent {
             *since = Instant::now();
         }
-        silent && since.elapsed() >= SILENT
+        Some(silent && since.elapsed() >= SILENT)
     }
 }
 
@@ -419,11 +462,6 @@ fn identity(settings: &Settings) -> MemberIdentity {
         client_urls: vec![settings.client_url()],
         token: token(),
     }
-}
-
-fn later<T>(what: &str) -> anyhow::Result<T> {
-    let what = format!("{what} is not part of this release");
-    Err(refuse(Exit::RefusedMembership, what, "see `syncer plan` for the decision; nothing was changed"))
 }
 
 fn warn(warning: &Warning) {

@@ -1,6 +1,8 @@
 //! What the syncer beside the etcd leader does: looks at members and pods, plans at most one step, takes it, looks
 //! again. Beside a follower it does nothing but see that it is one.
 
+mod by_host;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use anyhow::Context;
 
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::space::{self, Keeper};
-use crate::boot::{Desired, Known};
+use crate::boot::Desired;
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
 use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
 use crate::membership::{self, MemberFact, Observed, Plan, PodView, Step};
@@ -17,6 +19,7 @@ use crate::peer::survey::Survey;
 use crate::peer::{list_of, peer_url_of};
 use crate::rules::Rules;
 use crate::telemetry;
+use by_host::{ByHost, HostView};
 
 /// Between two passes while nothing is to be done: among other pods, and without any; and while something is.
 const AT_REST: Duration = Duration::from_secs(5);
@@ -44,6 +47,7 @@ pub async fn look_after(pod: &Pod) -> Infallible {
         progress: BTreeMap::new(),
         said: None,
         space: Keeper::default(),
+        by_host: ByHost::default(),
     };
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
@@ -82,6 +86,7 @@ struct Leader<'a> {
     progress: BTreeMap<MemberId, (RaftIndex, Instant)>,
     said: Option<Plan>,
     space: Keeper,
+    by_host: ByHost,
 }
 
 impl Leader<'_> {
@@ -107,14 +112,18 @@ impl Leader<'_> {
         let ordinals = list_of(&pod.settings, &before).members.into_iter().filter_map(|m| m.ordinal);
         let survey = pod.survey(ordinals).await;
         let states = self.states(&before, &status, &survey).await;
+        let view = self.by_host.view(pod, &before, &survey).await;
         // The list comes last: what it says is acted upon.
         let list = etcd.member_list(ETCD_DEADLINE).await?;
-        let observed = self.observed(&mut etcd, &status, &list, &states, &survey).await?;
+        let observed = self.observed(&mut etcd, &status, &list, &states, &survey, &view).await?;
         let (plan, rule) = membership::explained(&observed, Rules::ALL);
         if self.said.as_ref() != Some(&plan) && plan != Plan::Nothing {
             tracing::info!(?plan, %rule, "membership plan");
         }
         self.said = Some(plan.clone());
+        if !matches!(plan, Plan::Do(_)) {
+            self.by_host.keep_marker(pod, &list, &view).await;
+        }
         let learning = observed.members.iter().any(|m| m.member.learner);
         let rests = plan == Plan::Nothing && !learning;
         let step = match plan {
@@ -213,6 +222,7 @@ impl Leader<'_> {
         list: &MemberList,
         states: &BTreeMap<MemberId, Option<Status>>,
         survey: &Survey,
+        view: &HostView,
     ) -> anyhow::Result<Observed> {
         let pod = self.pod;
         let members = list_of(&pod.settings, list);
@@ -247,12 +257,12 @@ impl Leader<'_> {
         let own_urls = list.members.iter().find(|m| m.id == own.member).map(|m| &m.peer_urls);
         let own_url_differs = own_urls.context("the leader is not in its own list")? != &[pod.settings.peer_url()];
         Ok(Observed {
-            seed: Ordinal(0),
-            desired: Desired::Values(pod.desired()),
+            seed: pod.seed(),
+            desired: view.desired().unwrap_or_else(|| Desired::Values(pod.now.borrow().etcd.replicas)),
             cluster: list.cluster,
             leader: own.member,
             members: facts,
-            pods: survey.peers.iter().map(|peer| view(peer, survey)).collect(),
+            pods: survey.peers.iter().map(|peer| pod_view(peer, survey, view)).collect(),
             settled: self.changed.is_none_or(|at| at.elapsed() >= SETTLED),
             quiet,
             replacing: self.replacing,
@@ -275,12 +285,12 @@ async fn quiet(etcd: &mut EtcdClient, before: &Status) -> anyhow::Result<bool> {
     Ok(second.raft_index == first.raft_index && second.term == before.term)
 }
 
-fn view(peer: &crate::boot::PeerFact, survey: &Survey) -> PodView {
+fn pod_view(peer: &crate::boot::PeerFact, survey: &Survey, view: &HostView) -> PodView {
     PodView {
         dns: peer.dns.clone(),
         state: peer.state.clone(),
         request: survey.words.get(&peer.ordinal).and_then(|word| word.request),
-        pod: Known::default(),
+        pod: view.pod(peer.ordinal),
         ..PodView::new(peer.ordinal)
     }
 }

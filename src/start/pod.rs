@@ -12,6 +12,8 @@ use crate::datadir::DatadirLock;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::version::EtcdVersion;
+use crate::host::{self, Host};
+use crate::ids::Ordinal;
 use crate::observe;
 use crate::peer::Own;
 use crate::peer::survey::{Survey, Surveyor};
@@ -43,39 +45,74 @@ pub struct Pod {
     pub own: Arc<Own>,
     /// The way to the others; `None` outside a pod, where there are none.
     pub surveyor: Option<Surveyor>,
+    /// The host cluster's API, if one is configured.
+    pub host: Option<Host>,
     /// What probes are told.
     pub health: watch::Sender<Health>,
 }
 
 impl Pod {
-    /// Desired replicas by the values file as it is now.
-    pub fn desired(&self) -> u32 {
-        self.now.borrow().etcd.replicas
-    }
-
-    /// Desired replicas, asked for afresh: by the file itself, which may have changed in this very moment.
-    pub fn desired_afresh(&self) -> Desired {
+    /// Desired replicas, asked for afresh: of the host API, or by the file itself, which may have changed in this very
+    /// moment.
+    pub async fn desired_afresh(&self) -> Desired {
+        if let Some(host) = &self.host {
+            return host::statefulset::desired(&host.set().await);
+        }
         match self.loader.load() {
             Ok(loaded) => Desired::Values(loaded.settings.etcd.replicas),
             // What holds is what was read last.
             Err(error) => {
                 tracing::warn!("the values file cannot be read now: {error:#}");
-                Desired::Values(self.desired())
+                Desired::Values(self.now.borrow().etcd.replicas)
             }
         }
     }
 
-    /// A look at the other pods, and at `others` of which there might be more than the values say.
-    pub async fn survey(&self, others: impl IntoIterator<Item = crate::ids::Ordinal>) -> Survey {
+    /// The seed, as it was known last.
+    pub fn seed(&self) -> Ordinal {
+        let last = self.host.as_ref().and_then(|host| host.last().borrow().as_ref().map(|set| set.start));
+        last.unwrap_or(Ordinal(0))
+    }
+
+    /// The ordinals that were wanted when that was seen last. To look at: nothing is decided by it.
+    fn wanted(&self) -> Vec<Ordinal> {
+        match self.host.as_ref().and_then(|host| host.last().borrow().clone()) {
+            Some(set) => set.ordinals().collect(),
+            None => (0..self.now.borrow().etcd.replicas).map(Ordinal).collect(),
+        }
+    }
+
+    /// A look at the other pods, and at `others` of which there might be more than are wanted.
+    pub async fn survey(&self, others: impl IntoIterator<Item = Ordinal>) -> Survey {
         let Some(surveyor) = &self.surveyor else { return Survey::default() };
-        surveyor.look(self.desired(), others).await.unwrap_or_else(|error| {
+        let ordinals = self.wanted().into_iter().chain(others);
+        surveyor.look(ordinals).await.unwrap_or_else(|error| {
             tracing::warn!("the other pods cannot be asked: {error:#}");
             Survey::default()
         })
     }
 
+    /// A look at everything outside of this volume, by which a boot decision is made. `claims`: at the other ordinals'
+    /// volumes too, if there is no cluster's marker.
+    pub async fn look(&self, others: impl IntoIterator<Item = Ordinal>, claims: bool) -> Look {
+        let Some(host) = &self.host else { return Look { survey: self.survey(others).await, host: None } };
+        let (set, marker) = tokio::join!(host.set(), host.marker());
+        let mut view = host::View { set, marker, ..host::View::default() };
+        let formed = view.marker.present().is_some_and(|seen| seen.marker.formed().is_some());
+        if claims && !(formed && self.has_wal()) {
+            view.claims = host.claims(&view.set).await;
+        }
+        let survey = self.survey(others.into_iter().chain(view.claims.present().into_iter().flatten().copied())).await;
+        view.pods = host.pods(survey.peers.iter().map(|peer| peer.ordinal), &view.set).await;
+        Look { survey, host: Some(view) }
+    }
+
+    fn has_wal(&self) -> bool {
+        self.settings.etcd_dir().join("member/wal").exists()
+    }
+
     /// The facts of now, etcd not running.
-    pub fn facts(&self, survey: &Survey) -> anyhow::Result<Facts> {
+    pub fn facts(&self, look: &Look) -> anyhow::Result<Facts> {
         let mut facts =
             observe::facts(&self.now.borrow(), observe::schema(self.etcd.as_ref().map(|(_, version)| *version)))?;
         // These act at the next start of the pod only.
@@ -83,7 +120,10 @@ impl Pod {
         facts.migrate_back = self.settings.etcd.migrate_back;
         facts.migrate_from = self.settings.etcd.migrate_from.is_some();
         if self.surveyor.is_some() {
-            survey.add_to(&mut facts);
+            look.survey.add_to(&mut facts);
+        }
+        if let Some(view) = &look.host {
+            view.add_to(&mut facts, self.seed());
         }
         Ok(facts)
     }
@@ -107,4 +147,13 @@ impl Pod {
             *health != before
         });
     }
+}
+
+/// What is seen outside of this volume.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// By the other pods and DNS.
+    pub survey: Survey,
+    /// By the host API, if one is configured.
+    pub host: Option<host::View>,
 }

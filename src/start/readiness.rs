@@ -2,16 +2,16 @@
 
 use std::net::SocketAddr;
 
-use super::pod::Pod;
+use super::pod::{Look, Pod};
 use crate::boot::{DataDirFact, Desired, Facts, Known, PeerFact};
-use crate::ids::Ordinal;
 use crate::membership::ready::{self, PodManagement};
 use crate::peer::survey::Survey;
 
 /// Says whether this pod, whose etcd serves nothing or does not run, is ready all the same.
-pub fn without_quorum(pod: &Pod, facts: &Facts, survey: &Survey, seed_is_older: bool) {
+pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Option<bool>) {
     let above =
         |peer: &&PeerFact| peer.ordinal > facts.ordinal && facts.desired.wants(facts.seed, peer.ordinal) == Some(true);
+    let missing = |peer: &PeerFact| if facts.host_configured { peer.pod.is_absent() } else { peer.dns.is_absent() };
     let state = ready::Pod {
         stopping: false,
         serves: false,
@@ -19,24 +19,24 @@ pub fn without_quorum(pod: &Pod, facts: &Facts, survey: &Survey, seed_is_older: 
         sound: true,
         empty: facts.data_dir == DataDirFact::Empty,
         seed: facts.ordinal == facts.seed,
-        policy: Known::<PodManagement>::default(),
+        policy: policy(look),
         wanted: facts.desired.wants(facts.seed, facts.ordinal),
         // Where there is a quorum, this pod only has to catch up.
         missing_above: match facts.members {
             Known::Present(_) => None,
             Known::Absent | Known::Unknown(_) => {
-                Some(facts.peers.iter().filter(above).any(|peer| peer.dns.is_absent()))
+                facts.desired.known().map(|_| facts.peers.iter().filter(above).any(missing))
             }
         },
-        seed_is_older: Some(seed_is_older),
+        seed_is_older,
     };
-    pod.stands_by(ready::ready(&state).0, elsewhere(pod, survey));
+    pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
 }
 
 /// Says whether this pod, whose etcd serves, is ready although its API server may not be: as one that is not wanted any
 /// more, so that nothing waits for it.
 pub fn serving(pod: &Pod) {
-    let seed = Ordinal(0);
+    let seed = pod.seed();
     let state = ready::Pod {
         stopping: false,
         serves: true,
@@ -45,11 +45,15 @@ pub fn serving(pod: &Pod) {
         empty: false,
         seed: pod.settings.pod.ordinal == seed,
         policy: Known::<PodManagement>::default(),
-        wanted: Desired::Values(pod.desired()).wants(seed, pod.settings.pod.ordinal),
+        wanted: Desired::Values(pod.now.borrow().etcd.replicas).wants(seed, pod.settings.pod.ordinal),
         missing_above: None,
         seed_is_older: None,
     };
     pod.stands_by(ready::ready(&state).0, None);
+}
+
+fn policy(look: &Look) -> Known<PodManagement> {
+    look.host.as_ref().map_or_else(Known::default, crate::host::View::policy)
 }
 
 /// The front port of the lowest pod that says that its API server is ready.

@@ -8,10 +8,14 @@ use tokio::sync::oneshot;
 
 use super::boot::set_aside;
 use super::pod::{ETCD_DEADLINE, Pod};
-use crate::boot::Known;
+use crate::boot::{Desired, Known, LogPosition};
+use crate::datadir::inspect::{InspectedDatadir, inspect};
+use crate::datadir::log_tail::log_tail;
+use crate::host::marker::Written;
 use crate::ids::Ordinal;
 use crate::membership::leave::{self, LeaveStep, Leaving};
 use crate::membership::{MemberFact, Request};
+use crate::observe::{self, notes};
 use crate::peer::list_of;
 use crate::rules::Rules;
 use crate::supervise::Control;
@@ -33,10 +37,12 @@ pub async fn departure(
 ) -> Infallible {
     if let Ok(by) = told.await {
         ends_by.set(Some(by));
-        let (mut said, mut asked) = (None, None::<Instant>);
+        let (mut said, mut asked, mut desired) = (None, None::<Instant>, None);
         loop {
             let refused = asked.is_some_and(|at| at.elapsed() >= REFUSED);
-            let leaving = Leaving { refused, ..look(pod, by).await };
+            let leaving = Leaving { refused, ..look(pod, desired, by).await };
+            // Whether a host API that did not answer does so now is not waited for again: the grace is short.
+            desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
             let (step, rule) = leave::explained(&leaving, Rules::ALL);
             if said.as_ref() != Some(&step) {
                 tracing::info!(?step, %rule, "stopping");
@@ -68,21 +74,48 @@ pub async fn departure(
     std::future::pending().await
 }
 
-/// After etcd's end: what is left to be done on the volume.
+/// After etcd's end: what is left to be done on the volume, and at zero replicas in the marker.
 pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     if pod.surveyor.is_none() {
         return Ok(());
     }
-    loop {
-        let leaving = Leaving { etcd: false, ..look(pod, by).await };
-        match (leave::leave(&leaving), pod.own.member()) {
-            (LeaveStep::SetAside, Some((member, cluster))) => return set_aside(pod, member, cluster),
-            (LeaveStep::AskRemoval, _) => ask_removal(pod).await,
-            (LeaveStep::Wait(_), _) => {}
-            _ => return Ok(()),
+    let ended = async {
+        let mut desired = None;
+        loop {
+            let mut leaving = Leaving { etcd: false, ..look(pod, desired, by).await };
+            desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
+            if leaving.desired.known() == Some(0)
+                && let Some(host) = &pod.host
+            {
+                leaving.last = last_entry(pod);
+                leaving.noted = notes::load(&pod.settings.data_dir)?.stopped;
+                leaving.marker = host.marker().await;
+            }
+            let (step, rule) = leave::explained(&leaving, Rules::ALL);
+            tracing::debug!(?step, %rule, "etcd has stopped");
+            match (step, pod.own.member(), &pod.host) {
+                (LeaveStep::SetAside, Some((member, cluster)), _) => return set_aside(pod, member, cluster),
+                (LeaveStep::AskRemoval, ..) => ask_removal(pod).await,
+                (LeaveStep::Wait(_), ..) => {}
+                (LeaveStep::NoteStopped, ..) => {
+                    notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = true)?;
+                    continue;
+                }
+                (LeaveStep::Announce(write), _, Some(host)) => {
+                    let written = host.write_marker(&write).await;
+                    tracing::info!(?written, "the last entry was noted in the marker");
+                    if written == Written::Outdated {
+                        continue;
+                    }
+                    return Ok(());
+                }
+                _ => return Ok(()),
+            }
+            tokio::time::sleep(AGAIN).await;
         }
-        tokio::time::sleep(AGAIN).await;
-    }
+    };
+    // What could not be done in time, the boot decision does, or does without, when the pod comes back.
+    tokio::time::timeout_at(by.into(), ended).await.unwrap_or(Ok(()))
 }
 
 async fn ask_removal(pod: &Pod) {
@@ -92,8 +125,14 @@ async fn ask_removal(pod: &Pod) {
     }
 }
 
-async fn look(pod: &Pod, by: Instant) -> Leaving {
-    let desired = pod.desired_afresh();
+/// The last entry of this volume's log, no etcd running on it.
+fn last_entry(pod: &Pod) -> Option<LogPosition> {
+    let dir = inspect(&pod.settings.etcd_dir(), observe::schema(pod.etcd.as_ref().map(|(_, version)| *version)));
+    let Ok(InspectedDatadir::Usable(dir)) = dir else { return None };
+    log_tail(&dir).ok().map(|tail| LogPosition { term: tail.last_term, index: tail.last_index })
+}
+
+async fn look(pod: &Pod, known: Option<Desired>, by: Instant) -> Leaving {
     let me = pod.own.member();
     let here = async {
         let mut etcd = pod.etcd_here().await?;
@@ -101,7 +140,14 @@ async fn look(pod: &Pod, by: Instant) -> Leaving {
         let list = etcd.member_list(ETCD_DEADLINE).await;
         anyhow::Ok((status, list))
     };
-    let here = here.await.ok();
+    let desired = async {
+        match known {
+            Some(desired) => desired,
+            None => pod.desired_afresh().await,
+        }
+    };
+    let (here, desired) = tokio::join!(here, desired);
+    let here = here.ok();
     let survey = pod.survey([]).await;
     let leader = match here.as_ref().map(|(status, _)| status.leader) {
         Some(Some(leader)) => Known::Present(leader),
@@ -128,9 +174,9 @@ async fn look(pod: &Pod, by: Instant) -> Leaving {
     let stopping = |member: &crate::boot::Member| member.ordinal.and_then(word).is_some_and(|w| w.request.is_some());
     Leaving {
         ordinal: pod.settings.pod.ordinal,
-        seed: Ordinal(0),
+        seed: pod.seed(),
         desired,
-        host_configured: false,
+        host_configured: pod.host.is_some(),
         member: me.map(|(id, _)| id),
         apiserver: false,
         etcd: true,

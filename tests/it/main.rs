@@ -4,6 +4,7 @@ mod cli;
 mod container;
 mod datadir;
 mod discovery;
+mod host;
 mod journey;
 mod migrate;
 mod pki;

@@ -21,7 +21,7 @@ mod upgrade;
 const TRY: Duration = Duration::from_secs(2);
 
 /// How long a change of the members may take on a busy machine: etcd itself waits for five seconds after each.
-const CHANGE: Duration = Duration::from_secs(120);
+pub const CHANGE: Duration = Duration::from_secs(120);
 
 /// Where to reach a pod's etcd, and the files to do it with.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Writes one key after the other through pod 0 and remembers those that were acknowledged.
-struct Writer {
+pub struct Writer {
     acknowledged: Arc<Mutex<BTreeSet<String>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -86,11 +86,11 @@ impl Writer {
         Writer { acknowledged, stop, thread: Some(thread) }
     }
 
-    fn acknowledged(&self) -> BTreeSet<String> {
+    pub fn acknowledged(&self) -> BTreeSet<String> {
         self.acknowledged.lock().expect("the set").clone()
     }
 
-    fn finish(mut self) -> BTreeSet<String> {
+    pub fn finish(mut self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().expect("once").join().expect("the writer ends");
         self.acknowledged()
@@ -99,13 +99,13 @@ impl Writer {
 
 /// What a member says: cluster, voters, learners, HashKV with its revision.
 #[derive(Clone, Debug, PartialEq)]
-struct Said {
-    cluster: u64,
-    voters: BTreeSet<u64>,
-    learners: usize,
+pub struct Said {
+    pub cluster: u64,
+    pub voters: BTreeSet<u64>,
+    pub learners: usize,
 }
 
-fn ask(access: &Access) -> Option<Said> {
+pub fn ask(access: &Access) -> Option<Said> {
     runtime().block_on(async {
         let mut client = access.connect().await?;
         // A linearizable read first: the list that follows is not older.
@@ -132,8 +132,8 @@ fn keys(access: &Access) -> Option<(i64, BTreeSet<String>)> {
 }
 
 pub struct Scene {
-    set: TestBox,
-    writer: Writer,
+    pub set: TestBox,
+    pub writer: Writer,
     cluster: Option<u64>,
 }
 
@@ -142,7 +142,8 @@ impl Scene {
         Scene::of(3, TestBox::syncer(3, policy))
     }
 
-    fn of(replicas: u32, set: TestBox) -> Scene {
+    /// A box with so many replicas, its writer at work.
+    pub fn of(replicas: u32, set: TestBox) -> Scene {
         let writer = Writer::start(Access::of(&set, 0));
         let mut scene = Scene { set, writer, cluster: None };
         scene.rests("at first", replicas);
@@ -151,7 +152,7 @@ impl Scene {
 
     /// Waits until there are `replicas` voters and nobody else; all of them have everything that was acknowledged, and
     /// equal hashes; the cluster is the one that it was from the first.
-    fn rests(&mut self, what: &str, replicas: u32) {
+    pub fn rests(&mut self, what: &str, replicas: u32) {
         let accesses: Vec<_> = (0..replicas).map(|ordinal| Access::of(&self.set, ordinal)).collect();
         let voters =
             |access: &Access| ask(access).filter(|said| said.voters.len() == replicas as usize && said.learners == 0);
@@ -179,6 +180,11 @@ impl Scene {
 
     fn scale(&mut self, replicas: u32) {
         self.set.scale(replicas).expect("scale");
+        self.scaled(replicas);
+    }
+
+    /// Waits until the pods are those of a scaling that was asked for.
+    pub fn scaled(&mut self, replicas: u32) {
         let count = replicas as usize;
         let what = format!("{replicas} pods, all settled");
         let settled = self.set.wait(&what, CHANGE, |s| s.settled && s.pods.len() == count);
@@ -198,7 +204,7 @@ impl Scene {
     }
 
     /// The last lines of each pod that are not etcd's.
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let last = |ordinal: u32| {
             let log = self.set.log(&format!("vc-{ordinal}"));
             let ours: Vec<_> = log.lines().filter(|l| !l.contains("\"target\":\"etcd\"")).rev().take(12).collect();
@@ -209,7 +215,7 @@ impl Scene {
 }
 
 /// etcd refuses to change the members of those that have been connected for less than five seconds.
-fn etcd_calls_it_healthy() {
+pub fn etcd_calls_it_healthy() {
     let since = Instant::now();
     poll("etcd's own health interval", CHANGE, || (since.elapsed() >= Duration::from_secs(6)).then_some(()));
 }

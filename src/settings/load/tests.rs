@@ -360,3 +360,24 @@ fn the_mounted_file_is_found_and_a_bad_one_is_not_passed_over() {
     let error = loader.load().unwrap_err();
     assert!(error.to_string().contains("new.yaml"), "a dangling link is a broken mount, not an absent one: {error}");
 }
+
+#[test]
+fn the_host_api_is_used_where_a_pod_may() {
+    use crate::settings::HostApi;
+    let dir = tempfile::tempdir().unwrap();
+    let api = |env: &[(&str, &str)], args: &str| {
+        let mut loader = loader(env);
+        loader.flags = flags(args);
+        loader.surroundings.namespace_file = dir.path().join("namespace");
+        loader.load().map(|loaded| loaded.settings.host_api)
+    };
+    let address = ("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+    assert_eq!(api(&[POD, address], "").unwrap(), HostApi::None, "no token is mounted");
+    std::fs::write(dir.path().join("token"), "t").unwrap();
+    assert_eq!(api(&[POD, address], "").unwrap(), HostApi::InCluster);
+    assert_eq!(api(&[POD], "").unwrap(), HostApi::None);
+    assert_eq!(api(&[address], "").unwrap(), HostApi::None, "no pod");
+    // The charts' flag of a similar name is the virtual cluster's.
+    assert_eq!(api(&[POD, address], "--host-kubeconfig=/k").unwrap(), HostApi::Kubeconfig("/k".into()));
+    assert_eq!(exit_of(&api(&[], "--host-kubeconfig=/k").unwrap_err()), Exit::Usage);
+}

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{part, poll, syncer};
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::probe;
-use crate::statefulset_box::protocol::{Config, Policy, Program, Status};
+use crate::statefulset_box::protocol::{Config, HostPrograms, Policy, Program, Status};
 use crate::statefulset_box::stand_in::{PORT, Peers, State};
 
 /// How long anything may take on a busy machine.
@@ -86,6 +86,25 @@ impl TestBox {
             config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=none".to_owned()] };
             change(config);
         })
+    }
+
+    /// As [`TestBox::syncer`], in a real host cluster whose controllers decide.
+    pub fn hosted(replicas: u32, policy: Policy) -> TestBox {
+        let binaries = part("etcd").parent().expect("a program is in a folder").to_owned();
+        let parts = part("kube-apiserver").parent().expect("a program is in a folder").to_owned();
+        TestBox::up(|config| {
+            (config.replicas, config.policy) = (replicas, policy);
+            config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=none".to_owned()] };
+            config.host = Some(HostPrograms { parts, certs: syncer() });
+        })
+    }
+
+    /// What kubectl prints, asked of the host cluster as its administrator.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        let mut command = Command::new(part("kubectl"));
+        let output = command.arg("--kubeconfig").arg(self.kubeconfig()).args(args).output().expect("kubectl");
+        assert!(output.status.success(), "kubectl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// What etcdctl prints, asked of this pod's etcd from outside of the box.
