@@ -24,7 +24,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
             refuse(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed }, Rule::SeedForms)
         };
     }
-    if let Some(cluster) = evidence(facts)
+    if let Some(cluster) = evidence(facts, rules)
         && rules.on(Rule::FormedOnce)
     {
         return refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce);
@@ -48,7 +48,10 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
         let rule = if facts.host_configured { Rule::ClaimsAnswer } else { Rule::PeersSayEmpty };
         return wait(Wait::PeersNotKnownEmpty(silent), rule);
     }
-    if facts.host_configured && !(facts.notes.forming && facts.marker().is_some()) {
+    if facts.host_configured
+        && !(facts.notes.forming && facts.marker().is_some())
+        && rules.on(Rule::FormedBeforeServing)
+    {
         let write = marker::forming(&facts.marker);
         return Some((BootDecision::Record(Record::Forming(write)), Rule::FormedBeforeServing));
     }
@@ -56,7 +59,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
 }
 
 /// The cluster of which anything shows that it exists: the marker, a peer, or what was set aside here.
-pub(super) fn evidence(facts: &Facts) -> Option<ClusterId> {
+pub(super) fn evidence(facts: &Facts, rules: Rules) -> Option<ClusterId> {
     let listed = facts.members.present().map(|list| list.cluster);
     let seen = listed.into_iter().chain(facts.peers.iter().filter_map(|peer| peer.cluster()));
     facts
@@ -64,7 +67,7 @@ pub(super) fn evidence(facts: &Facts) -> Option<ClusterId> {
         .and_then(|marker| marker.formed())
         .or_else(|| seen.clone().find(|cluster| !marker::superseded(facts, *cluster)))
         .or_else(|| seen.clone().next())
-        .or(facts.notes.set_aside)
+        .or(facts.notes.set_aside.filter(|_| rules.on(Rule::SetAsideNeverForms)))
 }
 
 /// The ordinals that must say of themselves that they are empty; `None`: not known which.

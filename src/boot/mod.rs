@@ -262,7 +262,7 @@ fn start(facts: &Facts, member: MemberId, cluster: ClusterId) -> Verdict {
     if facts.desired.known() != Some(1) && facts.peers.iter().all(|peer| peer.state.present().is_none()) {
         warnings.push(Warning::PeersUnknown);
     }
-    warnings.extend(reset::hindered(facts).map(Warning::NoQuorum));
+    warnings.extend(reset::hindered(facts, cluster).map(Warning::NoQuorum));
     let finish = !facts.stores.strays.is_empty() || matches!(facts.journal, JournalFact::Importing { .. });
     (BootDecision::Start { member, cluster, finish, warnings }, Rule::StartAsIs)
 }
@@ -285,9 +285,8 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     if let JournalFact::Importing { source } = &facts.journal {
         return refuse(Refusal::SourceVanished(source.clone()), Rule::JournalTrue);
     }
-    if let Some(cluster) = form::evidence(facts)
+    if let Some(cluster) = form::evidence(facts, rules)
         && rules.on(Rule::FormedOnce)
-        && (rules.on(Rule::SetAsideNeverForms) || facts.notes.set_aside.is_none())
     {
         return join(facts, cluster, rules);
     }

@@ -96,9 +96,13 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
 
 /// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for
 /// while its etcd runs without a quorum.
-pub(super) fn hindered(facts: &Facts) -> Option<Wait> {
+pub(super) fn hindered(facts: &Facts, cluster: ClusterId) -> Option<Wait> {
     let log = facts.log.present()?;
     let voters = other_voters(log);
+    if voters.is_empty() && log.role != Role::Voter && facts.members.present().is_none() {
+        // A joiner that has received nothing yet.
+        return Some(Wait::NobodyToJoin(cluster));
+    }
     // Said only, and acted upon by nobody: so DNS has a say where there is no host API.
     let unnamed = |ordinal| {
         matches!(facts.desired, Desired::Values(_)) && facts.peer(ordinal).is_some_and(|peer| peer.dns.is_absent())

@@ -3,6 +3,7 @@
 use crate::etcd::Op;
 use crate::membership::ready::PodManagement;
 use crate::observe;
+use crate::rules::Rule;
 use crate::world::{Act, Config, Pod, Process, Volume, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Action {
     Commit(usize),
     Write(usize),
     Plan(usize),
+    /// By a syncer that is not beside the leader.
+    PlanBeside(usize, usize),
     Upkeep(usize),
     Leave(usize),
     Hurry(usize),
@@ -28,6 +31,13 @@ pub enum Action {
     HostDown,
     HostUp,
     LoseMarker,
+    Stop(usize),
+    Cut(usize),
+    Mend,
+    HideMarker,
+    ShowMarker,
+    Restore,
+    Roll(usize),
 }
 
 impl Action {
@@ -35,7 +45,19 @@ impl Action {
         use Action::*;
         matches!(
             self,
-            BootBlind(_) | DoLate(_) | Kill(_) | Lose(_) | Scale(_) | HostDown | LoseMarker | Write(_) | Hurry(_)
+            BootBlind(_)
+                | DoLate(_)
+                | Kill(_)
+                | Lose(_)
+                | Scale(_)
+                | HostDown
+                | LoseMarker
+                | Write(_)
+                | Hurry(_)
+                | Stop(_)
+                | Cut(_)
+                | HideMarker
+                | Restore
         )
     }
 }
@@ -48,7 +70,7 @@ impl World {
         for o in 0..n {
             let pod = &self.pods[o];
             match &pod.process {
-                Process::Off | Process::Waits(_) if pod.exists && !pod.terminating => {
+                Process::Off | Process::Waits if pod.exists && !pod.terminating => {
                     out.push(Boot(o));
                     if b.blind > 0 {
                         out.push(BootBlind(o));
@@ -60,9 +82,7 @@ impl World {
                         out.push(DoLate(o));
                     }
                 }
-                Process::Etcd if !pod.terminating && self.server(self.dir(o).map(|d| d.cluster)).is_none() => {
-                    out.push(Boot(o))
-                }
+                Process::Etcd if !pod.terminating && !self.answers(o) => out.push(Boot(o)),
                 _ => {}
             }
             if pod.terminating {
@@ -76,11 +96,20 @@ impl World {
                 out.push(Commit(o));
                 if self.serves(o) {
                     out.push(Plan(o));
+                    if !c.rules.on(Rule::OneWriter) {
+                        out.extend((0..n).filter(|by| *by != o && self.runs(*by)).map(|by| PlanBeside(o, by)));
+                    }
                     out.push(Upkeep(o));
                     if b.writes > 0 {
                         out.push(Write(o));
                     }
                 }
+            }
+            if b.stops > 0 && pod.exists && !pod.terminating && o < usize::from(self.desired) {
+                out.push(Stop(o));
+            }
+            if b.cuts > 0 && self.cut.is_none() && pod.exists {
+                out.push(Cut(o));
             }
             if b.kills > 0 && pod.exists && pod.process != Process::Off {
                 out.push(Kill(o));
@@ -102,6 +131,17 @@ impl World {
         if b.host > 0 && self.host_up && c.host {
             out.push(HostDown);
         }
+        if self.cut.is_some() {
+            out.push(Mend);
+        }
+        if self.marker_hidden {
+            out.push(ShowMarker);
+        } else if b.hides > 0 && c.host {
+            out.push(HideMarker);
+        }
+        if b.restores > 0 && self.volumes[0].dir.is_some() && self.pods.iter().all(|p| !p.exists) {
+            out.push(Restore);
+        }
         if b.marker > 0 && self.marker.is_some() {
             out.push(LoseMarker);
         }
@@ -115,6 +155,12 @@ impl World {
             && (!ordered || (0..o).all(fine))
         {
             out.push(Action::Create(o));
+        }
+        let old = (0..desired).rev().find(|o| self.pods[*o].process == Process::Other);
+        if let Some(o) = old
+            && (0..desired).all(fine)
+        {
+            out.push(Action::Roll(o));
         }
         let calm = || self.pods.iter().all(|p| !p.terminating);
         let surplus = (desired..self.pods.len()).rev().find(|o| self.pods[*o].exists && !self.pods[*o].terminating);
@@ -153,7 +199,8 @@ impl World {
                 w.next_write += 1;
                 w.append(o, Op::Write(k));
             }
-            Plan(o) => w.plan(c, o),
+            Plan(o) => w.plan(c, o, o),
+            PlanBeside(l, by) => w.plan(c, l, by),
             Upkeep(o) => {
                 if !(c.host && w.host_up) {
                     return None;
@@ -168,12 +215,7 @@ impl World {
                 w.pods[o] = Pod { exists: true, ..Pod::default() };
                 w.volumes[o].claim = true;
             }
-            Delete(o) => {
-                w.pods[o].terminating = true;
-                if !matches!(w.pods[o].process, Process::Etcd) {
-                    w.pods[o] = Pod::default();
-                }
-            }
+            Delete(o) => w.tell_to_stop(o),
             Kill(o) => {
                 w.budget.kills -= 1;
                 if w.pods[o].terminating {
@@ -198,6 +240,25 @@ impl World {
                 w.host_up = false;
             }
             HostUp => w.host_up = true,
+            Stop(o) => {
+                w.budget.stops -= 1;
+                w.tell_to_stop(o);
+            }
+            Cut(o) => {
+                w.budget.cuts -= 1;
+                w.cut = Some(o);
+            }
+            Mend => w.cut = None,
+            HideMarker => {
+                w.budget.hides -= 1;
+                w.marker_hidden = true;
+            }
+            ShowMarker => w.marker_hidden = false,
+            Restore => {
+                w.budget.restores -= 1;
+                w.restore();
+            }
+            Roll(o) => w.pods[o] = Pod { exists: true, ..Pod::default() },
             LoseMarker => {
                 w.budget.marker -= 1;
                 w.marker = None;

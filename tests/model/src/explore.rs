@@ -1,11 +1,12 @@
-//! The checker's model: what must hold in every state, and that faults end well.
+//! The checker's model: what must hold in every state; every state within a bound, and random walks beyond it.
 
 use std::time::Instant;
 
 use stateright::{Checker, Model, Property};
 
 use crate::action::Action;
-use crate::world::{Config, Process, World};
+use crate::heal::heals;
+use crate::world::{Config, World};
 
 impl Model for Config {
     type State = World;
@@ -24,13 +25,12 @@ impl Model for Config {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always("one cluster serves", |_, w: &World| servers(w).count() <= 1),
-            Property::always("no acknowledged write is missing", |_, w: &World| {
-                servers(w).all(|o| w.dir(o).is_some_and(|d| d.writes() & w.acked == w.acked))
-            }),
-            Property::always("no step of ours does harm", |_, w: &World| w.bad_step.is_none()),
-        ]
+        let mut properties =
+            vec![Property::always("no harm", |c: &Config, w: &World| harm(w).is_none() || (c.hole && w.anew))];
+        if self.hole {
+            properties.push(Property::sometimes("the hole", |_, w: &World| w.anew && harm(w).is_some()));
+        }
+        properties
     }
 
     /// Longer logs bring nothing new.
@@ -39,60 +39,109 @@ impl Model for Config {
     }
 }
 
-fn servers(w: &World) -> impl Iterator<Item = usize> {
-    (0..w.pods.len()).filter(|o| w.serves(*o))
+/// What must never be.
+pub fn harm(w: &World) -> Option<&'static str> {
+    let mut servers = (0..w.pods.len()).filter(|o| w.serves(*o));
+    if servers.clone().count() > 1 {
+        return Some("two clusters serve");
+    }
+    if !servers.all(|o| w.dir(o).is_some_and(|d| d.writes() & w.acked == w.acked)) {
+        return Some("an acknowledged write is missing");
+    }
+    w.bad_step
 }
 
-/// The outcome of an exploration.
+/// The outcome of a search.
+#[derive(Default)]
 pub struct Outcome {
+    /// States generated, and how many of them differ.
     pub states: usize,
     pub unique: usize,
     pub depth: usize,
+    /// States from which it was let heal.
+    pub healed: usize,
     pub seconds: f64,
     pub complete: bool,
-    pub broken: Vec<(&'static str, String)>,
+    /// What was found, and how it comes about.
+    pub broken: Option<(String, String)>,
+    /// Whether the documented hole was reached.
+    pub hole: bool,
 }
 
 /// Explores up to `limit` generated states, breadth first.
 pub fn explore(config: &Config, limit: usize) -> Outcome {
     let began = Instant::now();
     let checker = config.clone().checker().threads(2).target_state_count(limit).spawn_bfs().join();
-    let broken = checker.discoveries().into_iter().map(|(name, path)| {
-        let why = path.last_state().bad_step.unwrap_or_default();
-        (name, format!("{why} {:?}", path.into_actions()))
+    let mut found = checker.discoveries();
+    let hole = found.remove("the hole").is_some();
+    let broken = found.remove("no harm").map(|path| {
+        let why = harm(path.last_state()).unwrap_or_default().to_owned();
+        (why, format!("{:?}", path.into_actions()))
     });
     Outcome {
         states: checker.state_count(),
         unique: checker.unique_state_count(),
         depth: checker.max_depth(),
+        healed: 0,
         seconds: began.elapsed().as_secs_f64(),
         complete: checker.state_count() < limit,
-        broken: broken.collect(),
+        broken,
+        hole,
     }
 }
 
-/// Ends the faults and lets everything run, fairly: whether every wanted pod then serves, or says what it waits for.
-pub fn heals(config: &Config, from: &World) -> Result<(), Box<World>> {
-    let mut w = World { host_up: true, ..from.clone() };
-    let (mut at, mut actions) = (0, Vec::new());
-    for _ in 0..600 {
-        if healthy(config, &w) {
-            return Ok(());
+/// A fixed sequence of numbers that look random (xorshift).
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n.max(1) as u64) as usize
+    }
+}
+
+/// Walks at random, the same walks each time, each up to 90 steps long; then lets it heal.
+pub fn walk(config: &Config, walks: u64) -> Outcome {
+    let began = Instant::now();
+    let mut o = Outcome::default();
+    for seed in 0..walks {
+        let mut random = Random::new(seed + 1);
+        let mut w = World::initial(config);
+        let mut trail = Vec::new();
+        let mut actions = Vec::new();
+        for _ in 0..random.below(90) {
+            actions.clear();
+            w.actions(config, &mut actions);
+            actions.retain(|a| !(config.graceful && matches!(a, Action::Hurry(_))));
+            if actions.is_empty() {
+                break;
+            }
+            let action = actions[random.below(actions.len())];
+            let Some(next) = w.next(config, action) else { continue };
+            w = next;
+            o.states += 1;
+            trail.push(action);
+            if let Some(why) = harm(&w) {
+                o.broken = Some((why.to_owned(), format!("{trail:?}")));
+                break;
+            }
         }
-        actions.clear();
-        w.actions(config, &mut actions);
-        actions.retain(|a| !a.is_fault());
-        let Some(next) = (0..actions.len()).find_map(|i| w.next(config, actions[(at + i) % actions.len()])) else {
+        o.depth = o.depth.max(trail.len());
+        if o.broken.is_none() {
+            o.healed += 1;
+            o.broken = heals(config, &w, &mut random).err().map(|why| (why, format!("{trail:?}")));
+        }
+        if o.broken.is_some() {
             break;
-        };
-        w = next;
-        at += 1;
+        }
     }
-    let says_why = w.pods.iter().any(|p| matches!(p.process, Process::Waits(_)));
-    if says_why { Ok(()) } else { Err(Box::new(w)) }
-}
-
-fn healthy(c: &Config, w: &World) -> bool {
-    let wanted = usize::from(w.desired);
-    (0..w.pods.len()).all(|o| w.pods[o].exists == (o < wanted)) && (0..wanted).all(|o| w.ready(c, o))
+    o.unique = o.states;
+    o.seconds = began.elapsed().as_secs_f64();
+    o
 }

@@ -3,11 +3,13 @@
 use crate::etcd::{Entry, Op, Peer, membership};
 use crate::membership::{self as plans, Plan, Step};
 use crate::observe;
+use crate::rules::Rule;
 use crate::world::{Config, World};
 
 impl World {
-    pub(crate) fn plan(&mut self, c: &Config, l: usize) {
-        let Some(observed) = observe::observed(self, c, l) else { return };
+    /// A pass by the syncer of pod `by`, which is beside the leader `l` by rule 5.1.
+    pub(crate) fn plan(&mut self, c: &Config, l: usize, by: usize) {
+        let Some(observed) = observe::observed(self, c, l, by) else { return };
         let Plan::Do(step) = plans::explained(&observed, c.rules).0 else { return };
         let Some(dir) = self.dir(l).cloned() else { return };
         let pending = dir.log[dir.commit..].iter().any(|e| e.op.changes_membership());
@@ -33,6 +35,10 @@ impl World {
                 if wanted && !learner && self.dir(ordinal).is_some_and(|d| d.member == id) {
                     self.bad_step = Some("removes a wanted member that has its data");
                 }
+                let stays = |p: usize| self.pods[p].exists && !self.pods[p].terminating && self.runs(p);
+                if !learner && self.runner(dir.cluster, id).is_some_and(stays) {
+                    self.bad_step = Some("removes a voter that runs and was not told to stop");
+                }
                 if id == dir.member {
                     self.bad_step = Some("a leader removes itself");
                 }
@@ -52,7 +58,7 @@ impl World {
         if pending {
             return;
         }
-        let (peers, _) = membership(&after, after.len());
+        let (mut peers, _) = membership(&after, after.len());
         // A voter counts if its etcd runs and its log is at most one entry behind.
         let sound = |id| {
             self.reaches(dir.cluster, dir.member, id)
@@ -63,7 +69,11 @@ impl World {
             let voters = || peers.iter().filter(|p| !p.learner);
             voters().filter(|p| sound(p.id)).count() > voters().count() / 2
         };
-        if !matches!(op, Op::AddLearner(..)) && quorum(&dir.peers()) && !quorum(&peers) {
+        if let (Op::AddLearner(id, _), false) = (op, c.rules.on(Rule::AskLeader)) {
+            peers.iter_mut().filter(|p| p.id == id).for_each(|p| p.learner = false);
+        }
+        let adds_learner = matches!(op, Op::AddLearner(..)) && c.rules.on(Rule::AskLeader);
+        if !adds_learner && quorum(&dir.peers()) && !quorum(&peers) {
             self.bad_step = Some("loses the quorum");
         }
         if matches!(op, Op::AddLearner(..)) {
@@ -73,5 +83,8 @@ impl World {
             }
         }
         self.append(l, op);
+        if let (Op::AddLearner(id, _), false) = (op, c.rules.on(Rule::AskLeader)) {
+            self.append(l, Op::Promote(id));
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! The model checker of syncer's decisions: stateright explores the shipped functions themselves (`src/boot`,
 //! `src/membership`), among pods, volumes, etcd members, a StatefulSet controller and a host API that fail.
 //!
-//! What is abstracted: an election, the copying of a log to one follower, and each decision's observation are atomic; there
-//! are no partitions between pods; a log is copied whole. What is not: a decision is carried out later than it was made,
+//! What is abstracted: an election, the copying of a log to one follower, and each decision's observation are atomic; a
+//! partition cuts one pod off from all others; a log is copied whole. What is not: a decision is carried out later than it was made,
 //! every write of the marker may land late, a process may be killed between any two steps.
 
 #[path = "../../../src/boot/mod.rs"]
@@ -19,6 +19,7 @@ pub mod rules;
 pub mod action;
 pub mod etcd;
 pub mod explore;
+pub mod heal;
 mod leader;
 pub mod observe;
 mod pod;

@@ -18,7 +18,7 @@ pub fn list(dir: &Dir) -> MemberList {
 
 pub fn marker(w: &World, c: &Config) -> Known<MarkerSeen> {
     match &w.marker {
-        _ if !c.host || !w.host_up => Known::default(),
+        _ if !c.host || !w.host_up || w.marker_hidden => Known::default(),
         None => Known::Absent,
         Some(m) => Known::Present(MarkerSeen { version: m.writes.to_string(), marker: m.clone() }),
     }
@@ -49,10 +49,10 @@ fn dns(w: &World, o: usize) -> Known<()> {
 }
 
 fn state(w: &World, o: usize) -> Known<PeerState> {
-    if w.pods[o].process == Process::Off {
+    if matches!(w.pods[o].process, Process::Off | Process::Other) {
         return Known::default();
     }
-    Known::Present(match w.dir(o) {
+    Known::Present(match w.dir(o).filter(|d| w.runs(o) || !d.log.is_empty()) {
         None => match w.pods[o].process {
             Process::Will(Act::Form | Act::Write(..)) => return Known::default(),
             _ => PeerState::Empty,
@@ -76,14 +76,17 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
     let others = (0..w.pods.len()).filter(|p| *p != o);
     let peers = others.clone().map(|p| {
         let ordinal = Ordinal(p as u32);
-        if blind {
-            return PeerFact { pod: pod(w, c, p), ..PeerFact::new(ordinal) };
+        if blind || w.apart(o, p) {
+            let dns = if blind { Known::default() } else { dns(w, p) };
+            return PeerFact { dns, pod: pod(w, c, p), ..PeerFact::new(ordinal) };
         }
         let view =
             w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
-        PeerFact { ordinal, dns: dns(w, p), pod: pod(w, c, p), members: view, state: state(w, p), superseded: vec![] }
+        let speaks = !matches!(w.pods[p].process, Process::Off | Process::Other);
+        let superseded = if speaks { w.volumes[p].notes.superseded.clone() } else { Vec::new() };
+        PeerFact { ordinal, dns: dns(w, p), pod: pod(w, c, p), members: view, state: state(w, p), superseded }
     });
-    let server = w.server(None).filter(|s| *s != o && !blind).and_then(|s| w.dir(s));
+    let server = w.server_for(o, None).filter(|s| *s != o && !blind).and_then(|s| w.dir(s));
     let dir = w.dir(o);
     Facts {
         ordinal: Ordinal(o as u32),
@@ -92,7 +95,8 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
         enabled: true,
         migrate_back: false,
         migrate_from: false,
-        data_dir: dir.map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
+        // A joiner's that has received nothing is taken for an empty one, unless its etcd runs.
+        data_dir: dir.filter(|d| w.runs(o) || !d.log.is_empty()).map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
             member: MemberId(d.member.into()),
             cluster: ClusterId(d.cluster.into()),
         }),
@@ -118,7 +122,7 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
 fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
     let dir = w.dir(l)?;
     let facts = dir.peers().into_iter().map(|peer| {
-        let runner = w.runner(dir.cluster, peer.id).and_then(|o| w.dir(o));
+        let runner = w.runner(dir.cluster, peer.id).filter(|o| !w.apart(l, *o)).and_then(|o| w.dir(o));
         let caught_up = runner.is_some_and(|d| !d.log.is_empty() && d.log.len() + 1 >= dir.log.len());
         MemberFact {
             member: member(peer),
@@ -130,10 +134,14 @@ fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
     Some(facts.collect())
 }
 
-pub fn observed(w: &World, c: &Config, l: usize) -> Option<Observed> {
+/// What the syncer of pod `by` sees, which is beside the leader `l` by rule 5.1. Any other has an older list.
+pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> {
     let dir = w.dir(l)?;
     let pods = (0..w.pods.len()).map(|o| {
         let p = &w.pods[o];
+        if w.apart(l, o) {
+            return PodView { pod: pod(w, c, o), dns: dns(w, o), ..PodView::new(Ordinal(o as u32)) };
+        }
         let request = match &p.process {
             Process::Will(Act::Join(replace)) => Some(Request::Join { replace: replace.map(|id| MemberId(id.into())) }),
             _ if p.asks_to_leave => Some(Request::Leave),
@@ -147,7 +155,7 @@ pub fn observed(w: &World, c: &Config, l: usize) -> Option<Observed> {
         desired: desired(w, c),
         cluster: ClusterId(dir.cluster.into()),
         leader: MemberId(dir.member.into()),
-        members: member_facts(w, l)?,
+        members: member_facts(w, by)?,
         pods: pods.collect(),
         settled: true,
         quiet: dir.commit == dir.log.len(),
@@ -158,7 +166,7 @@ pub fn observed(w: &World, c: &Config, l: usize) -> Option<Observed> {
 
 pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
     let dir = w.dir(o);
-    let server = dir.and_then(|d| w.server(Some(d.cluster)));
+    let server = dir.and_then(|d| w.server_for(o, Some(d.cluster)));
     Leaving {
         refused: false,
         ordinal: Ordinal(o as u32),
@@ -184,8 +192,11 @@ pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
 
 pub fn ready(w: &World, c: &Config, o: usize) -> bool {
     let p = &w.pods[o];
+    if p.process == Process::Other {
+        return true;
+    }
     let d = w.dir(o);
-    let server = d.and_then(|d| w.server(Some(d.cluster))).and_then(|s| w.dir(s));
+    let server = d.and_then(|d| w.server_for(o, Some(d.cluster))).and_then(|s| w.dir(s));
     let voter = d.is_some_and(|d| server.is_some_and(|s| s.peers().iter().any(|p| p.id == d.member && !p.learner)));
     let missing = (o + 1..usize::from(w.desired)).any(|p| !w.pods[p].exists);
     ready::explained(
@@ -199,7 +210,7 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
             policy: Known::Present(c.policy),
             wanted: if c.host && !w.host_up { None } else { Some(o < usize::from(w.desired)) },
             missing_above: if c.host && !w.host_up { None } else { Some(missing) },
-            seed_is_older: Some(false),
+            seed_is_older: Some(w.pods[0].process == Process::Other),
         },
         c.rules,
     )

@@ -1,7 +1,7 @@
 //! A pod's syncer: the boot decision and its steps, and a stop.
 
 use crate::boot::reset::{self, ResetStep};
-use crate::boot::{BootDecision, MarkerWrite, Notes, Record, Wait};
+use crate::boot::{BootDecision, Marker, MarkerSeen, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::ClusterId;
 use crate::membership::leave::{self, LeaveStep};
@@ -30,8 +30,7 @@ impl World {
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),
             BootDecision::Reset { .. } => will(Act::Reset),
-            BootDecision::Wait(Wait::MajorityGone { replicas, .. }) => Process::Waits(Some(replicas as u8)),
-            BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits(None),
+            BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
             BootDecision::RunOnSqlite | BootDecision::Import { .. } => unreachable!("embedded etcd without a store"),
         };
         self.stop_etcd(o, process);
@@ -40,7 +39,10 @@ impl World {
     pub(crate) fn act(&mut self, c: &Config, o: usize, late: bool) {
         let Process::Will(act) = std::mem::take(&mut self.pods[o].process) else { return };
         match act {
-            Act::Start => self.pods[o].process = Process::Etcd,
+            Act::Start => {
+                self.pods[o].process = Process::Etcd;
+                self.volumes[o].notes.set_aside = None;
+            }
             Act::Form => {
                 let fresh = c.rules.on(Rule::FreshToken);
                 let (cluster, id) = if fresh { (self.next_cluster, self.next_id) } else { (1, 1) };
@@ -48,13 +50,16 @@ impl World {
                 self.next_id = self.next_id.max(id + 1);
                 // Documented: without a host API a lone pod's lost volume cannot be told from a first start.
                 let alone = (0..self.pods.len()).all(|p| p == o || !self.pods[p].exists);
-                if !c.host && (alone || self.volumes.iter().all(|v| v.dir.is_none())) {
+                let empty = |d: &Dir| d.log.is_empty();
+                let excused = alone || self.volumes.iter().all(|v| v.dir.as_ref().is_none_or(empty));
+                if !c.host && excused && self.volumes[o].notes.set_aside.is_none() {
+                    self.anew |= self.acked != 0;
                     self.acked = 0;
                 }
                 let log = vec![Entry { term: 1, op: Op::Found(id, o as u8) }];
                 self.volumes[o].notes.forming = true;
                 self.volumes[o].dir = Some(Dir { cluster, member: id, term: 1, log, commit: 1 });
-                self.pods[o].process = Process::Waits(None);
+                self.pods[o].process = Process::Waits;
             }
             Act::Write(write, note) => {
                 if note == Note::Forming {
@@ -65,7 +70,7 @@ impl World {
                         self.late = Some(write);
                         return;
                     }
-                    if !self.host_up || !self.swap(&write) {
+                    if !self.host_up || self.marker_hidden || !self.swap(&write) {
                         return;
                     }
                 }
@@ -100,11 +105,11 @@ impl World {
                 dir.commit = dir.log.len();
             }
             Act::Join(replace) => {
-                let cluster = self.server(None).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
+                let cluster = self.server_for(o, None).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
                 self.volumes[o].notes.set_aside = self.volumes[o].notes.set_aside.or(cluster);
                 self.pods[o].process = Process::Will(Act::Join(replace));
-                let Some(server) = self.server(None) else {
-                    self.pods[o].process = Process::Waits(None);
+                let Some(server) = self.server_for(o, None) else {
+                    self.pods[o].process = Process::Waits;
                     return;
                 };
                 let Some(dir) = self.dir(server) else { return };
@@ -112,11 +117,33 @@ impl World {
                 if let Some(peer) = listed.filter(|p| Some(p.id) != replace) {
                     let joined = Dir { cluster: dir.cluster, member: peer.id, term: 0, log: Vec::new(), commit: 0 };
                     self.volumes[o].dir = Some(joined);
-                    self.volumes[o].notes.set_aside = None;
                     self.pods[o].process = Process::Etcd;
                 }
             }
         }
+    }
+
+    pub(crate) fn tell_to_stop(&mut self, o: usize) {
+        self.pods[o].terminating = true;
+        if !matches!(self.pods[o].process, Process::Etcd) {
+            self.pods[o] = Pod::default();
+        }
+    }
+
+    /// Nothing runs: the seed's volume gets a new cluster with the first write, in the place of the old one.
+    pub(crate) fn restore(&mut self) {
+        let Some(old) = self.dir(0).map(|d| ClusterId(d.cluster.into())) else { return };
+        let (cluster, id) = (self.next_cluster, self.next_id);
+        (self.next_cluster, self.next_id) = (cluster + 1, id + 1);
+        let log = vec![Entry { term: 1, op: Op::Found(id, 0) }, Entry { term: 1, op: Op::Write(0) }];
+        let notes = Notes { superseded: vec![old], ..Notes::default() };
+        self.volumes[0].dir = Some(Dir { cluster, member: id, term: 1, log, commit: 2 });
+        self.volumes[0].notes = notes;
+        self.acked = 1;
+        self.marker = self.marker.take().map(|marker: Marker| {
+            let seen = MarkerSeen { version: marker.writes.to_string(), marker };
+            seen.superseding(old, ClusterId(cluster.into())).marker
+        });
     }
 
     /// A compare-and-swap of the marker.
@@ -143,7 +170,12 @@ impl World {
                     self.lead(to, term + 1, &[o, to]);
                 }
             }
-            LeaveStep::AskRemoval => self.pods[o].asks_to_leave = true,
+            LeaveStep::AskRemoval => {
+                if o < usize::from(if c.host { self.desired } else { self.values }) && (self.host_up || !c.host) {
+                    self.bad_step = Some("a wanted pod asks to leave");
+                }
+                self.pods[o].asks_to_leave = true;
+            }
             LeaveStep::Wait(_) => {}
             LeaveStep::StopEtcd => self.stop_etcd(o, Process::Stopped),
             LeaveStep::SetAside => {

@@ -5,7 +5,9 @@ use crate::world::World;
 
 impl World {
     pub(crate) fn reaches(&self, cluster: u8, from: u8, id: u8) -> Option<usize> {
-        self.runner(cluster, id).filter(|o| self.dir(*o).is_some_and(|d| !d.removed().contains(&from)))
+        let asks = self.runner(cluster, from);
+        let reached = |o: &usize| asks.is_none_or(|asks| !self.apart(asks, *o));
+        self.runner(cluster, id).filter(reached).filter(|o| self.dir(*o).is_some_and(|d| !d.removed().contains(&from)))
     }
 
     /// Whether this pod leads and answers linearizable reads.
@@ -23,6 +25,18 @@ impl World {
             && dir.log[dir.commit - 1].term == term
     }
 
+    /// A pod that serves this cluster, or any, and that this pod can ask.
+    pub fn server_for(&self, o: usize, cluster: Option<u8>) -> Option<usize> {
+        self.server(cluster).filter(|s| !self.apart(o, *s))
+    }
+
+    /// Whether this pod's etcd, which runs, answers linearizable reads. A removed member's does not: it ends.
+    pub fn answers(&self, o: usize) -> bool {
+        let Some(dir) = self.dir(o) else { return false };
+        let server = self.server_for(o, Some(dir.cluster)).and_then(|s| self.dir(s));
+        server.is_some_and(|server| server.peers().iter().any(|p| p.id == dir.member))
+    }
+
     pub fn server(&self, cluster: Option<u8>) -> Option<usize> {
         (0..self.pods.len())
             .find(|o| self.serves(*o) && cluster.is_none_or(|c| self.dir(*o).is_some_and(|d| d.cluster == c)))
@@ -37,7 +51,7 @@ impl World {
 
     pub(crate) fn elect(&mut self, o: usize) -> Option<()> {
         let dir = self.dir(o).filter(|_| self.runs(o))?.clone();
-        // No partitions: while a leader of the cluster can serve, nobody stands for election.
+        // While a leader of the cluster can serve, nobody stands for election: whoever is cut off finds no votes.
         if (0..self.pods.len()).any(|l| {
             self.pods[l].leads.is_some()
                 && self.dir(l).is_some_and(|d| {
@@ -84,10 +98,21 @@ impl World {
         let known = leader.peers().iter().any(|p| p.id == follower.member);
         if follower.cluster != leader.cluster
             || !known
-            || follower.term > term
             || follower.removed().contains(&leader.member)
+            || self.apart(l, f)
         {
             return None;
+        }
+        if follower.term > term {
+            // It learns of the newer term, and steps down.
+            let newer = follower.term;
+            self.volumes[l].dir.as_mut()?.term = newer;
+            self.pods[l].leads = None;
+            return Some(());
+        }
+        if leader.log.get(..follower.commit) != Some(&follower.log[..follower.commit]) {
+            self.bad_step = Some("has let an entry be taken for committed that was not");
+            return Some(());
         }
         self.pods[f].leads = None;
         let dir = self.volumes[f].dir.as_mut()?;

@@ -1,8 +1,8 @@
 //! The state: volumes, pods, members, the marker, and what is on its way.
 
-use crate::boot::{Marker, MarkerWrite, Notes};
+use crate::boot::{Marker, MarkerPhase, MarkerWrite, Notes, Stopped};
 use crate::etcd::{Dir, Entry, Op};
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, MemberId};
 use crate::membership::ready::PodManagement;
 use crate::observe;
 use crate::rules::Rules;
@@ -18,6 +18,14 @@ pub struct Budget {
     pub late: u8,
     pub host: u8,
     pub marker: u8,
+    /// Wanted pods that are told to stop, as a rolling update or an eviction does.
+    pub stops: u8,
+    /// Pods that are cut off from all others for a while; the host API and DNS still answer them.
+    pub cuts: u8,
+    /// Times that the marker alone cannot be read.
+    pub hides: u8,
+    /// Snapshots of the first write that are restored into the seed's volume, nothing running.
+    pub restores: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -28,11 +36,28 @@ pub struct Config {
     pub policy: PodManagement,
     pub rules: Rules,
     pub budget: Budget,
-    /// Replicas at first; a cluster of them runs already if `running`.
+    /// Replicas at first.
     pub desired: u8,
-    pub running: bool,
+    pub start: Start,
     /// The replica counts that may be scaled to.
     pub scale_to: &'static [u8],
+    /// Expected: without a host API a lone volume was lost, formed anew, and then an older one came back.
+    pub hole: bool,
+    /// Nobody's grace is too short, and everything is to end well without anybody's help.
+    pub graceful: bool,
+}
+
+/// What there is at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing.
+    Nothing,
+    /// A cluster of all replicas.
+    Running,
+    /// The same, with zero replicas: each voter has noted its last entry.
+    Paused,
+    /// Pods of another program, which are to be rolled out of the way.
+    OtherProgram,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -49,7 +74,9 @@ pub enum Process {
     /// Booting, and about to do this.
     Will(Act),
     /// Starts nothing, or has exited for good with a remedy; decides again.
-    Waits(Option<u8>),
+    Waits,
+    /// Another program, which says nothing.
+    Other,
     /// etcd runs, and listens to its peers.
     Etcd,
     /// Told to stop, etcd stopped.
@@ -92,6 +119,12 @@ pub struct World {
     pub desired: u8,
     pub values: u8,
     pub host_up: bool,
+    /// The host API answers, but for the marker.
+    pub marker_hidden: bool,
+    /// The pod that is cut off.
+    pub cut: Option<usize>,
+    /// A lone volume was lost and formed anew although there had been data.
+    pub anew: bool,
     pub marker: Option<Marker>,
     pub late: Option<MarkerWrite>,
     pub acked: u8,
@@ -110,6 +143,9 @@ impl World {
             desired: c.desired,
             values: c.desired.max(1),
             host_up: true,
+            marker_hidden: false,
+            cut: None,
+            anew: false,
             marker: None,
             late: None,
             acked: 0,
@@ -119,7 +155,13 @@ impl World {
             budget: c.budget,
             bad_step: None,
         };
-        if c.running {
+        if c.start == Start::OtherProgram {
+            for o in 0..usize::from(c.desired) {
+                w.volumes[o].claim = true;
+                w.pods[o] = Pod { exists: true, process: Process::Other, ..Pod::default() };
+            }
+        }
+        if matches!(c.start, Start::Running | Start::Paused) {
             let n = c.desired;
             let mut log = vec![Entry { term: 1, op: Op::Found(1, 0) }, Entry { term: 1, op: Op::Write(0) }];
             for o in 1..n {
@@ -133,7 +175,16 @@ impl World {
             }
             w.pods[0].leads = Some(1);
             (w.acked, w.next_write, w.next_id, w.next_cluster) = (1, 1, n + 1, 2);
-            w.marker = c.host.then(|| Marker::new(crate::boot::MarkerPhase::Formed(ClusterId(1))));
+            w.marker = c.host.then(|| Marker::new(MarkerPhase::Formed(ClusterId(1))));
+        }
+        if c.start == Start::Paused {
+            w.desired = 0;
+            w.pods = vec![Pod::default(); c.pods];
+            for volume in w.volumes.iter_mut().filter(|_| c.host) {
+                let (Some(dir), Some(marker)) = (&volume.dir, &mut w.marker) else { continue };
+                volume.notes.stopped = true;
+                marker.stopped.push(Stopped { member: MemberId(dir.member.into()), last: dir.position() });
+            }
         }
         w
     }
@@ -154,6 +205,11 @@ impl World {
     pub(crate) fn stop_etcd(&mut self, o: usize, to: Process) {
         self.pods[o].process = to;
         self.pods[o].leads = None;
+    }
+
+    /// Whether two pods cannot reach each other.
+    pub fn apart(&self, a: usize, b: usize) -> bool {
+        a != b && (self.cut == Some(a) || self.cut == Some(b))
     }
 
     pub fn ready(&self, c: &Config, o: usize) -> bool {

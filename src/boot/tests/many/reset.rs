@@ -201,3 +201,14 @@ fn what_was_noted_at_a_stop_is_taken_back_before_the_start() {
     f.marker = Known::Unknown("timeout".into());
     expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::StopWithdrawn);
 }
+
+#[test]
+fn a_joiner_that_has_received_nothing_is_told_to_start_those_with_the_data() {
+    let mut f = voter_of(&[0]);
+    *log(&mut f) = LogFact { last: at(0, 0), role: Role::Learner, voters: 0, others: vec![] };
+    let BootDecision::Start { warnings, .. } = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert_eq!(warnings.last(), Some(&Warning::NoQuorum(Wait::NobodyToJoin(MINE))));
+    f.members = list(&[0, 1]);
+    let BootDecision::Start { warnings, .. } = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert!(!warnings.iter().any(|warning| matches!(warning, Warning::NoQuorum(_))));
+}

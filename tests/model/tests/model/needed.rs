@@ -1,0 +1,164 @@
+//! No rule is idle: switched off, each makes a scenario fail that holds with it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use syncer_model::explore::{Outcome, explore, walk};
+use syncer_model::rules::{Rule, Rules};
+use syncer_model::world::Config;
+
+use crate::{broad, targeted};
+
+/// How a scenario is searched.
+#[derive(Clone, Copy, Debug)]
+enum Search {
+    /// So many generated states, breadth first.
+    States(usize),
+    /// So many random walks, each let heal at its end.
+    Walks(u64),
+}
+use Search::{States, Walks};
+
+/// A rule, the scenario that fails without it, and the search that finds that. Where another rule guards the same, that
+/// one is off too: the scenario then holds as long as the first is on.
+struct Needed {
+    rule: Rule,
+    backed_by: &'static [Rule],
+    scenario: &'static str,
+    search: Search,
+}
+
+const fn needed(rule: Rule, scenario: &'static str, search: Search) -> Needed {
+    Needed { rule, backed_by: &[], scenario, search }
+}
+
+const fn backed(rule: Rule, backed_by: &'static [Rule], scenario: &'static str, search: Search) -> Needed {
+    Needed { rule, backed_by, scenario, search }
+}
+
+/// By the model.
+const NEEDED: &[Needed] = &[
+    needed(Rule::SeedForms, "three, first start", Walks(1_500)),
+    needed(Rule::FreshToken, "two, one, lost once", States(300_000)),
+    needed(Rule::FormedOnce, "two, marker and volume lost", Walks(1_500)),
+    backed(Rule::HostAnswers, &[Rule::FormedBeforeServing], "one, lost, host away", States(100_000)),
+    needed(Rule::ClaimsAnswer, "two, marker and volume lost", States(40_000)),
+    needed(Rule::PeersSayEmpty, "two, marker and volume lost", States(40_000)),
+    needed(Rule::MarkerRestored, "one, marker lost", Walks(1_500)),
+    needed(Rule::FormedBeforeServing, "two, first start", States(60_000)),
+    needed(Rule::FormingNoted, "two, first start", Walks(3_000)),
+    needed(Rule::LinearizableProof, "three, lost and killed", Walks(1_500)),
+    needed(Rule::OneCluster, "two, first start", Walks(1_500)),
+    needed(Rule::SetAsideNeverForms, "two, lost, to one, no host", States(150_000)),
+    needed(Rule::ReplaceListed, "three, lost, then killed", States(1_500_000)),
+    needed(Rule::AskLeader, "two, marker and volume lost", States(40_000)),
+    needed(Rule::OneLearner, "three, first start", States(40_000)),
+    needed(Rule::CaughtUpPromotes, "two, marker and volume lost", States(40_000)),
+    needed(Rule::Superseded, "three, restored in parallel", Walks(1_500)),
+    needed(Rule::Serving, "one, lost, host away", Walks(100)),
+    needed(Rule::ReadyToBeJoined, "two, paused, in order", Walks(1_500)),
+    needed(Rule::ReadyForRollout, "another program, rolled", Walks(100)),
+    needed(Rule::OneWriter, "three, first start", States(40_000)),
+    needed(Rule::QuorumKept, "three to one", States(40_000)),
+    needed(Rule::FreshDesired, "two to one and back, host away", States(40_000)),
+    needed(Rule::GoneOrLeaving, "two, lost, to one", States(40_000)),
+    needed(Rule::NeverAddSurplus, "two, lost, to one", States(40_000)),
+    needed(Rule::LeaveFirst, "two to one, no host", Walks(100)),
+    needed(Rule::StopOnly, "two to one", States(40_000)),
+    needed(Rule::PauseKeeps, "two, paused", States(40_000)),
+    needed(Rule::ResetVoter, "three to one, in order", Walks(8_000)),
+    needed(Rule::ResetLossless, "three to one", Walks(1_500)),
+    needed(Rule::ResetNeeded, "two, a lost volume, no host", States(40_000)),
+    needed(Rule::ResetCommitsAll, "two, marker and volume lost", States(40_000)),
+    needed(Rule::ResetNamed, "three, resumed", Walks(1_500)),
+    needed(Rule::ResetFinished, "two, lost, to one", States(700_000)),
+    needed(Rule::DroppedNeverStarts, "two to one and back, lost", States(700_000)),
+    needed(Rule::LowestLeads, "two, marker and volume lost", Walks(1_500)),
+    needed(Rule::LeaderStays, "two, lost, to one", States(40_000)),
+];
+
+/// Rules about what the model has not (stores, certificates, the length of a grace), or that no search of it within these
+/// bounds has needed. A unit test shows what each one decides.
+const SHOWN_ELSEWHERE: &[(Rule, &str, &str)] = &[
+    (
+        Rule::DamagedReplaced,
+        "boot/tests/many/join.rs",
+        "a_damaged_data_dir_is_replaced_where_a_quorum_of_the_others_lists_its_member",
+    ),
+    (Rule::StoreOfSeed, "boot/tests/many/form.rs", "a_second_store_is_refused_on_both_pods"),
+    (Rule::EvictStalled, "membership/tests.rs", "a_learner_without_progress_is_evicted"),
+    (Rule::ReadyWhileWaiting, "membership/ready.rs", "each_rule_makes_a_pod_ready_and_its_absence_does_not"),
+    (Rule::ReadySurplus, "membership/ready.rs", "each_rule_makes_a_pod_ready_and_its_absence_does_not"),
+    (Rule::SharedCa, "boot/tests/many/join.rs", "joining_needs_one_shared_ca_and_starting_does_not"),
+    (Rule::SurplusFirst, "membership/tests.rs", "who_is_wanted_stays_until_those_who_are_not_have_left"),
+    (Rule::ResetByHost, "boot/tests/many/reset.rs", "without_a_host_api_scaling_to_one_never_resets"),
+    (Rule::ResetAlone, "boot/tests/many/reset.rs", "a_begun_reset_is_not_finished_while_others_serve_the_cluster"),
+    (Rule::StopWithdrawn, "boot/tests/many/reset.rs", "what_was_noted_at_a_stop_is_taken_back_before_the_start"),
+    (Rule::Settings, "boot/tests.rs", "each_refusal_has_its_facts"),
+    (Rule::StartAsIs, "boot/tests.rs", "a_formed_cluster_starts_and_never_imports_a_store_beside_it"),
+    (Rule::JournalTrue, "boot/tests.rs", "an_uncommitted_import_is_done_anew_whatever_stands_in_the_data_dir"),
+];
+
+fn search(c: &Config, search: Search) -> Outcome {
+    match search {
+        States(limit) => explore(c, limit),
+        Walks(walks) => walk(c, walks),
+    }
+}
+
+#[test]
+fn each_rule_switched_off_makes_the_model_fail() {
+    let mut idle = Vec::new();
+    for Needed { rule, backed_by, scenario, search: how } in NEEDED {
+        let c = targeted().into_iter().chain(broad()).find(|c| c.name == *scenario).expect(scenario);
+        if !backed_by.is_empty() {
+            let with = search(&Config { rules: Rules::without(backed_by), ..c.clone() }, *how);
+            assert!(with.broken.is_none(), "{scenario} fails without {backed_by:?} alone: {:?}", with.broken);
+        }
+        let off: Vec<_> = backed_by.iter().copied().chain([*rule]).collect();
+        let o = search(&Config { rules: Rules::without(&off), ..c }, *how);
+        let Some((why, _)) = &o.broken else {
+            idle.push((rule, scenario, how));
+            continue;
+        };
+        let why: String = why.chars().take(60).collect();
+        let found = if o.healed > 0 { format!("{} walks", o.healed) } else { format!("{} states", o.unique) };
+        println!("without {:34} \"{scenario}\" after {found}: {why}", format!("{off:?}"));
+    }
+    assert!(idle.is_empty(), "not needed: {idle:?}");
+}
+
+/// The scenarios hold with every rule on, as far as the table searches them.
+#[test]
+fn each_of_their_scenarios_holds_with_every_rule() {
+    if std::env::var_os("SYNCER_QUICK").is_some() {
+        return;
+    }
+    let mut furthest = std::collections::BTreeMap::new();
+    for row in NEEDED {
+        let (states, walks) = furthest.entry(row.scenario).or_insert((0, 0));
+        match row.search {
+            States(limit) => *states = limit.max(*states),
+            Walks(count) => *walks = count.max(*walks),
+        }
+    }
+    for (scenario, (states, walks)) in furthest {
+        let c = targeted().into_iter().chain(broad()).find(|c| c.name == scenario).expect(scenario);
+        let broken = walk(&c, walks).broken.or_else(|| if states > 0 { explore(&c, states).broken } else { None });
+        assert!(broken.is_none(), "{scenario}: {broken:?}");
+    }
+}
+
+#[test]
+fn each_rule_is_shown_in_exactly_one_place() {
+    let by_model: Vec<_> = NEEDED.iter().map(|row| row.rule).collect();
+    let elsewhere: Vec<_> = SHOWN_ELSEWHERE.iter().map(|(rule, ..)| *rule).collect();
+    let mut shown: Vec<_> = by_model.iter().chain(&elsewhere).copied().collect();
+    shown.sort();
+    assert_eq!(shown, Rule::ALL.iter().copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    for (rule, file, test) in SHOWN_ELSEWHERE {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../src").join(file);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(text.contains(&format!("fn {test}()")), "{rule:?}: {file} has no test {test}");
+    }
+}
