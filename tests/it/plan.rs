@@ -8,11 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::statefulset_box::protocol::Policy;
 use crate::support::pod::TestPod;
 use crate::support::statefulset::TestBox;
-use crate::support::{part, poll, syncer};
-
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
+use crate::support::{golden, part, poll, repository, syncer};
 
 fn plan(args: &[&str]) -> Output {
     Command::new(syncer()).arg("plan").args(args).env_clear().output().unwrap()
@@ -26,18 +22,6 @@ fn printed(args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Compares with `tests/golden/plan/NAME`; `SYNCER_BLESS=1` writes it instead.
-#[track_caller]
-fn golden(name: &str, got: &str) {
-    let file = repository("tests/golden/plan").join(name);
-    if std::env::var_os("SYNCER_BLESS").is_some() {
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, got).unwrap();
-    }
-    let want = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}; SYNCER_BLESS=1", file.display()));
-    assert!(got == want, "{} differs (SYNCER_BLESS=1 writes it):\n--- want\n{want}--- got\n{got}", file.display());
-}
-
 #[test]
 fn facts_from_a_file_give_the_decision_and_its_rule() {
     let mut count = 0;
@@ -45,9 +29,9 @@ fn facts_from_a_file_give_the_decision_and_its_rule() {
         let file = entry.unwrap().path();
         let name = file.file_stem().unwrap().to_str().unwrap();
         let facts = format!("--facts={}", file.display());
-        golden(&format!("{name}.txt"), &printed(&[&facts]));
+        golden(&format!("plan/{name}.txt"), &printed(&[&facts]));
         let json = printed(&[&facts, "-o", "json"]);
-        golden(&format!("{name}.json"), &json);
+        golden(&format!("plan/{name}.json"), &json);
         // Its facts are facts again, and lead to the same.
         let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
         let dir = tempfile::tempdir().unwrap();

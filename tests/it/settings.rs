@@ -1,33 +1,16 @@
 //! Whole values files of both chart generations, through the real binary: `syncer config` says what they mean.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use crate::support::pod::{TestPod, child_running};
-use crate::support::{poll, syncer};
+use crate::support::{golden, poll, repository, syncer};
 
 /// `syncer config` in an environment of its own.
 fn config(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let out = Command::new(syncer()).arg("config").args(args).env_clear().envs(env.iter().copied()).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (out.status.code(), text(out.stdout), text(out.stderr))
-}
-
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// Compares with `tests/golden/config/NAME.txt`; `SYNCER_BLESS=1` writes it instead.
-#[track_caller]
-fn golden(name: &str, got: &str) {
-    let file = repository(&format!("tests/golden/config/{name}.txt"));
-    if std::env::var_os("SYNCER_BLESS").is_some() {
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, got).unwrap();
-    }
-    let want = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}; SYNCER_BLESS=1", file.display()));
-    assert!(got == want, "{} differs (SYNCER_BLESS=1 writes it):\n--- want\n{want}--- got\n{got}", file.display());
 }
 
 #[test]
@@ -58,7 +41,7 @@ fn whole_values_files_mean_what_they_say() {
         let out = out.replace(file.to_str().unwrap(), "VALUES");
         let out = out.replace(syncer().parent().unwrap().to_str().unwrap(), "HERE");
         let out: String = out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ") + "\n").collect();
-        golden(name, &out);
+        golden(&format!("config/{name}.txt"), &out);
     }
 }
 

@@ -15,7 +15,7 @@ pub mod populate;
 pub mod processes;
 pub mod statefulset;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The file of a real program built by `scripts/parts`.
@@ -30,6 +30,23 @@ pub fn part(name: &str) -> PathBuf {
 /// The `syncer` binary under test, built by Cargo with this test binary.
 pub fn syncer() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_syncer"))
+}
+
+/// A file of this repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Compares with `tests/golden/NAME`; `SYNCER_BLESS=1` writes it instead.
+#[track_caller]
+pub fn golden(name: &str, got: &str) {
+    let file = repository("tests/golden").join(name);
+    if std::env::var_os("SYNCER_BLESS").is_some() {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, got).unwrap();
+    }
+    let want = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}; SYNCER_BLESS=1", file.display()));
+    assert!(got == want, "{} differs (SYNCER_BLESS=1 writes it):\n--- want\n{want}--- got\n{got}", file.display());
 }
 
 /// Polls `probe` every 20 ms until it gives a value; panics with `what` after `deadline`.
