@@ -94,8 +94,13 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
-    let servers = distro::specs(&settings, &backend, &prepared).map_err(prepare::usage)?;
+    let specs = |settings: &Settings| distro::specs(settings, &backend, &prepared).map_err(prepare::usage);
+    let servers = specs(&settings)?;
     prepare::check_programs(&settings, &servers)?;
+    let mut among_others = settings.clone();
+    among_others.etcd.replicas = among_others.etcd.replicas.max(2);
+    let mut companions = specs(&among_others)?;
+    companions.retain(|spec| matches!(spec.role, Role::ControllerManager | Role::Scheduler));
     let pki = ensure(&settings, &disk, OffsetDateTime::now_utc())?;
     for warning in &pki.warnings {
         tracing::warn!("{warning}");
@@ -135,15 +140,21 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let (now, wanted) = wanted::follow(files, host.as_ref());
     let etcd = version.map(|version| (etcd, version));
     let pod = Pod { settings, loader, now, pki, disk, lock, etcd, own, surveyor, host, health };
-    let result = Box::pin(live(&pod, &servers, &mut stop)).await;
+    let result = Box::pin(live(&pod, &servers, &companions, &mut stop)).await;
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
     tasks.into_iter().flatten().for_each(|task| task.abort());
     drop(wanted);
     result
 }
 
-/// Boots and runs, and boots again when what has started turns out not to be what should run.
-async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyhow::Result<()> {
+/// Boots and runs, and boots again when what has started turns out not to be what should run. `companions`: the API
+/// server's, as they are run where there are other pods.
+async fn live(
+    pod: &Pod,
+    servers: &[ChildSpec],
+    companions: &[ChildSpec],
+    stop: &mut StopSignals,
+) -> anyhow::Result<()> {
     let settings = &pod.settings;
     let mut rounds = Backoff::default();
     loop {
@@ -186,6 +197,7 @@ async fn live(pod: &Pod, servers: &[ChildSpec], stop: &mut StopSignals) -> anyho
                 stopped.inspect_err(|error| boot::note_damage(pod, error))?
             }
             never = follow_settings(pod, &control) => match never {},
+            never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
             never = leader::look_after(pod) => match never {},
             never = stop::departure(pod, told, &control, &ends_by) => match never {},
@@ -240,6 +252,20 @@ async fn follow_settings(pod: &Pod, control: &supervise::Control) -> Infallible 
         runs_by = new;
         if changed.changed().await.is_err() {
             break;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Has the companions elect a leader from the moment at which there are to be other pods, before the others' come up: a
+/// controller-manager that was started as the only one would act beside theirs. Not taken back. Never ends.
+async fn elect_leaders(pod: &Pod, companions: &[ChildSpec], control: &supervise::Control) -> Infallible {
+    let mut now = pod.now.clone();
+    if now.wait_for(|settings| settings.etcd.replicas > 1).await.is_ok() {
+        for spec in companions {
+            if !control.replace(spec.clone()) {
+                tracing::warn!(child = spec.role.name(), "it does not elect a leader before this pod's restart");
+            }
         }
     }
     std::future::pending().await

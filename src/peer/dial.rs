@@ -21,6 +21,10 @@ use crate::settings::Settings;
 /// One question and its answer.
 pub const DEADLINE: Duration = Duration::from_millis(1500);
 
+/// To be connected, which takes the other's kernel a moment. Where a pod has been, often nobody answers any more, and a pod
+/// that leaves must not wait long for one that has just left.
+const CONNECTED: Duration = Duration::from_millis(400);
+
 /// A pod that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -95,7 +99,8 @@ impl Dial {
     }
 
     async fn connect(&self, pod: &Pod, port: u16) -> anyhow::Result<TlsStream<TcpStream>> {
-        let tcp = TcpStream::connect((pod.address, port)).await.context("connect")?;
+        let tcp = tokio::time::timeout(CONNECTED, TcpStream::connect((pod.address, port))).await;
+        let tcp = tcp.context("connect: no answer in time")?.context("connect")?;
         let name = ServerName::try_from(pod.host.clone()).context("use its name")?;
         tokio_rustls::TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp).await.context("speak TLS")
     }

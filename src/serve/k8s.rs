@@ -16,6 +16,9 @@ const SQLITE_PARAMETERS: &str = "_journal=WAL&cache=shared&_busy_timeout=30000&_
 /// kine finishes its transaction and stops at once; it has no connections worth waiting for.
 const KINE_STOP_GRACE: Duration = Duration::from_secs(3);
 
+/// With open watches it does not end by itself for a minute; without, requests in flight are answered within this time.
+const APISERVER_STOP_GRACE: Duration = Duration::from_secs(2);
+
 pub(super) fn specs(settings: &Settings, backend: &Backend) -> Result<Vec<ChildSpec>, SpecError> {
     let (apiserver, datastore) = apiserver(settings, backend)?;
     let mut specs = Vec::new();
@@ -74,6 +77,7 @@ fn apiserver(settings: &Settings, backend: &Backend) -> Result<(ChildSpec, Datas
     flags.add_missing("secure-port", port.to_string());
     let mut spec = child(Role::ApiServer, program, flags.0);
     spec.ready = readyz(port);
+    spec.stop_grace = APISERVER_STOP_GRACE;
     Ok((spec, datastore))
 }
 

@@ -13,6 +13,7 @@ use crate::support::poll;
 use crate::support::statefulset::TestBox;
 
 mod alone;
+mod apiservers;
 mod damage;
 mod joining;
 mod upgrade;

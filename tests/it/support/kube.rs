@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -54,13 +55,23 @@ pub struct Kube {
 impl Kube {
     /// As the current context of a kubeconfig says.
     pub fn from_kubeconfig(file: &Path) -> Result<Kube> {
+        Kube::of(file, None)
+    }
+
+    /// The same with another server, such as a forwarded one.
+    pub fn through(file: &Path, server: SocketAddr) -> Result<Kube> {
+        Kube::of(file, Some(format!("https://{server}")))
+    }
+
+    fn of(file: &Path, server: Option<String>) -> Result<Kube> {
         let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
         let config: Value = serde_yaml::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
         let context = entry(&config, "contexts", "context", config["current-context"].as_str())?;
         let cluster = entry(&config, "clusters", "cluster", context["cluster"].as_str())?;
         let user = entry(&config, "users", "user", context["user"].as_str())?;
         let folder = file.parent().unwrap_or(Path::new("."));
-        let server = cluster["server"].as_str().context("the cluster has no server")?;
+        let named = cluster["server"].as_str().context("the cluster has no server")?;
+        let server = server.as_deref().unwrap_or(named);
         let ca = bytes_of(&cluster, "certificate-authority", folder)?;
         let identity = match (bytes_of(&user, "client-certificate", folder)?, bytes_of(&user, "client-key", folder)?) {
             (Some(cert), Some(key)) => Some((cert, key)),

@@ -88,6 +88,14 @@ impl TestBox {
         })
     }
 
+    /// As [`TestBox::syncer`], each with a real kube-apiserver and kube-controller-manager.
+    pub fn kubernetes(replicas: u32, policy: Policy) -> TestBox {
+        let binaries = part("kube-apiserver").parent().expect("a program is in a folder").to_owned();
+        TestBox::syncer_with(replicas, policy, |config| {
+            config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=k8s".to_owned()] };
+        })
+    }
+
     /// As [`TestBox::syncer`], in a real host cluster whose controllers decide.
     pub fn hosted(replicas: u32, policy: Policy) -> TestBox {
         let binaries = part("etcd").parent().expect("a program is in a folder").to_owned();
