@@ -25,6 +25,15 @@ pub const BUCKET_MEMBERS: &str = "members";
 /// IDs of members that were removed and must not come back.
 pub const BUCKET_MEMBERS_REMOVED: &str = "members_removed";
 
+/// Whether authentication is on.
+pub const BUCKET_AUTH: &str = "auth";
+/// Users.
+pub const BUCKET_AUTH_USERS: &str = "authUsers";
+/// Roles.
+pub const BUCKET_AUTH_ROLES: &str = "authRoles";
+
+/// In `auth`: one byte, 1 where it is on.
+pub const AUTH_ENABLED: &[u8] = b"authEnabled";
 /// In `meta`: the raft index up to which the backend holds everything, u64 big endian.
 pub const META_CONSISTENT_INDEX: &[u8] = b"consistent_index";
 /// In `meta`: the raft term of that index, u64 big endian.

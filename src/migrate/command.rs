@@ -11,6 +11,7 @@ use super::commit::{finish, with_suffix};
 use super::convert::DEFAULT_REQUEST_BYTES;
 use super::estimate::{Estimate, estimate};
 use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
+use super::origin::Origin;
 use super::progress::Show;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
@@ -21,7 +22,9 @@ use crate::record_file::unix_seconds;
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it.
+    /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it; datadir:PATH, the data
+    /// dir of an etcd that was stopped and is its cluster's only member; snapshot:PATH, a file that `etcdctl snapshot
+    /// save` wrote.
     #[arg(long, value_name = "KIND:PLACE")]
     pub from: Place,
     /// What to make: datadir:PATH, a new data dir of etcd with a single member.
@@ -72,6 +75,8 @@ pub enum Place {
     Sqlite(PathBuf),
     /// A data dir of etcd.
     Datadir(PathBuf),
+    /// A file that holds etcd's backend.
+    Snapshot(PathBuf),
     /// A running etcd.
     Etcd(String),
 }
@@ -84,8 +89,9 @@ impl FromStr for Place {
             Some((_, "")) => Err("nothing stands behind the colon".to_owned()),
             Some(("sqlite", path)) => Ok(Place::Sqlite(path.into())),
             Some(("datadir", path)) => Ok(Place::Datadir(path.into())),
+            Some(("snapshot", path)) => Ok(Place::Snapshot(path.into())),
             Some(("etcd", url)) => Ok(Place::Etcd(url.to_owned())),
-            _ => Err("must be sqlite:PATH, datadir:PATH or etcd:URL".to_owned()),
+            _ => Err("must be sqlite:PATH, datadir:PATH, snapshot:PATH or etcd:URL".to_owned()),
         }
     }
 }
@@ -93,22 +99,28 @@ impl FromStr for Place {
 /// Runs the command; gives what is to be written to standard output.
 pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     let (source, target) = match (&args.from, &args.to) {
-        (Place::Sqlite(source), Place::Datadir(target)) => (source.clone(), target.clone()),
+        (Place::Sqlite(source), Place::Datadir(target)) => (Origin::Sqlite(absolute(source)?), target),
+        (Place::Datadir(source), Place::Datadir(target)) => (Origin::Datadir(absolute(source)?), target),
+        (Place::Snapshot(source), Place::Datadir(target)) => (Origin::Snapshot(absolute(source)?), target),
         (from, to) => {
             return Err(refuse(
                 Exit::Usage,
                 format!("moving {} to {} is not in this release", from.kind(), to.kind()),
-                "it moves sqlite:PATH to datadir:PATH",
+                "it moves sqlite:PATH, datadir:PATH and snapshot:PATH to datadir:PATH",
             ));
         }
     };
-    let (source, target) = (absolute(&source)?, absolute(&target)?);
+    if args.rename_source && !matches!(source, Origin::Sqlite(_)) {
+        let what = "--rename-source renames a state.db alone";
+        return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
+    }
+    let target = absolute(target)?;
     if let Some(folder) = target.parent().filter(|folder| !folder.is_dir()) {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
     }
     if args.dry_run {
-        let found = estimate(&source, &target, Show::Auto)?;
+        let found = estimate(disk, &source, &target, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
             Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
@@ -132,14 +144,14 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     };
     plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
     let finished = match plan.commit {
-        Commit::RenameSource => finish(disk, &plan.journal, &plan.source, unix_seconds())?,
+        Commit::RenameSource => finish(disk, &plan.journal, plan.source.path(), unix_seconds())?,
         Commit::KeepSource => finish_kept(disk, &plan)?,
     };
     if let Some(journal) = finished {
         return Ok(match args.output {
             Output::Text => format!(
                 "{} was imported to {} before; nothing is left to do\n",
-                plan.source.display(),
+                plan.source.path().display(),
                 plan.etcd_dir.display()
             ),
             Output::Json => format!("{:#}\n", json!({ "importedBefore": true, "journal": journal })),
@@ -157,6 +169,7 @@ impl Place {
         match self {
             Place::Sqlite(_) => "sqlite",
             Place::Datadir(_) => "datadir",
+            Place::Snapshot(_) => "snapshot",
             Place::Etcd(_) => "etcd",
         }
     }
@@ -207,7 +220,7 @@ fn outcome_text(plan: &ImportPlan, done: &ImportOutcome) -> String {
         done.keys,
         mib(done.bytes),
         done.revision,
-        plan.source.display(),
+        plan.source.path().display(),
         plan.etcd_dir.display(),
         done.duration.as_secs_f64(),
         done.hash,
@@ -223,7 +236,7 @@ fn outcome_text(plan: &ImportPlan, done: &ImportOutcome) -> String {
 
 fn outcome_json(plan: &ImportPlan, done: &ImportOutcome) -> Value {
     json!({
-        "source": plan.source,
+        "source": plan.source.path(),
         "target": plan.etcd_dir,
         "sourceRenamed": plan.commit == Commit::RenameSource,
         "revision": done.revision,

@@ -48,10 +48,36 @@ pub struct LiveKey<'a> {
     pub create_revision: Revision,
     /// The revision that last wrote it.
     pub mod_revision: Revision,
+    /// The place within the transaction that made that revision, from 0.
+    pub sub: i64,
     /// At least how many times it was written.
     pub version: i64,
+    /// What makes it expire.
+    pub lease: KeyLease,
+}
+
+/// What makes a key expire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyLease {
+    /// Nothing.
+    #[default]
+    None,
+    /// A time to live in seconds, as kine stores it; it becomes a lease.
+    Ttl(i64),
+    /// A lease of etcd's with the time to live that it was granted; 0 if etcd has no lease of this ID, and then the key
+    /// never expires.
+    Held(LeaseRecord),
+}
+
+impl KeyLease {
     /// The time to live that was granted, in seconds; 0 for ever.
-    pub ttl: i64,
+    pub const fn ttl(self) -> i64 {
+        match self {
+            KeyLease::None => 0,
+            KeyLease::Ttl(ttl) => ttl,
+            KeyLease::Held(lease) => lease.ttl,
+        }
+    }
 }
 
 /// Converts a live row. What had to be changed is counted in `warnings`.
@@ -77,8 +103,9 @@ pub fn convert<'a>(row: &Row<'a>, warnings: &mut Warnings) -> LiveKey<'a> {
         value: row.value,
         create_revision: Revision(create_revision),
         mod_revision: Revision(row.id),
+        sub: 0,
         version: if create_revision == row.id { 1 } else { 2 },
-        ttl,
+        lease: if ttl > 0 { KeyLease::Ttl(ttl) } else { KeyLease::None },
     }
 }
 
@@ -126,6 +153,15 @@ pub struct Warnings {
     /// been committed: a killed writer's was not.
     #[serde(default)]
     pub torn_wals: Count,
+    /// Keys attached to a lease that etcd does not know: they never expire.
+    #[serde(default)]
+    pub lost_leases: Count,
+    /// A snapshot file without the checksum that etcd puts at its end: a copy of a backend file.
+    #[serde(default)]
+    pub no_checksums: Count,
+    /// Users and roles of a store with authentication, which are left behind.
+    #[serde(default)]
+    pub auth: Count,
 }
 
 impl Warnings {
@@ -144,6 +180,9 @@ impl Warnings {
                 &self.torn_wals,
                 "-wal ends in a transaction that cannot be read and is left out, as a writer that was killed leaves it",
             ),
+            (&self.lost_leases, "keys are attached to leases that etcd does not know; they never expire"),
+            (&self.no_checksums, "file has no checksum at its end, so damage within values is not noticed"),
+            (&self.auth, "users and roles are left behind, with authentication"),
         ]
         .into_iter()
         .filter(|(count, _)| count.count > 0)
@@ -162,17 +201,25 @@ impl Warnings {
 pub struct LeaseAssigner {
     open: HashMap<i64, (i64, u32)>,
     leases: Vec<LeaseRecord>,
+    held: usize,
 }
 
 /// `sync` in the upper half of an ID, a number from 1 in the lower.
 const LEASE_ID_BASE: i64 = 0x7379_6e63 << 32;
 
 impl LeaseAssigner {
-    /// The lease for the next key with this time to live, 0 for none.
-    pub fn assign(&mut self, ttl: i64) -> i64 {
-        if ttl <= 0 {
-            return 0;
-        }
+    /// Goes on from leases that the source holds.
+    pub fn with(held: Vec<LeaseRecord>) -> Self {
+        LeaseAssigner { open: HashMap::new(), held: held.len(), leases: held }
+    }
+
+    /// The ID of the next key's lease, 0 for none.
+    pub fn assign(&mut self, lease: KeyLease) -> i64 {
+        let ttl = match lease {
+            KeyLease::Held(lease) => return lease.id,
+            KeyLease::Ttl(ttl) if ttl > 0 => ttl,
+            KeyLease::Ttl(_) | KeyLease::None => return 0,
+        };
         if let Some((id, keys)) = self.open.get_mut(&ttl)
             && *keys < KEYS_PER_LEASE
         {
@@ -182,13 +229,13 @@ impl LeaseAssigner {
         if self.open.len() >= MAX_OPEN_LEASES {
             self.open.clear();
         }
-        let id = LEASE_ID_BASE + 1 + self.leases.len() as i64;
+        let id = LEASE_ID_BASE + 1 + (self.leases.len() - self.held) as i64;
         self.open.insert(ttl, (id, 1));
         self.leases.push(LeaseRecord { id, ttl });
         id
     }
 
-    /// Every lease that was given out.
+    /// Every lease that was held or given out.
     pub fn into_leases(self) -> Vec<LeaseRecord> {
         self.leases
     }
@@ -243,7 +290,7 @@ mod tests {
             (i64::MAX, MAX_LEASE_TTL, 1),
         ] {
             let mut warnings = Warnings::default();
-            assert_eq!(convert(&row(2, 1, 0, ttl), &mut warnings).ttl, want, "{ttl}");
+            assert_eq!(convert(&row(2, 1, 0, ttl), &mut warnings).lease.ttl(), want, "{ttl}");
             assert_eq!(warnings.ttls.count, counted, "{ttl}");
         }
     }
@@ -260,9 +307,10 @@ mod tests {
 
     #[test]
     fn a_lease_has_at_most_a_thousand_keys_of_one_time_to_live() {
+        let ttl_of = |i: i32| KeyLease::Ttl(if i % 2 == 0 { 3660 } else { 15 });
         let mut assigner = LeaseAssigner::default();
-        let ids: Vec<i64> = (0..2500).map(|i| assigner.assign(if i % 2 == 0 { 3660 } else { 15 })).collect();
-        assert_eq!(assigner.assign(0), 0);
+        let ids: Vec<i64> = (0..2500).map(|i| assigner.assign(ttl_of(i))).collect();
+        assert_eq!(assigner.assign(KeyLease::None), 0);
         let leases = assigner.into_leases();
         assert_eq!(leases.len(), 4);
         for lease in &leases {
@@ -272,15 +320,26 @@ mod tests {
             assert!(keys.iter().all(|i| lease.ttl == if i % 2 == 0 { 3660 } else { 15 }));
         }
         let mut again = LeaseAssigner::default();
-        let same: Vec<i64> = (0..2500).map(|i| again.assign(if i % 2 == 0 { 3660 } else { 15 })).collect();
+        let same: Vec<i64> = (0..2500).map(|i| again.assign(ttl_of(i))).collect();
         assert_eq!(ids, same);
+    }
+
+    #[test]
+    fn a_lease_that_the_source_holds_stays_what_it_is() {
+        let held = LeaseRecord { id: 0x7587_0000_0000_0001, ttl: 60 };
+        let mut assigner = LeaseAssigner::with(vec![held]);
+        assert_eq!(assigner.assign(KeyLease::Held(held)), held.id);
+        // One that is not there any more keeps its ID, and is not brought back.
+        assert_eq!(assigner.assign(KeyLease::Held(LeaseRecord { id: 9, ttl: 0 })), 9);
+        assert_eq!(assigner.assign(KeyLease::Ttl(60)), LEASE_ID_BASE + 1);
+        assert_eq!(assigner.into_leases(), [held, LeaseRecord { id: LEASE_ID_BASE + 1, ttl: 60 }]);
     }
 
     #[test]
     fn endless_times_to_live_do_not_fill_the_memory() {
         let mut assigner = LeaseAssigner::default();
         for ttl in 1..20_000 {
-            assigner.assign(ttl);
+            assigner.assign(KeyLease::Ttl(ttl));
         }
         assert!(assigner.open.len() <= MAX_OPEN_LEASES);
         let leases = assigner.into_leases();

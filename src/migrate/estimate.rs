@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::commit::with_suffix;
 use super::convert::{LeaseAssigner, LiveKey, Warnings};
-use super::kine::{KineStore, name_source};
+use super::origin::Origin;
 use super::pipeline::copy;
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::Sink;
-use super::source::Source;
 use super::space;
-use crate::disk::parent_of;
+use crate::disk::{Disk, parent_of};
 use crate::ids::Revision;
 use crate::kinds::{Kind, Kinds};
 
@@ -32,7 +32,7 @@ pub struct Estimate {
     pub source_bytes: u64,
     /// The store's revision.
     pub revision: Revision,
-    /// What kine has compacted up to.
+    /// What it has compacted up to.
     pub compacted: Revision,
     /// Rows in all.
     pub rows: u64,
@@ -56,26 +56,27 @@ pub struct Estimate {
     pub seconds: f64,
 }
 
-/// Reads all of `source` and estimates an import into `etcd_dir`.
-pub fn estimate(source: &Path, etcd_dir: &Path, show: Show) -> anyhow::Result<Estimate> {
+/// Reads all of `source` and estimates an import into `target`. Nothing is left behind.
+pub fn estimate(disk: &dyn Disk, source: &Origin, target: &Path, etcd: &Path, show: Show) -> anyhow::Result<Estimate> {
     let meter = Meter::default();
-    shown(show, &meter, || run(source, etcd_dir, &meter)).map_err(|e| name_source(e, source))
+    shown(show, &meter, || run(disk, source, target, etcd, &meter)).map_err(|e| source.name_in(e))
 }
 
-fn run(source: &Path, etcd_dir: &Path, meter: &Meter) -> anyhow::Result<Estimate> {
+fn run(disk: &dyn Disk, source: &Origin, target: &Path, etcd: &Path, meter: &Meter) -> anyhow::Result<Estimate> {
     let started = Instant::now();
-    let mut store = KineStore::open(source, Duration::ZERO)?;
-    meter.begin(Stage::Copy, store.extent().keys_at_most);
-    let mut tally = Tally::default();
-    let copied = copy(&mut store, &mut tally, meter)?;
+    let mut store = source.open(disk, etcd, &with_suffix(target, ".source"))?;
+    let extent = store.extent();
+    meter.begin(Stage::Copy, extent.keys_at_most);
+    let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };
+    let copied = copy(&mut *store, &mut tally, meter)?;
     let read = started.elapsed();
     let needed_bytes = space::needed(copied.keys, copied.bytes);
     Ok(Estimate {
-        source: source.to_owned(),
-        source_bytes: store.bytes(),
-        revision: store.revision(),
-        compacted: store.survey().compacted,
-        rows: store.survey().rows,
+        source: source.path().to_owned(),
+        source_bytes: extent.source_bytes,
+        revision: extent.revision,
+        compacted: extent.compacted,
+        rows: extent.rows,
         keys: copied.keys,
         bytes: copied.bytes,
         leases: tally.leases.into_leases().len() as u64,
@@ -83,7 +84,7 @@ fn run(source: &Path, etcd_dir: &Path, meter: &Meter) -> anyhow::Result<Estimate
         kinds: tally.kinds.biggest(),
         warnings: copied.warnings,
         needed_bytes,
-        free_bytes: space::free(&existing(etcd_dir))?,
+        free_bytes: space::free(&existing(target))?,
         seconds: seconds(read, copied.keys, copied.bytes),
     })
 }
@@ -120,7 +121,7 @@ impl Sink for Tally {
     fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
         let bytes = (key.key.len() + key.value.len()) as u64;
         self.largest = self.largest.max(bytes);
-        self.leases.assign(key.ttl);
+        self.leases.assign(key.lease);
         self.kinds.count(key.key, bytes);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Importing a `state.db` into a new data dir of etcd, and committing it.
+//! Importing a store into a new data dir of etcd, and committing it. A boot imports a `state.db`.
 //!
 //! The order of durable steps, each of which a kill may separate from the next; `migrate-*` are the crash points there:
 //!
@@ -18,7 +18,6 @@
 //! [`super::commit::finish_commit`] does what is left. Where the source is to keep its name (`syncer migrate`), 6 is the
 //! commit: the target is either not there or verified.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -28,12 +27,13 @@ use anyhow::Context;
 use super::commit::{commit, done, move_strays, with_suffix};
 use super::convert::{DEFAULT_REQUEST_BYTES, Warnings};
 use super::journal::{self, Journal, Phase, SourceFile, Written};
-use super::kine::{KineStore, SourceError, StoreFiles, name_source};
+use super::kine::SourceError;
 use super::loopback::{LoopbackEtcd, NO_SNAPSHOT, remove_scratch};
+use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::pipeline::{Copied, copy_then};
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::{DatadirSink, WrittenStore};
-use super::source::Source;
+use super::source::{FileState, Source};
 use super::space;
 use super::verify::{Expected, Verify, verify};
 use crate::crash_point;
@@ -47,9 +47,6 @@ use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::RecordError;
 use crate::record_file::unix_seconds;
 
-/// How long another process may take to let go of the source: an API server that is just being killed.
-const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
-
 /// What happens to the source's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Commit {
@@ -62,8 +59,8 @@ pub enum Commit {
 /// What to import, and where to.
 #[derive(Clone, Debug)]
 pub struct ImportPlan {
-    /// The `state.db`.
-    pub source: PathBuf,
+    /// What is read.
+    pub source: Origin,
     /// etcd's data dir, which is made.
     pub etcd_dir: PathBuf,
     /// The journal.
@@ -87,7 +84,7 @@ impl ImportPlan {
     /// The import of a boot: into `data_dir/etcd`, journalled in `data_dir`.
     pub fn of_boot(source: PathBuf, data_dir: &Path, identity: MemberIdentity, etcd: PathBuf) -> Self {
         ImportPlan {
-            source,
+            source: Origin::Sqlite(source),
             etcd_dir: data_dir.join("etcd"),
             journal: data_dir.join(journal::FILE_NAME),
             identity,
@@ -102,6 +99,11 @@ impl ImportPlan {
     /// Where the data dir is built.
     fn staging(&self) -> PathBuf {
         with_suffix(&self.etcd_dir, ".staging")
+    }
+
+    /// Where a copy of the source stands, if one is needed.
+    fn copy(&self) -> PathBuf {
+        with_suffix(&self.etcd_dir, ".source")
     }
 
     /// Where the verification keeps its files.
@@ -152,7 +154,7 @@ impl ImportOutcome {
 /// On a refusal or a failure before the flip, everything that was written is removed again.
 pub fn import(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<ImportOutcome> {
     let meter = Meter::default();
-    shown(plan.show, &meter, || run(disk, plan, &meter)).map_err(|e| name_source(e, &plan.source))
+    shown(plan.show, &meter, || run(disk, plan, &meter)).map_err(|e| plan.source.name_in(e))
 }
 
 fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<ImportOutcome> {
@@ -162,7 +164,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     // etcd takes as long to tell its version as the survey of a small store.
     let (store, version) = std::thread::scope(|scope| {
         let version = scope.spawn(|| EtcdVersion::of(&plan.etcd));
-        let store = KineStore::open(&plan.source, WAIT_FOR_HOLDER);
+        let store = plan.source.open(disk, &plan.etcd, &plan.copy());
         (store, version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut store = store?;
@@ -171,17 +173,19 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     }
     // Now rather than when all is written.
     let version = version.map_err(VersionError::refused)?;
-    let before = state_of(store.files())?;
+    let before = store.files()?;
     clear_target(disk, plan)?;
-    check_space(plan, &store)?;
+    check_space(plan, &*store)?;
 
+    let file = before.first().copied().unwrap_or_default();
+    let revision = store.extent().revision;
     let mut journal = Journal {
         phase: Phase::Importing,
         source: SourceFile {
-            path: journal::relative(&plan.journal, &plan.source),
-            bytes: before[0].0,
-            modified: before[0].1,
-            inode: before[0].2,
+            path: journal::relative(&plan.journal, plan.source.path()),
+            bytes: file.bytes,
+            modified: file.modified,
+            inode: file.inode,
         },
         started: unix_seconds(),
         finished: None,
@@ -191,9 +195,8 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     journal::store(disk, &plan.journal, &journal)?;
     crash_point!("migrate-after-journal");
 
-    let files = store.files().clone();
-    let (copied, written) = match built(disk, plan, version, &mut store, &mut journal, meter)
-        .and_then(|built| unchanged(&files, &before).map(|()| built))
+    let (copied, written) = match built(disk, plan, version, &mut *store, &mut journal, meter)
+        .and_then(|built| unchanged(&*store, &before).map(|()| built))
     {
         Ok(built) => built,
         Err(e) => {
@@ -204,12 +207,12 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     meter.begin(Stage::Commit, 0);
     flip(disk, plan)?;
     if plan.commit == Commit::RenameSource {
-        commit(disk, &plan.source)?;
-        move_strays(disk, &plan.source).context("tidy up after the migration")?;
+        commit(disk, plan.source.path())?;
+        move_strays(disk, plan.source.path()).context("tidy up after the migration")?;
     }
     done(disk, &plan.journal, journal, unix_seconds())?;
     Ok(ImportOutcome {
-        revision: store.revision(),
+        revision,
         keys: copied.keys,
         bytes: copied.bytes,
         leases: written.leases.len() as u64,
@@ -228,14 +231,15 @@ fn built(
     disk: &dyn Disk,
     plan: &ImportPlan,
     version: EtcdVersion,
-    store: &mut KineStore,
+    store: &mut dyn Source,
     journal: &mut Journal,
     meter: &Meter,
 ) -> anyhow::Result<(Copied, WrittenStore)> {
-    let revision = store.revision();
+    let revision = store.extent().revision;
     meter.begin(Stage::Copy, store.extent().keys_at_most);
     let writer = DatadirWriter::create(disk, &plan.staging()).context("begin the staging directory")?;
-    copy_then(store, DatadirSink::new(writer), meter, |copied, sink, source| {
+    let sink = DatadirSink::new(writer, store.leases().to_vec());
+    copy_then(store, sink, meter, |copied, sink, source| {
         let written = sink.finish(revision, &plan.identity)?;
         crash_point!("migrate-staging-synced");
         journal.written = Some(Written {
@@ -256,7 +260,7 @@ fn built(
 pub(super) fn finish_kept(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<Option<Journal>> {
     // One that cannot be read is reported by the import itself.
     let Ok(Some(journal)) = journal::load(&plan.journal) else { return Ok(None) };
-    let same = journal.source.path == journal::relative(&plan.journal, &plan.source);
+    let same = journal.source.path == journal::relative(&plan.journal, plan.source.path());
     let Some(written) = journal.written.filter(|_| same && journal.phase == Phase::Importing) else { return Ok(None) };
     match inspect(&plan.etcd_dir, NEWEST)? {
         InspectedDatadir::Usable(found) if found.cluster() == written.cluster => {
@@ -321,14 +325,14 @@ fn clear_target(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<()> {
                 "if that data dir is gone for good, move the journal aside and try again",
             ));
         }
-        Some(journal) if journal.source.path != journal::relative(&plan.journal, &plan.source) => {
+        Some(journal) if journal.source.path != journal::relative(&plan.journal, plan.source.path()) => {
             return Err(refuse(
                 Exit::RefusedDataDir,
                 format!(
                     "{} says that an import of {} was begun here, not of {}",
                     plan.journal.display(),
                     journal.source.path.display(),
-                    plan.source.display()
+                    plan.source.path().display()
                 ),
                 "import that one, or move the journal and the data dir beside it aside",
             ));
@@ -410,7 +414,7 @@ fn take_back(disk: &dyn Disk, plan: &ImportPlan) {
 
 /// Refuses if the volume is too small: by the size of the source, which is cheap, and if that does not fit, by what is
 /// live in it.
-fn check_space(plan: &ImportPlan, store: &KineStore) -> anyhow::Result<()> {
+fn check_space(plan: &ImportPlan, store: &dyn Source) -> anyhow::Result<()> {
     let volume = parent_of(&plan.etcd_dir);
     let free = space::free(&volume)?;
     let extent = store.extent();
@@ -420,23 +424,14 @@ fn check_space(plan: &ImportPlan, store: &KineStore) -> anyhow::Result<()> {
     space::check(&volume, space::needed(extent.keys_at_most, store.live_bytes()?), free)
 }
 
-/// Size, modification time in nanoseconds since 1970, inode.
-type FileState = (u64, i128, u64);
-
-/// The state of the database and its `-wal`.
-fn state_of(files: &StoreFiles) -> anyhow::Result<[FileState; 2]> {
-    let state = |path: &Path| match path.symlink_metadata() {
-        Ok(m) => Ok((m.len(), i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec()), m.ino())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((0, 0, 0)),
-        Err(e) => Err(at(path, e)),
-    };
-    Ok([state(&files.db).context("look at the source")?, state(&files.wal).context("look at the source")?])
-}
-
 /// Refuses if somebody changed the source while it was read, whatever our lock says.
-fn unchanged(files: &StoreFiles, before: &[FileState; 2]) -> anyhow::Result<()> {
-    if state_of(files)? == *before {
+fn unchanged(store: &dyn Source, before: &[FileState]) -> anyhow::Result<()> {
+    if store.files()? == before {
         return Ok(());
     }
-    Err(SourceError::Held { holder: "another process, which changed it while it was read".to_owned() }.into())
+    Err(refuse(
+        Exit::RefusedSource,
+        format!("{} is not read: another process changed it meanwhile", store.name()),
+        "stop that program, then try again",
+    ))
 }

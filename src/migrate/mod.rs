@@ -4,9 +4,10 @@
 //! [`pipeline`] runs both, [`journal`] and [`commit`] make it survive a kill at any instant, [`verify`] asks a running
 //! etcd, [`progress`] shows it. A new kind of source or sink is one file.
 //!
-//! Reading order: [`kine`] and [`convert`] (what is read), [`import`] (the order of durable steps), [`estimate`] (a dry
-//! run), [`command`] (`syncer migrate`).
+//! Reading order: [`origin`] (what can be read), [`kine`] and [`convert`] (a SQLite store), [`backend`] (etcd's), [`import`] (the order of
+//! durable steps), [`estimate`] (a dry run), [`command`] (`syncer migrate`).
 
+pub mod backend;
 pub mod command;
 pub mod commit;
 pub mod convert;
@@ -15,6 +16,7 @@ pub mod import;
 pub mod journal;
 pub mod kine;
 pub mod loopback;
+pub mod origin;
 pub mod pipeline;
 pub mod progress;
 pub mod sink;
@@ -24,4 +26,5 @@ pub mod verify;
 
 pub use commit::finish_commit;
 pub use import::{Commit, ImportOutcome, ImportPlan, import};
+pub use origin::Origin;
 pub use verify::Verify;

@@ -139,8 +139,8 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use super::super::convert::LiveKey;
-    use super::super::source::{Extent, SideCheck};
+    use super::super::convert::{KeyLease, LiveKey};
+    use super::super::source::{Extent, FileState, SideCheck};
     use super::*;
     use crate::ids::Revision;
     use std::sync::Arc;
@@ -171,7 +171,23 @@ mod tests {
             "numbers".into()
         }
         fn extent(&self) -> Extent {
-            Extent { revision: Revision(self.count), keys_at_most: self.count as u64, bytes_at_most: u64::MAX }
+            Extent {
+                revision: Revision(self.count),
+                compacted: Revision(0),
+                source_bytes: 0,
+                rows: self.count as u64,
+                keys_at_most: self.count as u64,
+                bytes_at_most: u64::MAX,
+            }
+        }
+        fn live_bytes(&self) -> anyhow::Result<u64> {
+            Ok(0)
+        }
+        fn is_exclusive(&self) -> bool {
+            true
+        }
+        fn files(&self) -> anyhow::Result<Vec<FileState>> {
+            Ok(Vec::new())
         }
         fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings> {
             for i in 1..=self.count {
@@ -184,8 +200,9 @@ mod tests {
                     value: &[7; 100],
                     create_revision: Revision(i),
                     mod_revision: Revision(i),
+                    sub: 0,
                     version: 1,
-                    ttl: 0,
+                    lease: KeyLease::None,
                 })?;
             }
             Ok(Warnings::default())

@@ -6,7 +6,7 @@ use super::convert::{LeaseAssigner, LiveKey};
 use crate::datadir::{DatadirWriter, KeyRecord, LeaseRecord, MemberIdentity, WrittenDatadir};
 use crate::ids::Revision;
 
-/// A store that is written: keys in strictly ascending order of mod revision.
+/// A store that is written: keys in strictly ascending order of mod revision and place within it.
 pub trait Sink {
     /// Takes one key.
     fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()>;
@@ -30,16 +30,16 @@ pub struct DatadirSink<'d> {
 pub struct WrittenStore {
     /// Of the data dir itself.
     pub datadir: WrittenDatadir,
-    /// The leases that keys are attached to.
+    /// The leases, those without keys too.
     pub leases: Vec<LeaseRecord>,
     /// Size of the largest key and value together, in bytes.
     pub largest: u64,
 }
 
 impl<'d> DatadirSink<'d> {
-    /// Writes with `writer`.
-    pub fn new(writer: DatadirWriter<'d>) -> Self {
-        DatadirSink { writer, leases: LeaseAssigner::default(), largest: 0 }
+    /// Writes with `writer`; `held` are the leases that the source holds.
+    pub fn new(writer: DatadirWriter<'d>, held: Vec<LeaseRecord>) -> Self {
+        DatadirSink { writer, leases: LeaseAssigner::with(held), largest: 0 }
     }
 
     /// Completes the data dir; it is durable when this returns.
@@ -57,9 +57,9 @@ impl Sink for DatadirSink<'_> {
             value: key.value,
             create_revision: key.create_revision,
             mod_revision: key.mod_revision,
-            sub: 0,
+            sub: key.sub,
             version: key.version,
-            lease: self.leases.assign(key.ttl),
+            lease: self.leases.assign(key.lease),
         };
         self.writer.put(&record).context("write etcd's data dir")?;
         self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);

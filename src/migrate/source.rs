@@ -1,17 +1,32 @@
 //! Where keys come from. A new kind of source is one file that implements [`Source`].
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
-use super::convert::{LiveKey, Warnings};
+use super::convert::{KeyLease, LiveKey, Warnings};
+use crate::datadir::LeaseRecord;
+use crate::disk::at;
 use crate::ids::Revision;
 
-/// A store that is read: every live key once, in strictly ascending order of mod revision.
+/// A store that is read: every live key once, in strictly ascending order of mod revision and place within it.
 pub trait Source: Send {
     /// What it is, for messages: a path or a URL.
     fn name(&self) -> String;
     /// What is known of it before it is read.
     fn extent(&self) -> Extent;
+    /// Bytes of keys and values of the live keys, exactly. It may take as long as reading them.
+    fn live_bytes(&self) -> anyhow::Result<u64>;
+    /// The leases that it holds, whether keys are attached to them or not; none where they come with the keys.
+    fn leases(&self) -> &[LeaseRecord] {
+        &[]
+    }
+    /// Whether nobody else can write to it until it is dropped.
+    fn is_exclusive(&self) -> bool;
+    /// The state of the files that it is read from, the store's own first. Equal ones are the same content.
+    fn files(&self) -> anyhow::Result<Vec<FileState>>;
     /// Sends every live key, and gives what had to be changed. It may be called again and sends the same.
     fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings>;
     /// A check of the whole source that can run beside the reading, if there is one. What it finds fails the copy.
@@ -23,10 +38,42 @@ pub trait Source: Send {
 pub struct Extent {
     /// The store's revision.
     pub revision: Revision,
+    /// What it has compacted up to, 0 if never.
+    pub compacted: Revision,
+    /// Bytes of its files.
+    pub source_bytes: u64,
+    /// Rows in all: revisions of keys, live or not.
+    pub rows: u64,
     /// At most so many live keys.
     pub keys_at_most: u64,
     /// At most so many bytes of keys and values.
     pub bytes_at_most: u64,
+}
+
+/// A file as it was seen; all zero if it is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileState {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its modification time, in nanoseconds since 1970.
+    pub modified: i128,
+    /// Its inode.
+    pub inode: u64,
+}
+
+impl FileState {
+    /// Looks at `path`.
+    pub fn of(path: &Path) -> io::Result<FileState> {
+        match path.symlink_metadata() {
+            Ok(m) => Ok(FileState {
+                bytes: m.len(),
+                modified: i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec()),
+                inode: m.ino(),
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(FileState::default()),
+            Err(e) => Err(at(path, e)),
+        }
+    }
 }
 
 /// A check that runs on a thread of its own.
@@ -56,8 +103,9 @@ struct Entry {
     value_end: usize,
     create_revision: Revision,
     mod_revision: Revision,
+    sub: i64,
     version: i64,
-    ttl: i64,
+    lease: KeyLease,
 }
 
 impl Batch {
@@ -70,8 +118,9 @@ impl Batch {
             value_end: self.bytes.len(),
             create_revision: key.create_revision,
             mod_revision: key.mod_revision,
+            sub: key.sub,
             version: key.version,
-            ttl: key.ttl,
+            lease: key.lease,
         });
     }
 
@@ -91,8 +140,9 @@ impl Batch {
                 value,
                 create_revision: entry.create_revision,
                 mod_revision: entry.mod_revision,
+                sub: entry.sub,
                 version: entry.version,
-                ttl: entry.ttl,
+                lease: entry.lease,
             }
         })
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, bail, ensure};
 use etcd_client::{Client, GetOptions};
 use sha2::{Digest, Sha256};
 
-use super::convert::{LeaseAssigner, LiveKey};
+use super::convert::{KeyLease, LeaseAssigner, LiveKey};
 use super::loopback::LoopbackEtcd;
 use super::pipeline::copy;
 use super::progress::{Meter, Stage};
@@ -109,8 +109,9 @@ async fn compare_fully(
                     value: kv.value(),
                     create_revision: Revision(kv.create_revision()),
                     mod_revision: Revision(kv.mod_revision()),
+                    sub: 0,
                     version: kv.version(),
-                    ttl: 0,
+                    lease: KeyLease::None,
                 },
                 kv.lease(),
             );
@@ -176,7 +177,7 @@ impl Multiset {
 
 impl Sink for Multiset {
     fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
-        let lease = self.leases.as_mut().map_or(0, |l| l.assign(key.ttl));
+        let lease = self.leases.as_mut().map_or(0, |l| l.assign(key.lease));
         self.add(key, lease);
         Ok(())
     }
@@ -198,7 +199,8 @@ mod tests {
 
     fn key<'a>(name: &'a [u8], value: &'a [u8], revision: i64) -> LiveKey<'a> {
         let revision = Revision(revision);
-        LiveKey { key: name, value, create_revision: revision, mod_revision: revision, version: 1, ttl: 0 }
+        let lease = KeyLease::None;
+        LiveKey { key: name, value, create_revision: revision, mod_revision: revision, sub: 0, version: 1, lease }
     }
 
     fn sum(keys: &[(LiveKey<'_>, i64)]) -> ([u64; 4], u64) {

@@ -26,8 +26,14 @@ pub fn keep_copy(disk: &dyn Disk, from: &Path, to: &Path, live: &Live) -> io::Re
                 Way::Leave => continue,
                 Way::Link => match fs::hard_link(&source, &target) {
                     Ok(()) => continue,
-                    // A filesystem without links.
-                    Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {}
+                    // A filesystem without links, or another one.
+                    Err(e)
+                        if matches!(
+                            e.kind(),
+                            io::ErrorKind::Unsupported
+                                | io::ErrorKind::PermissionDenied
+                                | io::ErrorKind::CrossesDevices
+                        ) => {}
                     Err(e) => return Err(at(&source, e)),
                 },
                 Way::Copy => {}

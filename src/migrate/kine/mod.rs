@@ -17,10 +17,11 @@ pub mod survey;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use rusqlite::Connection;
 
 use super::convert::Warnings;
-use super::source::{BatchSender, Extent, SideCheck, Source};
+use super::source::{BatchSender, Extent, FileState, SideCheck, Source};
 use crate::ids::Revision;
 pub use error::{SourceError, name_source};
 pub use files::{StoreFiles, WalContent};
@@ -63,16 +64,6 @@ impl KineStore {
         Ok(KineStore { files, connection, survey, bytes, wal, lock })
     }
 
-    /// The names of its files.
-    pub fn files(&self) -> &StoreFiles {
-        &self.files
-    }
-
-    /// Bytes of the database and its `-wal`.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Its `-wal`.
     pub fn wal(&self) -> WalContent {
         self.wal
@@ -88,13 +79,7 @@ impl KineStore {
         &self.survey
     }
 
-    /// Whether nobody else can write to it until it is dropped.
-    pub fn is_exclusive(&self) -> bool {
-        self.lock.exclusive
-    }
-
-    /// Bytes of keys and values of the live rows: what a data dir needs, exactly. It reads every live row's header.
-    pub fn live_bytes(&self) -> Result<u64, SourceError> {
+    fn total_bytes(&self) -> Result<u64, SourceError> {
         let sql = "SELECT octet_length(name) + ifnull(octet_length(value), 0) FROM kine NOT INDEXED \
                    WHERE id = ?1 AND deleted = 0";
         let mut statement = self.connection.prepare(sql)?;
@@ -127,7 +112,28 @@ impl Source for KineStore {
     }
 
     fn extent(&self) -> Extent {
-        Extent { revision: self.survey.revision, keys_at_most: self.survey.newest.len(), bytes_at_most: self.bytes }
+        Extent {
+            revision: self.survey.revision,
+            compacted: self.survey.compacted,
+            source_bytes: self.bytes,
+            rows: self.survey.rows,
+            keys_at_most: self.survey.newest.len(),
+            bytes_at_most: self.bytes,
+        }
+    }
+
+    /// It reads every live row's header.
+    fn live_bytes(&self) -> anyhow::Result<u64> {
+        Ok(self.total_bytes()?)
+    }
+
+    fn is_exclusive(&self) -> bool {
+        self.lock.exclusive
+    }
+
+    fn files(&self) -> anyhow::Result<Vec<FileState>> {
+        let state = |path| FileState::of(path).context("look at the source");
+        Ok(vec![state(&self.files.db)?, state(&self.files.wal)?])
     }
 
     fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings> {

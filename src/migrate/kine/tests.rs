@@ -62,7 +62,7 @@ struct Collect(Vec<(String, i64, i64, i64, usize)>);
 impl Sink for Collect {
     fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
         let name = String::from_utf8_lossy(key.key).into_owned();
-        self.0.push((name, key.mod_revision.0, key.create_revision.0, key.ttl, key.value.len()));
+        self.0.push((name, key.mod_revision.0, key.create_revision.0, key.lease.ttl(), key.value.len()));
         Ok(())
     }
 }

@@ -1,0 +1,212 @@
+//! etcd's store as a source: a snapshot file, or a data dir that nobody uses.
+//!
+//! Both are a bbolt file that is only read. Reading order: [`datadir`] and [`snapshot`] (which file, and why it may be
+//! believed), [`rows`] (what stands in it), [`live`] (which rows are live).
+
+pub mod datadir;
+pub mod error;
+pub mod live;
+pub mod rows;
+pub mod snapshot;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::convert::{DEFAULT_REQUEST_BYTES, KeyLease, LiveKey, Warnings};
+use super::source::{BatchSender, Extent, FileState, SideCheck, Source};
+use crate::datadir::bolt::{BoltReader, Bucket};
+use crate::datadir::{LeaseRecord, members, schema};
+use crate::ids::Revision;
+pub use error::{BackendError, name_backend};
+use live::{LiveRows, NAMES_AT_ONCE};
+use rows::walk;
+
+/// etcd's store, open for reading.
+pub struct BackendStore {
+    name: String,
+    /// Files that must not change while it is read.
+    watched: Vec<PathBuf>,
+    reader: BoltReader<File>,
+    keys: Bucket,
+    live: LiveRows,
+    leases: Vec<LeaseRecord>,
+    revision: Revision,
+    compacted: Revision,
+    bytes: u64,
+    auth: u64,
+    checksum: snapshot::Checksum,
+    /// What ends with it: locks, a copy that is removed.
+    _kept: Vec<Box<dyn Send + Sync>>,
+}
+
+impl BackendStore {
+    /// Opens the backend in `file`, at `path`.
+    fn read(name: &Path, path: &Path, watched: Vec<PathBuf>) -> Result<Self, BackendError> {
+        let file = File::open(path).map_err(error::named(path))?;
+        let bytes = file.metadata().map_err(error::named(path))?.len();
+        let reader = BoltReader::open(file)?;
+        let keys = reader.bucket(schema::BUCKET_KEY)?.ok_or(BackendError::NotEtcd)?;
+        let live = live::find(&reader, &keys, NAMES_AT_ONCE)?;
+        Ok(BackendStore {
+            name: name.display().to_string(),
+            watched,
+            live,
+            leases: leases(&reader)?,
+            revision: members::revision(&reader)?,
+            compacted: compacted(&reader)?,
+            bytes,
+            auth: auth(&reader)?,
+            checksum: snapshot::Checksum::None,
+            keys,
+            reader,
+            _kept: Vec::new(),
+        })
+    }
+
+    /// The store's revision.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    fn lease(&self, id: i64) -> KeyLease {
+        if id == 0 {
+            return KeyLease::None;
+        }
+        let known = self.leases.binary_search_by_key(&id, |lease| lease.id);
+        let granted = known.ok().and_then(|at| self.leases.get(at)).map_or(0, |lease| lease.ttl);
+        KeyLease::Held(LeaseRecord { id, ttl: granted })
+    }
+}
+
+/// The leases, by ID. Sixteen bytes each, of which an API server makes one for a thousand events.
+fn leases(reader: &BoltReader<File>) -> Result<Vec<LeaseRecord>, BackendError> {
+    let mut leases = Vec::new();
+    let Some(bucket) = reader.bucket(schema::BUCKET_LEASE)? else { return Ok(leases) };
+    let mut cursor = reader.cursor(&bucket)?;
+    while let Some((key, value)) = cursor.next()? {
+        let lease = schema::decode_lease(value).map_err(|_| BackendError::BadLease)?;
+        if key != schema::lease_key(lease.id) {
+            return Err(BackendError::BadLease);
+        }
+        leases.push(lease);
+    }
+    leases.sort_unstable_by_key(|lease| lease.id);
+    Ok(leases)
+}
+
+/// The revision up to which compaction was begun.
+fn compacted(reader: &BoltReader<File>) -> Result<Revision, BackendError> {
+    let Some(meta) = reader.bucket(schema::BUCKET_META)? else { return Ok(Revision(0)) };
+    let mut newest = Revision(0);
+    for key in [schema::META_SCHEDULED_COMPACT, schema::META_FINISHED_COMPACT] {
+        let mark = reader.get(&meta, key)?.and_then(|bytes| schema::decode_revision_key(&bytes));
+        newest = newest.max(mark.map_or(newest, |mark| mark.revision));
+    }
+    Ok(newest)
+}
+
+/// Users and roles, if authentication is on.
+fn auth(reader: &BoltReader<File>) -> Result<u64, BackendError> {
+    let Some(bucket) = reader.bucket(schema::BUCKET_AUTH)? else { return Ok(0) };
+    if reader.get(&bucket, schema::AUTH_ENABLED)?.is_none_or(|enabled| enabled != [1]) {
+        return Ok(0);
+    }
+    let mut count = 0;
+    for name in [schema::BUCKET_AUTH_USERS, schema::BUCKET_AUTH_ROLES] {
+        let Some(bucket) = reader.bucket(name)? else { continue };
+        let mut cursor = reader.cursor(&bucket)?;
+        while cursor.next()?.is_some() {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+impl Source for BackendStore {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn extent(&self) -> Extent {
+        Extent {
+            revision: self.revision,
+            compacted: self.compacted,
+            source_bytes: self.bytes,
+            rows: self.live.rows,
+            keys_at_most: self.live.keys,
+            bytes_at_most: self.bytes,
+        }
+    }
+
+    fn live_bytes(&self) -> anyhow::Result<u64> {
+        let mut total = 0_u64;
+        walk::<BackendError>(&self.reader, &self.keys, |row| {
+            if self.live.contains(row.place) {
+                total += (row.record.key.len() + row.record.value.len()) as u64;
+            }
+            Ok(())
+        })?;
+        Ok(total)
+    }
+
+    fn leases(&self) -> &[LeaseRecord] {
+        &self.leases
+    }
+
+    fn is_exclusive(&self) -> bool {
+        true
+    }
+
+    fn files(&self) -> anyhow::Result<Vec<FileState>> {
+        self.watched.iter().map(|path| FileState::of(path).context("look at the source")).collect()
+    }
+
+    fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings> {
+        let mut warnings = Warnings::default();
+        let mut sent = 0;
+        walk::<anyhow::Error>(&self.reader, &self.keys, |row| {
+            if !self.live.contains(row.place) {
+                return Ok(());
+            }
+            let record = &row.record;
+            let lease = self.lease(record.lease);
+            if matches!(lease, KeyLease::Held(LeaseRecord { ttl: 0, .. })) {
+                warnings.lost_leases.note(record.key);
+            }
+            if (record.key.len() + record.value.len()) as u64 > DEFAULT_REQUEST_BYTES {
+                warnings.large_values.note(record.key);
+            }
+            sent += 1;
+            out.send(&LiveKey {
+                key: record.key,
+                value: record.value,
+                create_revision: record.create_revision,
+                mod_revision: record.mod_revision,
+                sub: record.sub,
+                version: record.version,
+                lease,
+            })?;
+            Ok(())
+        })?;
+        if sent != self.live.keys {
+            return Err(BackendError::Changed.into());
+        }
+        warnings.auth.add(self.auth, String::new);
+        if matches!(self.checksum, snapshot::Checksum::Missing) {
+            warnings.no_checksums.add(1, || self.name.clone());
+        }
+        Ok(warnings)
+    }
+
+    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
+        match &self.checksum {
+            snapshot::Checksum::AtEnd(path) => Ok(Some(Box::new(snapshot::ChecksumCheck::new(path)?))),
+            snapshot::Checksum::None | snapshot::Checksum::Missing => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

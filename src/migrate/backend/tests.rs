@@ -1,0 +1,116 @@
+use super::*;
+use crate::datadir::{DatadirWriter, KeyRecord, MemberIdentity};
+use crate::disk::RealDisk;
+use crate::exit::{Exit, exit_of};
+use crate::migrate::Origin;
+use crate::migrate::pipeline::copy;
+use crate::migrate::progress::Meter;
+use crate::migrate::sink::Sink;
+
+/// A data dir of keys at revisions 2 to `keys + 1`, two of them with leases, of which one is not there.
+fn datadir(home: &Path, keys: i64) -> PathBuf {
+    let dir = home.join("etcd");
+    let mut writer = DatadirWriter::create(&RealDisk, &dir).unwrap();
+    for n in 0..keys {
+        let (create_revision, mod_revision) = (Revision(2 + n), Revision(2 + n));
+        let lease = [7, 8].get(n as usize).copied().unwrap_or(0);
+        let key = format!("/key/{n:05}");
+        let (key, value) = (key.as_bytes(), key.repeat(9));
+        let value = value.as_bytes();
+        writer.put(&KeyRecord { key, value, create_revision, mod_revision, sub: n, version: 1, lease }).unwrap();
+    }
+    let urls = vec!["http://127.0.0.1:1".to_owned()];
+    let member = MemberIdentity { name: "a".into(), peer_urls: urls.clone(), client_urls: urls, token: "t".into() };
+    writer.finish(Revision(5000), &[LeaseRecord { id: 7, ttl: 60 }], &member).unwrap();
+    dir
+}
+
+#[derive(Default)]
+struct Leases(Vec<KeyLease>);
+
+impl Sink for Leases {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        self.0.push(key.lease);
+        Ok(())
+    }
+}
+
+fn read(origin: &Origin) -> anyhow::Result<(Vec<KeyLease>, Warnings)> {
+    let none = Path::new("/nonexistent/etcd");
+    let read = || {
+        let mut source = origin.open(&RealDisk, none, none)?;
+        let mut leases = Leases::default();
+        let copied = copy(&mut *source, &mut leases, &Meter::default())?;
+        Ok((leases.0, copied.warnings))
+    };
+    read().map_err(|e| origin.name_in(e))
+}
+
+#[track_caller]
+fn refused(origin: &Origin, exit: Exit, why: &str) {
+    let error = read(origin).expect_err("it was read");
+    let text = format!("{error:#}");
+    assert_eq!(exit_of(&error), exit, "{text}");
+    assert!(text.contains(why) && text.contains(&origin.path().display().to_string()), "{text}");
+}
+
+#[test]
+fn a_lease_that_is_not_there_is_kept_and_told() {
+    let home = tempfile::tempdir().unwrap();
+    let (leases, warnings) = read(&Origin::Datadir(datadir(home.path(), 3))).unwrap();
+    let held = |id, ttl| KeyLease::Held(LeaseRecord { id, ttl });
+    assert_eq!(leases, [held(7, 60), held(8, 0), KeyLease::None]);
+    assert_eq!(warnings.lost_leases.count, 1);
+    assert_eq!(warnings.lost_leases.example.as_deref(), Some("/key/00001"));
+}
+
+#[test]
+fn what_is_no_snapshot_or_not_whole_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let backend = datadir(home.path(), 500).join("member/snap/db");
+    let bytes = std::fs::read(&backend).unwrap();
+    let file = home.path().join("file");
+    let snapshot = Origin::Snapshot(file.clone());
+    refused(&snapshot, Exit::RefusedSource, "nothing of this name");
+    refused(&Origin::Snapshot(home.path().to_owned()), Exit::RefusedSource, "not a regular file");
+    refused(&Origin::Snapshot(backend), Exit::RefusedSource, "the backend of a data dir");
+    for (content, why) in [
+        (&b""[..], "meta pages"),
+        (&[7; 8192], "meta pages"),
+        (&bytes[..bytes.len() - 100], "middle of a page"),
+        (&bytes[..bytes.len() - 512], "bytes and needs"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        refused(&snapshot, Exit::RefusedSource, why);
+    }
+    // A checksum that does not fit, over content that does.
+    std::fs::write(&file, [bytes.as_slice(), &[0; 32]].concat()).unwrap();
+    refused(&snapshot, Exit::RefusedSource, "checksum");
+    std::fs::write(&file, &bytes).unwrap();
+    assert_eq!(read(&snapshot).unwrap().1.no_checksums.count, 1);
+    let mut damaged = bytes.clone();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    damaged[middle..middle + 4096].fill(0xAA);
+    std::fs::write(&file, &damaged).unwrap();
+    refused(&snapshot, Exit::RefusedSource, "damaged");
+}
+
+#[test]
+fn what_is_no_data_dir_or_in_use_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = datadir(home.path(), 5);
+    let origin = Origin::Datadir(dir.clone());
+    refused(&Origin::Datadir(home.path().join("other")), Exit::RefusedSource, "nothing of this name");
+    refused(&Origin::Datadir(dir.join("member/snap/db")), Exit::RefusedSource, "no data dir");
+    refused(&Origin::Datadir(home.path().to_owned()), Exit::RefusedSource, "");
+    let backend = File::open(dir.join("member/snap/db")).unwrap();
+    backend.lock().unwrap();
+    refused(&origin, Exit::RefusedLocked, "an etcd has it open");
+    drop(backend);
+    let syncer = crate::datadir::DatadirLock::acquire(home.path(), std::time::Duration::ZERO).unwrap();
+    refused(&origin, Exit::RefusedLocked, "is held by");
+    drop(syncer);
+    read(&origin).unwrap();
+    std::fs::remove_file(dir.join("member/snap/db")).unwrap();
+    refused(&origin, Exit::RefusedSource, "is missing");
+}

@@ -1,0 +1,54 @@
+//! Which store is read, and how it is opened.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::backend::datadir::{self, Replay};
+use super::backend::{name_backend, snapshot};
+use super::kine::{KineStore, name_source};
+use super::source::Source;
+use crate::disk::Disk;
+
+/// How long another process may take to let go of a store: an API server that is just being killed.
+pub const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
+
+/// A store on a disk. A new kind is a line here and a file that implements [`Source`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A `state.db` of kine's.
+    Sqlite(PathBuf),
+    /// The data dir of a stopped etcd.
+    Datadir(PathBuf),
+    /// A file with etcd's backend.
+    Snapshot(PathBuf),
+}
+
+impl Origin {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
+        }
+    }
+
+    /// Opens it, so that nobody else writes to it meanwhile. A data dir whose log must be replayed is copied to `copy`,
+    /// and `etcd` replays it there; the copy is removed when the source is dropped.
+    pub fn open(&self, disk: &dyn Disk, etcd: &Path, copy: &Path) -> anyhow::Result<Box<dyn Source>> {
+        Ok(match self {
+            Origin::Sqlite(path) => Box::new(KineStore::open(path, WAIT_FOR_HOLDER)?),
+            Origin::Datadir(path) => {
+                let replay = Replay { etcd: etcd.to_owned(), copy: copy.to_owned() };
+                Box::new(datadir::open(disk, path, &replay)?)
+            }
+            Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
+        })
+    }
+
+    /// Names the store in an error of the pipeline, with what to do about it.
+    pub fn name_in(&self, error: anyhow::Error) -> anyhow::Error {
+        match self {
+            Origin::Sqlite(path) => name_source(error, path),
+            Origin::Datadir(path) | Origin::Snapshot(path) => name_backend(error, path),
+        }
+    }
+}
