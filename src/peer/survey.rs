@@ -35,8 +35,8 @@ pub struct Surveyor {
     files: EtcdTlsFiles,
     /// Where each pod was last. While DNS does not say, it is asked there: who answers says which pod it is.
     last: Mutex<BTreeMap<Ordinal, IpAddr>>,
-    /// When it was last said that a certificate and a clock disagree.
-    clock_said: Mutex<Option<Instant>>,
+    /// Of which pod it was last said that a certificate and a clock disagree, what to do, and when.
+    clock_said: Mutex<Option<(Ordinal, &'static str, Instant)>>,
     /// The pods that the headless service names, watched at rest by a task that ends with this.
     named: watch::Receiver<Known<Vec<Ordinal>>>,
     _watching: JoinSet<()>,
@@ -95,14 +95,14 @@ impl Surveyor {
         let mut found = Survey::default();
         let last: Vec<_> = ordinals.iter().filter_map(|ordinal| self.pod(*ordinal, None)).collect();
         let mut asked = self.ask_all(&dial, &last, &mut found).await;
-        asked.retain(|_, answers| answers.word.is_ok());
-        let silent = ordinals.iter().filter(|ordinal| !asked.contains_key(ordinal));
+        let silent = ordinals.iter().filter(|ordinal| asked.get(ordinal).is_none_or(|answers| answers.word.is_err()));
         let addresses = self.discovery.pods(silent.copied()).await;
-        let moved: Vec<_> = addresses
+        let (same, moved): (Vec<_>, Vec<_>) = addresses
             .iter()
             .filter_map(|(ordinal, answer)| self.pod(*ordinal, Some(answer)))
-            .filter(|pod| !last.contains(pod))
-            .collect();
+            .partition(|pod| last.contains(pod));
+        // What came from where a pod no longer is says nothing of it; why one that is there gives no word, does.
+        asked.retain(|ordinal, answers| answers.word.is_ok() || same.iter().any(|pod| pod.ordinal == *ordinal));
         asked.extend(self.ask_all(&dial, &moved, &mut found).await);
         for ordinal in ordinals {
             let answered = asked.get(&ordinal).is_some_and(|answers| answers.word.is_ok());
@@ -125,8 +125,8 @@ impl Surveyor {
             return;
         };
         let mut said = self.clock_said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|at| at.elapsed() >= CLOCK_EVERY) {
-            *said = Some(Instant::now());
+        if said.is_none_or(|(of, what, at)| (of, what) != (ordinal, remedy) || at.elapsed() >= CLOCK_EVERY) {
+            *said = Some((ordinal, remedy, Instant::now()));
             tracing::warn!(%ordinal, remedy, "a pod cannot be asked, as a certificate does not fit a clock: {why}");
         }
     }
@@ -204,16 +204,16 @@ fn clock(why: &str) -> Option<&'static str> {
     let any = |pieces: &[&str]| pieces.iter().any(|piece| why.contains(piece));
     if any(&["certificate not valid yet", "certificate: NotValidYet"]) {
         Some(
-            "its certificate begins in the future by this clock: set the clocks of both nodes (NTP), or wait until then",
+            "its etcd/peer.crt begins in the future by this clock: set the clocks of both nodes (NTP), or wait until then",
         )
     } else if any(&["certificate expired", "certificate: Expired"]) {
         Some(
-            "its certificate has ended by this clock: set the clocks of both nodes (NTP); if they are right, renew it: \
+            "its etcd/peer.crt has ended by this clock: set the clocks of both nodes (NTP); if they are right, renew it: \
              restart that pod, or replace the mounted files or the Secret",
         )
     } else if any(&["CertificateExpired"]) {
         Some(
-            "it refuses this pod's certificate as out of date: set the clocks of both nodes (NTP); if they are right, renew \
+            "it refuses this pod's etcd/peer.crt as out of date: set the clocks of both nodes (NTP); if they are right, renew \
              it: restart this pod, or replace the mounted files or the Secret",
         )
     } else {

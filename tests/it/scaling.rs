@@ -14,6 +14,7 @@ use crate::support::statefulset::TestBox;
 
 mod alone;
 mod apiservers;
+mod clocks;
 mod damage;
 mod joining;
 mod upgrade;
