@@ -29,8 +29,8 @@ pub trait Source: Send {
     fn files(&self) -> anyhow::Result<Vec<FileState>>;
     /// Sends every live key, and gives what had to be changed. It may be called again and sends the same.
     fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings>;
-    /// A check of the whole source that can run beside the reading, if there is one. What it finds fails the copy.
-    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>>;
+    /// A check of the whole source that can run beside the next reading, if there is one. What it finds fails the copy.
+    fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>>;
 }
 
 /// What is known of a source before it is read.

@@ -200,7 +200,7 @@ impl Source for BackendStore {
         Ok(warnings)
     }
 
-    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
+    fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
         match &self.checksum {
             snapshot::Checksum::AtEnd(path) => Ok(Some(Box::new(snapshot::ChecksumCheck::new(path)?))),
             snapshot::Checksum::None | snapshot::Checksum::Missing => Ok(None),

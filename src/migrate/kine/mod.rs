@@ -2,7 +2,8 @@
 //!
 //! One table, `kine`, one row for each write; a row's `id` is its revision. Facts and their sources in kine's code are
 //! named where they are used. Reading order: [`files`] (before SQLite opens it), [`guard`] (nobody else uses it),
-//! [`schema`] (it is kine's), [`survey`] (which rows are live), [`rows`] (reading them), [`check`] (the whole file).
+//! [`schema`] (it is kine's), [`survey`] (which rows are live), [`rows`] (reading them), [`check`] (the whole file) and
+//! [`sum`] (the table and its index).
 
 pub mod check;
 pub mod error;
@@ -12,9 +13,11 @@ pub mod idset;
 pub mod name;
 pub mod rows;
 pub mod schema;
+pub mod sum;
 pub mod survey;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -25,6 +28,7 @@ use super::source::{BatchSender, Extent, FileState, SideCheck, Source};
 use crate::ids::Revision;
 pub use error::{SourceError, name_source};
 pub use files::{StoreFiles, WalContent};
+use sum::TableSum;
 use survey::Survey;
 
 /// A store that is open, locked, and known to be kine's. Its files stay as they are.
@@ -32,6 +36,8 @@ pub struct KineStore {
     files: StoreFiles,
     connection: Connection,
     survey: Survey,
+    /// Given to the check that runs beside the next reading.
+    table: Option<Arc<TableSum>>,
     bytes: u64,
     wal: WalContent,
     // Last, so that it is released last.
@@ -61,7 +67,7 @@ impl KineStore {
         schema::check(&connection)?;
         let survey = survey::survey(&connection)?;
         let bytes = header.bytes + wal.bytes;
-        Ok(KineStore { files, connection, survey, bytes, wal, lock })
+        Ok(KineStore { files, connection, survey, table: None, bytes, wal, lock })
     }
 
     /// Its `-wal`.
@@ -116,7 +122,7 @@ impl Source for KineStore {
             revision: self.survey.revision,
             compacted: self.survey.compacted,
             source_bytes: self.bytes,
-            rows: self.survey.rows,
+            rows: self.survey.index.rows,
             keys_at_most: self.survey.newest.len(),
             bytes_at_most: self.bytes,
         }
@@ -141,13 +147,18 @@ impl Source for KineStore {
         let example = || self.survey.broken_chain_example.clone().unwrap_or_default();
         warnings.broken_chains.add(self.survey.broken_chains, example);
         warnings.torn_wals.add(self.wal.torn.into(), || self.files.wal.display().to_string());
-        rows::read_live(&self.connection, &self.survey.newest, &mut warnings, out)?;
+        let read = rows::read_live(&self.connection, &self.survey.newest, &mut warnings, out)?;
+        if let Some(table) = self.table.take() {
+            table.add(read)?;
+        }
         Ok(warnings)
     }
 
-    fn side_check(&self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
+    fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
         let connection = schema::open(&self.files.db, self.wal.committed_frames > 0)?;
-        Ok(Some(Box::new(check::FileCheck::new(connection, self.survey.rows, self.survey.fingerprint))))
+        let table = Arc::new(TableSum::new(self.survey.index));
+        self.table = Some(table.clone());
+        Ok(Some(Box::new(check::FileCheck::new(connection, table, rows::unread(&self.survey.newest)))))
     }
 }
 

@@ -42,23 +42,6 @@ fn go_g(f: f64) -> String {
     format!("{mantissa}e{sign}{:02}", exponent.abs())
 }
 
-/// A hash of an index entry, to compare the index with the table. It meets damage, not an adversary.
-pub fn name_hash(id: i64, name: &[u8]) -> u64 {
-    const K: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |h: u64, word: u64| {
-        let product = u128::from(h ^ word) * u128::from(K);
-        (product >> 64) as u64 ^ product as u64
-    };
-    let mut hash = mix(K ^ name.len() as u64, id as u64);
-    let (words, rest) = name.as_chunks::<8>();
-    for word in words {
-        hash = mix(hash, u64::from_le_bytes(*word));
-    }
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    mix(mix(hash, u64::from_le_bytes(last)), K)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,13 +76,5 @@ mod tests {
             assert_eq!(String::from_utf8(text_of_number(value).unwrap()).unwrap(), text);
         }
         assert_eq!(text_of_number(ValueRef::Blob(b"7")), None);
-    }
-
-    #[test]
-    fn the_hash_tells_names_and_ids_apart() {
-        let hashes = [(1, "/a"), (2, "/a"), (1, "/a\0"), (1, ""), (1, "/aaaaaaaa"), (1, "/aaaaaaab")]
-            .map(|(id, name)| name_hash(id, name.as_bytes()));
-        let distinct: std::collections::HashSet<_> = hashes.iter().collect();
-        assert_eq!(distinct.len(), hashes.len());
     }
 }

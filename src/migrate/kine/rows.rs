@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row as SqlRow, Statement};
 use super::error::SourceError;
 use super::idset::{ChunkView, IdSet};
 use super::name::text_of_number;
+use super::sum::RowSum;
 use crate::migrate::convert::{Row, Warnings, convert};
 use crate::migrate::source::BatchSender;
 
@@ -15,20 +16,20 @@ const COLUMNS: &str = "id, name, created, create_revision, lease, value";
 /// in between cost their page cells; a search costs a walk from the root.
 const SCAN_IF_ONE_IN: i64 = 12;
 
-/// Sends every row of `newest` that is not a tombstone.
+/// Sends every row of `newest` that is not a tombstone; gives the sum over all rows but those of [`unread`].
 pub fn read_live(
     connection: &Connection,
     newest: &IdSet,
     warnings: &mut Warnings,
     out: &mut BatchSender<'_>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<RowSum> {
     let sql = |range: &str| format!("SELECT {COLUMNS}, deleted = 0 FROM kine NOT INDEXED WHERE {range} ORDER BY id");
     let mut scan = connection.prepare(&sql("id BETWEEN ?1 AND ?2")).map_err(SourceError::from)?;
     let mut search = connection.prepare(&sql("id = ?1")).map_err(SourceError::from)?;
+    let mut sum = RowSum::default();
     for chunk in newest.chunks() {
-        let (low, high) = chunk.bounds();
-        if (high - low) / SCAN_IF_ONE_IN <= chunk.len() as i64 {
-            scan_chunk(&mut scan, chunk, warnings, out)?;
+        if is_scanned(chunk) {
+            scan_chunk(&mut scan, chunk, &mut sum, warnings, out)?;
             continue;
         }
         for id in chunk.ids() {
@@ -37,12 +38,35 @@ pub fn read_live(
             emit(row, warnings, out)?;
         }
     }
-    Ok(())
+    Ok(sum)
+}
+
+/// Whether [`read_live`] comes by every row between the chunk's lowest and highest.
+fn is_scanned(chunk: ChunkView<'_>) -> bool {
+    let (low, high) = chunk.bounds();
+    (high - low) / SCAN_IF_ONE_IN <= chunk.len() as i64
+}
+
+/// The ranges of ids, both ends included, that [`read_live`] does not read from end to end.
+pub fn unread(newest: &IdSet) -> Vec<(i64, i64)> {
+    let mut ranges = Vec::new();
+    let mut next = i64::MIN;
+    for (low, high) in newest.chunks().filter(|chunk| is_scanned(*chunk)).map(ChunkView::bounds) {
+        // Ids are positive, so there is one below.
+        if next < low {
+            ranges.push((next, low - 1));
+        }
+        // No row is at the very last id: etcd could not add to it, and the survey has refused it.
+        next = high.saturating_add(1);
+    }
+    ranges.push((next, i64::MAX));
+    ranges
 }
 
 fn scan_chunk(
     scan: &mut Statement<'_>,
     chunk: ChunkView<'_>,
+    sum: &mut RowSum,
     warnings: &mut Warnings,
     out: &mut BatchSender<'_>,
 ) -> anyhow::Result<()> {
@@ -51,6 +75,7 @@ fn scan_chunk(
     let mut found = 0;
     while let Some(row) = rows.next().map_err(SourceError::from)? {
         let id: i64 = row.get(0).map_err(SourceError::from)?;
+        sum.add(id, row.get_ref(1).map_err(SourceError::from)?);
         if chunk.contains(id) {
             found += 1;
             emit(row, warnings, out)?;
@@ -107,5 +132,30 @@ fn integer(value: ValueRef<'_>) -> i64 {
         ValueRef::Real(f) => f as i64,
         ValueRef::Text(text) => std::str::from_utf8(text).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0),
         ValueRef::Null | ValueRef::Blob(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_id_is_either_scanned_or_unread(
+            dense in proptest::collection::vec(1_i64..400_000, 0..20),
+            sparse in proptest::collection::vec(1_i64..400_000, 0..20),
+        ) {
+            let mut newest = IdSet::default();
+            dense.iter().flat_map(|first| *first..first + 5000).for_each(|id| newest.insert(id));
+            sparse.iter().for_each(|id| newest.insert(*id));
+            let scanned = newest.chunks().filter(|chunk| is_scanned(*chunk)).map(ChunkView::bounds);
+            let mut all: Vec<_> = unread(&newest).into_iter().chain(scanned).collect();
+            all.sort_unstable();
+            prop_assert_eq!((all[0].0, all[all.len() - 1].1), (i64::MIN, i64::MAX));
+            prop_assert!(all.iter().all(|(low, high)| low <= high));
+            prop_assert!(all.is_sorted_by(|a, b| a.1 + 1 == b.0), "{:?}", all);
+        }
     }
 }

@@ -10,7 +10,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::error::SourceError;
 use super::idset::IdSet;
-use super::name::{is_bookkeeping, name_hash, text_of_number};
+use super::name::{is_bookkeeping, text_of_number};
+use super::sum::RowSum;
 use crate::ids::Revision;
 use crate::migrate::convert::printable;
 
@@ -26,10 +27,8 @@ pub struct Survey {
     pub revision: Revision,
     /// What kine has compacted up to, 0 if never.
     pub compacted: Revision,
-    /// Rows in all.
-    pub rows: u64,
     /// Over all entries of the index: what the table must have too.
-    pub fingerprint: u64,
+    pub index: RowSum,
     /// Names of kine's own.
     pub bookkeeping: u64,
     /// Names stored as numbers: a layout of kine before 0.16.3 alters keys that look like numbers.
@@ -60,8 +59,7 @@ pub fn survey(connection: &Connection) -> Result<Survey, SourceError> {
         newest: IdSet::default(),
         revision: Revision(highest),
         compacted: Revision(compacted.unwrap_or(0).clamp(0, highest)),
-        rows: 0,
-        fingerprint: 0,
+        index: RowSum::default(),
         bookkeeping: 0,
         numeric_names: 0,
         broken_chains: 0,
@@ -134,8 +132,7 @@ fn walk(connection: &Connection, numbers: &HashSet<Vec<u8>>, found: &mut Survey)
                 (&number, false)
             }
         };
-        found.rows += 1;
-        found.fingerprint = found.fingerprint.wrapping_add(name_hash(id, bytes));
+        found.index.add_key(id, bytes);
         if at.newest == 0 || at.text != text || at.bytes != bytes {
             leave(&at, found);
             at.bytes.clear();
@@ -186,7 +183,7 @@ mod tests {
             for name_type in ["INTEGER", "TEXT"] {
                 let found = survey(&store(name_type, indexes, rows)).unwrap();
                 assert_eq!(newest(&found), [4, 5, 6, 7], "{name_type} {indexes}");
-                assert_eq!((found.revision, found.compacted, found.rows), (Revision(9), Revision(4), 8));
+                assert_eq!((found.revision, found.compacted, found.index.rows), (Revision(9), Revision(4), 8));
                 assert_eq!((found.bookkeeping, found.numeric_names, found.broken_chains), (2, 0, 0));
             }
         }
