@@ -4,6 +4,7 @@
 //! moment at which the certificates are there, so that a long migration is not taken for a hung pod.
 
 mod again;
+mod beside;
 mod boot;
 mod leader;
 mod pod;
@@ -202,6 +203,7 @@ async fn live(
             never = leader::look_after(pod) => match never {},
             never = stop::departure(pod, told, &control, &ends_by) => match never {},
             never = again::decide_again(pod, &control) => match never {},
+            never = beside::compare(pod, &control) => match never {},
         };
         match stopped {
             Stopped::BySignal => {

@@ -106,6 +106,32 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// What a pod whose etcd runs on `data_dir` knows of itself: its volume is not looked at while it is written to, and
+    /// of the others nothing is known.
+    pub fn serving(ordinal: Ordinal, data_dir: DataDirFact) -> Facts {
+        Facts {
+            ordinal,
+            seed: Ordinal(0),
+            desired: Desired::Unknown("not asked".to_owned()),
+            enabled: true,
+            migrate_back: false,
+            migrate_from: false,
+            data_dir,
+            damaged: None,
+            log: Known::default(),
+            notes: Notes::default(),
+            journal: JournalFact::Absent,
+            stores: StoresFact::default(),
+            distro_store: None,
+            shared_ca: false,
+            host_configured: false,
+            marker: Known::default(),
+            claims: Known::default(),
+            peers: Vec::new(),
+            members: Known::default(),
+        }
+    }
+
     /// The fact about an ordinal, if anything is known of it.
     pub fn peer(&self, ordinal: Ordinal) -> Option<&PeerFact> {
         self.peers.iter().find(|peer| peer.ordinal == ordinal)

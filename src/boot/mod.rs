@@ -6,6 +6,7 @@
 //! Read [`explained`] from top to bottom: the first line that fits wins, and everything that could lose data stands
 //! before everything that writes. Each decision names its rule (`docs/rules.md`).
 
+pub mod beside;
 pub mod facts;
 mod form;
 pub mod marker;

@@ -17,6 +17,7 @@ mod apiservers;
 mod clocks;
 mod damage;
 mod joining;
+mod others;
 mod upgrade;
 
 /// One try of a write or a question.

@@ -1,0 +1,118 @@
+//! What a pod that serves makes of another cluster: one that was not to be seen when it was started. Pure.
+
+use super::facts::Facts;
+use super::marker;
+use crate::ids::ClusterId;
+use crate::rules::{Rule, Rules};
+
+/// What a pod that serves a cluster has heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    /// A restore has replaced its cluster: it stops everything and decides anew, which has it join the restored one.
+    Superseded,
+    /// An unrelated cluster is the formed one, or is served by at least as many pods: it stops everything and decides
+    /// anew, which is a refusal as long as that stays so. Nothing is changed.
+    Overtaken(ClusterId),
+    /// Fewer pods serve an unrelated cluster. They are to stop; a stray volume must not stop those that have a quorum.
+    Stray(ClusterId),
+}
+
+/// Compares with what the others have, etcd serving `cluster` here.
+///
+/// Who only has data of another cluster serves nobody, and refuses by itself when it is started.
+pub fn beside(facts: &Facts, cluster: ClusterId, rules: Rules) -> Option<(Beside, Rule)> {
+    if marker::superseded(facts, cluster) && rules.on(Rule::Superseded) {
+        return Some((Beside::Superseded, Rule::Superseded));
+    }
+    let formed = facts.marker().and_then(|marker| marker.formed());
+    if let Some(formed) = formed.filter(|formed| *formed != cluster) {
+        return Some((Beside::Overtaken(formed), Rule::OneCluster));
+    }
+    let served = |by: ClusterId| facts.peers.iter().filter(|peer| peer.serves() == Some(by)).count();
+    let others = facts.peers.iter().filter_map(|peer| peer.serves());
+    let other =
+        others.filter(|other| *other != cluster && !marker::superseded(facts, *other)).max_by_key(|o| served(*o))?;
+    let outnumbered = formed.is_none() && served(other) > served(cluster);
+    let heard = if outnumbered { Beside::Overtaken(other) } else { Beside::Stray(other) };
+    Some((heard, Rule::OneCluster))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::{DataDirFact, Known, Marker, MarkerPhase, MarkerSeen, PeerFact, PeerState};
+    use crate::ids::{MemberId, Ordinal};
+
+    const MINE: ClusterId = ClusterId(2);
+    const OTHER: ClusterId = ClusterId(9);
+
+    /// A pod that serves [`MINE`] beside these, by ordinal from 1.
+    fn serving(peers: &[PeerState]) -> Facts {
+        let peer = |(n, state): (u32, &PeerState)| PeerFact {
+            state: Known::Present(state.clone()),
+            ..PeerFact::new(Ordinal(n))
+        };
+        let data_dir = DataDirFact::Valid { member: MemberId(1), cluster: MINE };
+        Facts { peers: (1..).zip(peers).map(peer).collect(), ..Facts::serving(Ordinal(0), data_dir) }
+    }
+
+    fn serves(cluster: ClusterId) -> PeerState {
+        PeerState::Serving { member: MemberId(5), cluster }
+    }
+
+    fn marked(change: impl FnOnce(&mut Marker)) -> Known<MarkerSeen> {
+        let mut marker = Marker::new(MarkerPhase::Formed(MINE));
+        change(&mut marker);
+        Known::Present(MarkerSeen { version: "7".into(), marker })
+    }
+
+    fn heard(facts: &Facts) -> Option<Beside> {
+        beside(facts, MINE, Rules::ALL).map(|(heard, _)| heard)
+    }
+
+    #[test]
+    fn as_many_pods_that_serve_another_cluster_stop_this_one_and_fewer_do_not() {
+        assert_eq!(heard(&serving(&[])), None);
+        assert_eq!(heard(&serving(&[serves(MINE), serves(MINE)])), None);
+        assert_eq!(heard(&serving(&[serves(OTHER)])), Some(Beside::Overtaken(OTHER)));
+        assert_eq!(heard(&serving(&[serves(MINE), serves(OTHER)])), Some(Beside::Stray(OTHER)));
+        assert_eq!(heard(&serving(&[serves(OTHER), serves(OTHER)])), Some(Beside::Overtaken(OTHER)));
+        let two_strays = serving(&[serves(MINE), serves(OTHER), serves(ClusterId(8))]);
+        assert!(matches!(heard(&two_strays), Some(Beside::Stray(_))));
+    }
+
+    #[test]
+    fn who_does_not_serve_stops_nobody() {
+        let data = PeerState::Data { member: MemberId(5), cluster: OTHER, last: None };
+        assert_eq!(heard(&serving(&[data.clone(), data])), None);
+        assert_eq!(heard(&serving(&[PeerState::Empty])), None);
+    }
+
+    #[test]
+    fn the_marker_says_which_cluster_is_the_right_one() {
+        let beside_one = serving(&[serves(OTHER), serves(OTHER)]);
+        let mine = Facts { marker: marked(|_| ()), ..beside_one.clone() };
+        assert_eq!(heard(&mine), Some(Beside::Stray(OTHER)));
+        let other = marked(|marker| marker.phase = MarkerPhase::Formed(OTHER));
+        assert_eq!(heard(&Facts { marker: other, ..beside_one }), Some(Beside::Overtaken(OTHER)));
+    }
+
+    #[test]
+    fn a_restore_is_heard_of_from_the_seed_the_marker_or_the_volume_and_from_nobody_else() {
+        let restored = marked(|marker| marker.superseded.push(MINE));
+        assert_eq!(heard(&Facts { marker: restored, ..serving(&[]) }), Some(Beside::Superseded));
+        let mut facts = Facts { seed: Ordinal(1), ordinal: Ordinal(0), ..serving(&[serves(OTHER), serves(MINE)]) };
+        facts.peers[1].superseded = vec![MINE];
+        assert_eq!(heard(&facts), Some(Beside::Stray(OTHER)), "not the seed's word");
+        facts.peers[0].superseded = vec![MINE];
+        assert_eq!(heard(&facts), Some(Beside::Superseded));
+        assert_eq!(
+            beside(&facts, MINE, Rules::without(&[Rule::Superseded])).map(|(_, rule)| rule),
+            Some(Rule::OneCluster)
+        );
+        // Of the replaced cluster the restored one takes no notice.
+        let mut seed = serving(&[serves(OTHER), serves(OTHER)]);
+        seed.notes.superseded = vec![OTHER];
+        assert_eq!(heard(&seed), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! Compares what a pod serves with what the others do, for as long as it serves: what was not to be seen when it was
+//! started may be seen later.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use super::boot::SAY_EVERY;
+use super::pod::Pod;
+use crate::boot::beside::{Beside, beside};
+use crate::boot::{DataDirFact, Facts, Refusal};
+use crate::ids::ClusterId;
+use crate::observe::notes;
+use crate::peer::survey::Survey;
+use crate::rules::{Rule, Rules};
+use crate::supervise::Control;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Stops everything where another cluster is the right one, upon which the boot begins anew. Never ends.
+pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
+    if pod.surveyor.is_none() {
+        return std::future::pending().await;
+    }
+    let mut health = pod.health.subscribe();
+    let mut said: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if health.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
+            return std::future::pending().await;
+        }
+        let Some((_, cluster)) = pod.own.member() else { continue };
+        let Some((heard, rule)) = heard(pod, cluster).await else { continue };
+        let overtaken = match heard {
+            Beside::Superseded => {
+                tracing::warn!(%cluster, %rule, "a restore has replaced this cluster: stopping it and joining the restored one");
+                true
+            }
+            Beside::Overtaken(other) => {
+                let refusal = Refusal::TwoClusters { mine: cluster, other };
+                tracing::error!(%rule, remedy = refusal.remedy(), "{}: stopping", refusal.what());
+                true
+            }
+            Beside::Stray(other) => {
+                if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+                    said = Some(Instant::now());
+                    let refusal = Refusal::TwoClusters { mine: cluster, other };
+                    tracing::error!(%rule, remedy = refusal.remedy(), "{}: a stray pod serves the other", refusal.what());
+                }
+                false
+            }
+        };
+        if overtaken && !health.borrow().stopping {
+            control.stop();
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// What is heard of other clusters. The host API is asked only if there is another at all.
+async fn heard(pod: &Pod, cluster: ClusterId) -> Option<(Beside, Rule)> {
+    let survey = pod.survey([]).await;
+    let another = |survey: &Survey| {
+        let other = |known: Option<ClusterId>| known.is_some_and(|known| known != cluster);
+        survey.peers.iter().any(|peer| other(peer.cluster()) || peer.superseded.contains(&cluster))
+    };
+    let (member, running) = pod.own.member()?;
+    if !another(&survey) || running != cluster {
+        return None;
+    }
+    let mut facts = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
+    facts.seed = pod.seed();
+    facts.notes = notes::load(&pod.settings.data_dir).unwrap_or_default();
+    survey.add_to(&mut facts);
+    if let Some(host) = &pod.host {
+        (facts.host_configured, facts.marker) = (true, host.marker().await);
+    }
+    beside(&facts, cluster, Rules::ALL)
+}

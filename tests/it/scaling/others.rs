@@ -1,0 +1,136 @@
+//! Another cluster that was not to be seen when a pod was started is seen while it runs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use syncer::disk::RealDisk;
+use syncer::ids::ClusterId;
+use syncer::observe::notes;
+
+use super::{Access, CHANGE, Said, Scene, ask};
+use crate::statefulset_box::protocol::{NetworkMode, Policy, Program};
+use crate::support::etcd::output;
+use crate::support::statefulset::TestBox;
+use crate::support::{part, poll, syncer};
+
+/// A pod can be held back before it has looked at anything.
+const HELD_BACK: &str = r#"#!/bin/sh
+while [ -e FOLDER/hold-$POD_NAME ]; do sleep 0.02; done
+exec SYNCER "$@"
+"#;
+
+/// Three pods that can be held back, whose files for that are in the folder.
+fn three() -> (TestBox, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
+    let program = folder.path().join("syncer");
+    let script = HELD_BACK.replace("FOLDER", &folder.path().display().to_string());
+    fs::write(&program, script.replace("SYNCER", &syncer().display().to_string())).expect("write a script");
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| {
+        let binaries = part("etcd").parent().expect("a folder").to_owned();
+        config.program = Program::Syncer { file: program, binaries, args: vec!["--distro=none".to_owned()] };
+    });
+    (set, folder)
+}
+
+/// Kills a pod and holds its successor back until the file is removed.
+fn hold(set: &TestBox, folder: &Path, ordinal: u32) -> PathBuf {
+    let held = folder.join(format!("hold-vc-{ordinal}"));
+    fs::write(&held, "").expect("write a file");
+    let before = set.status().expect("a status").pods[&ordinal].incarnation;
+    set.kill9(ordinal).expect("kill");
+    let replaced = |pods: &crate::statefulset_box::protocol::Status| {
+        pods.pods.get(&ordinal).is_some_and(|pod| pod.incarnation > before && pod.pid.is_some())
+    };
+    set.wait("its successor is held back", CHANGE, replaced).expect("it is replaced");
+    held
+}
+
+/// Puts the snapshot in the place of the pod's data dir, as the only member of a new cluster.
+fn restore(set: &TestBox, snapshot: &Path, ordinal: u32) {
+    let etcd = set.volume(&format!("vc-{ordinal}")).join("etcd");
+    fs::remove_dir_all(&etcd).expect("remove the data dir");
+    let (name, url) = (format!("vc-{ordinal}"), format!("https://vc-{ordinal}.vc-headless.team-a:2380"));
+    let mut restore = Command::new(part("etcdutl"));
+    restore
+        .args(["snapshot", "restore", "--name", &name, "--initial-cluster-token", "another", "--data-dir"])
+        .arg(etcd);
+    restore.args(["--initial-cluster", &format!("{name}={url}"), "--initial-advertise-peer-urls", &url]);
+    output(restore.args(["--bump-revision", "1000000", "--mark-compacted"]).arg(snapshot));
+}
+
+fn snapshot(set: &TestBox, folder: &Path) -> PathBuf {
+    let file = folder.join("snapshot.db");
+    set.etcdctl(0, &["snapshot", "save", &file.display().to_string()]);
+    file
+}
+
+/// What a pod that serves says, once that is as wanted.
+fn said(set: &TestBox, ordinal: u32, what: &str, wanted: impl Fn(&Said) -> bool) -> Said {
+    let access = Access::of(set, ordinal);
+    poll(&format!("pod {ordinal}: {what}"), CHANGE, || ask(&access).filter(&wanted))
+}
+
+#[test]
+fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs() {
+    let (set, folder) = three();
+    let mut scene = Scene::of(3, set);
+    if scene.set.status().expect("a status").network != NetworkMode::Namespaces {
+        println!("pods have no namespaces here: this is not tested");
+        return;
+    }
+    let mine = said(&scene.set, 0, "its cluster", |_| true).cluster;
+    let file = snapshot(&scene.set, folder.path());
+    let held = hold(&scene.set, folder.path(), 2);
+    // Nobody answers at its boot.
+    scene.set.partition(2, 0).expect("part them");
+    scene.set.partition(2, 1).expect("part them");
+    restore(&scene.set, &file, 2);
+    fs::remove_file(held).expect("let it go");
+    let theirs = said(&scene.set, 2, "it serves another cluster", |said| said.cluster != mine).cluster;
+
+    scene.set.heal().expect("heal");
+    let refusal = format!("two unrelated clusters: {theirs:x} and {mine:x}");
+    poll(&refusal, CHANGE, || {
+        let log = scene.set.log("vc-2");
+        (log.contains(&format!("{refusal}: stopping")) && log.contains("exit status: 5")).then_some(())
+    });
+    // The others have gone on, and do.
+    assert!(!scene.set.log("vc-0").contains(": stopping") && !scene.set.log("vc-1").contains(": stopping"));
+    let before = scene.writer.acknowledged().len();
+    poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > before + 20).then_some(()));
+    assert_eq!(scene.set.status().expect("a status").ready(), [0, 1]);
+    // The remedy: the volume that is not to be kept is taken away.
+    scene.replaced(2, "the stray volume is gone", |set| set.lose_volume(2).expect("lose the volume"));
+    assert!(!scene.writer.finish().is_empty());
+}
+
+#[test]
+fn pods_that_run_notice_a_restore_and_join_the_restored_cluster() {
+    let (set, folder) = three();
+    set.wait("three pods", CHANGE, |s| s.settled).expect("three pods");
+    let old = said(&set, 0, "three voters", |said| said.voters.len() == 3).cluster;
+    set.etcdctl(0, &["put", "/before", "x"]);
+    let file = snapshot(&set, folder.path());
+    let held = hold(&set, folder.path(), 0);
+    said(&set, 1, "it serves without the leader that was killed", |_| true);
+    set.etcdctl(1, &["put", "/after", "x"]);
+    restore(&set, &file, 0);
+    notes::change(&RealDisk, &set.volume("vc-0"), |notes| notes.superseded.push(ClusterId(old))).expect("note it");
+    fs::remove_file(held).expect("let it go");
+
+    let new = said(&set, 0, "three voters of another cluster", |said| said.cluster != old && said.voters.len() == 3);
+    for ordinal in 0..3 {
+        assert_eq!(said(&set, ordinal, "it serves the restored cluster", |said| *said == new), new);
+        assert_eq!(set.etcdctl(ordinal, &["get", "/before", "--print-value-only"]), "x\n");
+        assert_eq!(set.etcdctl(ordinal, &["get", "/after", "--print-value-only"]), "");
+    }
+    for pod in ["vc-1", "vc-2"] {
+        let log = set.log(pod);
+        assert!(log.contains("a restore has replaced this cluster") && log.contains("it was set aside"), "{log}");
+    }
+    set.wait("all are ready", CHANGE, |s| s.settled).expect("all are ready");
+}
