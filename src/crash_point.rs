@@ -36,11 +36,15 @@ pub const RESET_CRASH_POINTS: &[&str] = &[
     "reset-done",
 ];
 
+/// Every crash point of the way back to SQLite, in the order in which it passes them.
+pub const BACK_CRASH_POINTS: &[&str] =
+    &["back-journal-begun", "back-half-written", "back-verified", "back-written", "back-after-flip", "back-done"];
+
 /// Kills the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
     assert!(
-        CRASH_POINTS.iter().chain(RESET_CRASH_POINTS).any(|known| *known == name),
+        CRASH_POINTS.iter().chain(RESET_CRASH_POINTS).chain(BACK_CRASH_POINTS).any(|known| *known == name),
         "crash point {name} is not in the list"
     );
     // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.

@@ -10,9 +10,12 @@ use serde_json::{Value, json};
 use super::commit::{finish, with_suffix};
 use super::convert::DEFAULT_REQUEST_BYTES;
 use super::estimate::{Estimate, estimate};
+use super::export::{self, ExportOutcome, ExportPlan, export};
 use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
 use super::origin::Origin;
 use super::progress::Show;
+use super::remote::Remote;
+use super::space;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
 use crate::disk::Disk;
@@ -24,16 +27,18 @@ use crate::record_file::unix_seconds;
 pub struct Args {
     /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it; datadir:PATH, the data
     /// dir of an etcd that was stopped and is its cluster's only member; snapshot:PATH, a file that `etcdctl snapshot
-    /// save` wrote.
+    /// save` wrote; etcd:URL, a snapshot of a running etcd as of now.
     #[arg(long, value_name = "KIND:PLACE")]
     pub from: Place,
-    /// What to make: datadir:PATH, a new data dir of etcd with a single member.
+    /// What to make: datadir:PATH, a new data dir of etcd with a single member; sqlite:PATH, a new state.db for kine or
+    /// k3s (from etcd's stores).
     #[arg(long, value_name = "KIND:PLACE")]
     pub to: Place,
     /// Read everything and say what would happen; write nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// How thoroughly to compare a running etcd with the source before the target is put in place.
+    /// How thoroughly to compare the target, a running etcd or the file read back, with the source before it is put in
+    /// place.
     #[arg(long, value_enum, default_value_t = Verify::Hash)]
     pub verify: Verify,
     /// Form of the report on standard output.
@@ -54,9 +59,18 @@ pub struct Args {
     /// Token of the new cluster; random unless given, so that no two clusters are taken for each other.
     #[arg(long)]
     pub token: Option<String>,
-    /// The etcd program that verifies the result.
+    /// The etcd program: it verifies a new data dir, and replays the log of one that was killed.
     #[arg(long, value_name = "FILE", default_value = "etcd")]
     pub etcd: PathBuf,
+    /// The CA of a running etcd's certificate.
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// The client's certificate for a running etcd.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
 }
 
 /// The form of a report.
@@ -98,34 +112,87 @@ impl FromStr for Place {
 
 /// Runs the command; gives what is to be written to standard output.
 pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
-    let (source, target) = match (&args.from, &args.to) {
-        (Place::Sqlite(source), Place::Datadir(target)) => (Origin::Sqlite(absolute(source)?), target),
-        (Place::Datadir(source), Place::Datadir(target)) => (Origin::Datadir(absolute(source)?), target),
-        (Place::Snapshot(source), Place::Datadir(target)) => (Origin::Snapshot(absolute(source)?), target),
-        (from, to) => {
-            return Err(refuse(
-                Exit::Usage,
-                format!("moving {} to {} is not in this release", from.kind(), to.kind()),
-                "it moves sqlite:PATH, datadir:PATH and snapshot:PATH to datadir:PATH",
-            ));
+    let source = match &args.from {
+        Place::Sqlite(path) => Origin::Sqlite(absolute(path)?),
+        Place::Datadir(path) => Origin::Datadir(absolute(path)?),
+        Place::Snapshot(path) => Origin::Snapshot(absolute(path)?),
+        Place::Etcd(url) => Origin::Etcd(remote(args, url)?),
+    };
+    let (target, back) = match (&source, &args.to) {
+        (_, Place::Datadir(target)) => (absolute(target)?, false),
+        (Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_), Place::Sqlite(target)) => {
+            (absolute(target)?, true)
         }
+        _ => return Err(not_yet(args)),
     };
     if args.rename_source && !matches!(source, Origin::Sqlite(_)) {
         let what = "--rename-source renames a state.db alone";
         return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
     }
-    let target = absolute(target)?;
     if let Some(folder) = target.parent().filter(|folder| !folder.is_dir()) {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
     }
     if args.dry_run {
-        let found = estimate(disk, &source, &target, &args.etcd, Show::Auto)?;
+        let needs = if back { space::needed_sqlite } else { space::needed };
+        let found = estimate(disk, &source, &target, needs, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
             Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
         });
     }
+    if back { run_back(disk, args, source, target) } else { run_import(disk, args, source, target) }
+}
+
+fn remote(args: &Args, url: &str) -> anyhow::Result<Remote> {
+    let usage = |what: &str, remedy: &str| Err(refuse(Exit::Usage, what, remedy));
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return usage("etcd's URL must begin with http:// or https://", "give etcd:https://HOST:2379, say");
+    }
+    if url.starts_with("https://") && args.cacert.is_none() {
+        return usage("a URL with https:// needs the CA of the server's certificate", "give --cacert FILE");
+    }
+    let (cacert, cert, key) = (args.cacert.clone(), args.cert.clone(), args.key.clone());
+    Ok(Remote { url: url.to_owned(), cacert, cert, key })
+}
+
+fn not_yet(args: &Args) -> anyhow::Error {
+    refuse(
+        Exit::Usage,
+        format!("moving {} to {} is not in this release", args.from.kind(), args.to.kind()),
+        "it moves sqlite:PATH to datadir:PATH, and datadir:PATH, snapshot:PATH or etcd:URL to datadir:PATH or sqlite:PATH",
+    )
+}
+
+fn run_back(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> anyhow::Result<String> {
+    let plan = ExportPlan {
+        journal: with_suffix(&target, ".migration.journal"),
+        source,
+        target,
+        etcd: args.etcd.clone(),
+        verify: args.verify,
+        show: Show::Auto,
+        lock: None,
+    };
+    if let Some(journal) = export::finish(disk, &plan)? {
+        return Ok(match args.output {
+            Output::Text => format!(
+                "{} was written to {} before; nothing is left to do\n",
+                plan.source.path().display(),
+                plan.target.display()
+            ),
+            Output::Json => format!("{:#}\n", json!({ "writtenBefore": true, "journal": journal })),
+        });
+    }
+    let (outcome, journal) = export(disk, &plan)?;
+    export::done(disk, &plan.journal, journal)?;
+    Ok(match args.output {
+        Output::Text => back_text(&plan, &outcome),
+        Output::Json => format!("{:#}\n", back_json(&plan, &outcome)),
+    })
+}
+
+fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> anyhow::Result<String> {
     let plan = ImportPlan {
         journal: with_suffix(&target, ".migration.journal"),
         source,
@@ -253,6 +320,56 @@ fn outcome_json(plan: &ImportPlan, done: &ImportOutcome) -> Value {
     })
 }
 
+fn back_text(plan: &ExportPlan, done: &ExportOutcome) -> String {
+    let mut text = format!(
+        "wrote {} keys ({}, {} with a time to live) at revision {} from {} to {} in {:.1} s; read back and equal\n",
+        done.keys,
+        mib(done.bytes),
+        done.ttls,
+        done.revision,
+        plan.source.path().display(),
+        plan.target.display(),
+        done.duration.as_secs_f64(),
+    );
+    for warning in back_warnings(done) {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    text
+}
+
+fn back_warnings(done: &ExportOutcome) -> Vec<String> {
+    let mut lines = done.warnings.lines();
+    if let Some(key) = &done.moved.example {
+        let raised = match done.revision.0 - done.source_revision.0 {
+            0 => String::new(),
+            by => format!("; the store's revision is {by} above the source's, {}", done.source_revision),
+        };
+        let count = done.moved.count;
+        lines.push(format!("{count} keys shared a revision and have one of their own now (for one, {key}){raised}"));
+    }
+    if let Some(key) = &done.dropped.example {
+        lines.push(format!("{key} is left out: kine keeps its own under this name, and the API server makes it anew"));
+    }
+    lines
+}
+
+fn back_json(plan: &ExportPlan, done: &ExportOutcome) -> Value {
+    json!({
+        "source": plan.source.path(),
+        "target": plan.target,
+        "revision": done.revision,
+        "sourceRevision": done.source_revision,
+        "keys": done.keys,
+        "bytes": done.bytes,
+        "timesToLive": done.ttls,
+        "moved": done.moved,
+        "leftOut": done.dropped,
+        "targetBytes": done.target_bytes,
+        "warnings": done.warnings,
+        "seconds": done.duration.as_secs_f64(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,17 +399,22 @@ mod tests {
 
     #[test]
     fn other_ways_are_known_and_refused_as_bad_usage() {
-        for (from, to) in [
-            ("etcd:https://a:1", "datadir:x"),
-            ("sqlite:a", "sqlite:b"),
-            ("datadir:a", "sqlite:b"),
-            ("etcd:https://a:1", "sqlite:b"),
-            ("sqlite:a", "etcd:https://a:1"),
-        ] {
+        for (from, to) in
+            [("sqlite:a", "sqlite:b"), ("datadir:a", "etcd:https://a:1"), ("sqlite:a", "etcd:https://a:1")]
+        {
             let error = run(&RealDisk, &parse(&["--from", from, "--to", to]).unwrap()).unwrap_err();
             assert_eq!(exit_of(&error), Exit::Usage);
             assert!(error.to_string().contains("is not in this release"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_running_etcd_needs_a_url_and_over_tls_its_ca() {
+        for (from, why) in [("etcd:a:2379", "must begin with"), ("etcd:https://a:2379", "needs the CA")] {
+            let error = run(&RealDisk, &parse(&["--from", from, "--to", "sqlite:x"]).unwrap()).unwrap_err();
+            assert!(exit_of(&error) == Exit::Usage && error.to_string().contains(why), "{error}");
+        }
+        assert!(parse(&["--from", "etcd:https://a:1", "--to", "sqlite:x", "--cert", "f"]).is_err());
     }
 
     #[test]

@@ -56,21 +56,38 @@ pub struct Estimate {
     pub seconds: f64,
 }
 
+/// What a target of so many keys with so many bytes needs, in bytes.
+pub type Needs = fn(u64, u64) -> u64;
+
 /// Reads all of `source` and estimates an import into `target`. Nothing is left behind.
-pub fn estimate(disk: &dyn Disk, source: &Origin, target: &Path, etcd: &Path, show: Show) -> anyhow::Result<Estimate> {
+pub fn estimate(
+    disk: &dyn Disk,
+    source: &Origin,
+    target: &Path,
+    needs: Needs,
+    etcd: &Path,
+    show: Show,
+) -> anyhow::Result<Estimate> {
     let meter = Meter::default();
-    shown(show, &meter, || run(disk, source, target, etcd, &meter)).map_err(|e| source.name_in(e))
+    shown(show, &meter, || run(disk, source, target, needs, etcd, &meter)).map_err(|e| source.name_in(e))
 }
 
-fn run(disk: &dyn Disk, source: &Origin, target: &Path, etcd: &Path, meter: &Meter) -> anyhow::Result<Estimate> {
+fn run(
+    disk: &dyn Disk,
+    source: &Origin,
+    target: &Path,
+    needs: Needs,
+    etcd: &Path,
+    meter: &Meter,
+) -> anyhow::Result<Estimate> {
     let started = Instant::now();
-    let mut store = source.open(disk, etcd, &with_suffix(target, ".source"))?;
+    let mut store = source.open(disk, etcd, &with_suffix(target, ".source"), None)?;
     let extent = store.extent();
     meter.begin(Stage::Copy, extent.keys_at_most);
     let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };
     let copied = copy(&mut *store, &mut tally, meter)?;
     let read = started.elapsed();
-    let needed_bytes = space::needed(copied.keys, copied.bytes);
+    let needed_bytes = needs(copied.keys, copied.bytes);
     Ok(Estimate {
         source: source.path().to_owned(),
         source_bytes: extent.source_bytes,

@@ -164,7 +164,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     // etcd takes as long to tell its version as the survey of a small store.
     let (store, version) = std::thread::scope(|scope| {
         let version = scope.spawn(|| EtcdVersion::of(&plan.etcd));
-        let store = plan.source.open(disk, &plan.etcd, &plan.copy());
+        let store = plan.source.open(disk, &plan.etcd, &plan.copy(), plan.lock.as_ref());
         (store, version.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut store = store?;

@@ -1,12 +1,15 @@
 //! Which store is read, and how it is opened.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::kine::{KineStore, name_source};
+use super::remote::{self, Remote};
 use super::source::Source;
+use crate::datadir::DatadirLock;
 use crate::disk::Disk;
 
 /// How long another process may take to let go of a store: an API server that is just being killed.
@@ -21,26 +24,37 @@ pub enum Origin {
     Datadir(PathBuf),
     /// A file with etcd's backend.
     Snapshot(PathBuf),
+    /// A running etcd.
+    Etcd(Remote),
 }
 
 impl Origin {
-    /// Where it is.
+    /// Where it is; the URL of a running etcd.
     pub fn path(&self) -> &Path {
         match self {
+            Origin::Etcd(remote) => Path::new(&remote.url),
             Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
         }
     }
 
     /// Opens it, so that nobody else writes to it meanwhile. A data dir whose log must be replayed is copied to `copy`,
-    /// and `etcd` replays it there; the copy is removed when the source is dropped.
-    pub fn open(&self, disk: &dyn Disk, etcd: &Path, copy: &Path) -> anyhow::Result<Box<dyn Source>> {
+    /// and `etcd` replays it there; a running etcd's snapshot goes there too. It is removed when the source is dropped. `lock` is that of the directory that
+    /// holds the data dir, if the caller has it.
+    pub fn open(
+        &self,
+        disk: &dyn Disk,
+        etcd: &Path,
+        copy: &Path,
+        lock: Option<&Arc<DatadirLock>>,
+    ) -> anyhow::Result<Box<dyn Source>> {
         Ok(match self {
             Origin::Sqlite(path) => Box::new(KineStore::open(path, WAIT_FOR_HOLDER)?),
             Origin::Datadir(path) => {
-                let replay = Replay { etcd: etcd.to_owned(), copy: copy.to_owned() };
+                let replay = Replay { etcd: etcd.to_owned(), copy: copy.to_owned(), lock: lock.cloned() };
                 Box::new(datadir::open(disk, path, &replay)?)
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
+            Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy)?),
         })
     }
 
@@ -48,7 +62,7 @@ impl Origin {
     pub fn name_in(&self, error: anyhow::Error) -> anyhow::Error {
         match self {
             Origin::Sqlite(path) => name_source(error, path),
-            Origin::Datadir(path) | Origin::Snapshot(path) => name_backend(error, path),
+            Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_) => name_backend(error, self.path()),
         }
     }
 }

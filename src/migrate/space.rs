@@ -18,6 +18,13 @@ pub fn needed(keys: u64, bytes: u64) -> u64 {
     records.saturating_add(records / 16).saturating_add(ETCD_ITSELF)
 }
 
+/// Bytes that a `state.db` of so many keys needs at most, for names of 150 bytes on average: each stands in the table and
+/// in four indexes, and once more in what an index is sorted in.
+pub fn needed_sqlite(keys: u64, bytes: u64) -> u64 {
+    let rows = bytes.saturating_add(bytes / 8).saturating_add(keys.saturating_mul(64));
+    rows.saturating_add(keys.saturating_mul(5 * 170 + 2 * 32)).saturating_add(16 << 20)
+}
+
 /// Bytes that an unprivileged user can still write on the volume of `dir`.
 pub fn free(dir: &Path) -> anyhow::Result<u64> {
     let stat = statvfs(dir).with_context(|| format!("ask for the free space at {}", dir.display()))?;

@@ -148,15 +148,21 @@ async fn compare_leases(client: &mut Client, leases: &[LeaseRecord], patience: D
 }
 
 /// A sum over keys that does not depend on their order.
-#[derive(Default)]
-struct Multiset {
+#[derive(Debug, Default)]
+pub(super) struct Multiset {
     count: u64,
     sum: [u64; 4],
     leases: Option<LeaseAssigner>,
 }
 
+impl PartialEq for Multiset {
+    fn eq(&self, other: &Multiset) -> bool {
+        (self.count, self.sum) == (other.count, other.sum)
+    }
+}
+
 impl Multiset {
-    fn add(&mut self, key: &LiveKey<'_>, lease: i64) {
+    pub(super) fn add(&mut self, key: &LiveKey<'_>, lease: i64) {
         let mut hash = Sha256::new();
         for number in [key.key.len() as i64, key.create_revision.0, key.mod_revision.0, key.version, lease] {
             hash.update(number.to_le_bytes());

@@ -9,6 +9,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -39,6 +40,8 @@ pub struct Replay {
     pub etcd: PathBuf,
     /// Where the copy stands while it is used; it is removed again.
     pub copy: PathBuf,
+    /// The lock of the directory that holds the data dir, if the caller has it.
+    pub lock: Option<Arc<DatadirLock>>,
 }
 
 /// Any data dir is to be recognised, whatever etcd wrote it.
@@ -48,7 +51,7 @@ const NEWEST: SchemaVersion = SchemaVersion { major: u64::MAX, minor: u64::MAX }
 pub fn open(disk: &dyn Disk, dir: &Path, replay: &Replay) -> anyhow::Result<BackendStore> {
     let refused = |error: BackendError| error.refusal(dir);
     forget(disk, &replay.copy)?;
-    let locks = lock(dir).map_err(refused)?;
+    let locks = lock(dir, replay.lock.is_some()).map_err(refused)?;
     let found = usable(dir, NEWEST)?;
     let tail = log_tail(&found).map_err(|e| refused(e.into()))?;
     check_alone(&tail).map_err(refused)?;
@@ -71,7 +74,7 @@ fn backend_of(dir: &Path) -> PathBuf {
 }
 
 /// Takes the lock of the syncer that serves from it, and etcd's own on the backend.
-fn lock(dir: &Path) -> Result<Vec<Box<dyn Send + Sync>>, BackendError> {
+fn lock(dir: &Path, ours: bool) -> Result<Vec<Box<dyn Send + Sync>>, BackendError> {
     let mut locks: Vec<Box<dyn Send + Sync>> = Vec::new();
     match std::fs::metadata(dir) {
         Ok(meta) if !meta.is_dir() => return Err(BackendError::NoDatadir),
@@ -79,7 +82,7 @@ fn lock(dir: &Path) -> Result<Vec<Box<dyn Send + Sync>>, BackendError> {
     };
     // Without the file no syncer serves from it, and none is to be made in somebody else's folder.
     let folder = parent_of(dir);
-    if folder.join(LOCK_FILE).exists() {
+    if !ours && folder.join(LOCK_FILE).exists() {
         locks.push(Box::new(DatadirLock::acquire(&folder, WAIT_FOR_HOLDER)?));
     }
     let backend = backend_of(dir);
@@ -188,7 +191,7 @@ fn replayed(
         scratch: &scratch(&replay.copy),
         backend_bytes: bytes,
         member: &member,
-        lock: None,
+        lock: replay.lock.as_deref(),
         force_new_cluster: false,
         snapshot_count: NO_SNAPSHOT,
     };

@@ -70,6 +70,17 @@ impl BackendStore {
         self.revision
     }
 
+    /// Whether it is a file that ends with a checksum.
+    pub fn has_checksum(&self) -> bool {
+        matches!(self.checksum, snapshot::Checksum::AtEnd(_))
+    }
+
+    /// Names it otherwise than by its file, and keeps something until it is dropped.
+    pub fn name_and_keep(&mut self, name: String, kept: Box<dyn Send + Sync>) {
+        self.name = name;
+        self._kept.push(kept);
+    }
+
     fn lease(&self, id: i64) -> KeyLease {
         if id == 0 {
             return KeyLease::None;

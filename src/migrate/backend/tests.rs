@@ -38,7 +38,7 @@ impl Sink for Leases {
 fn read(origin: &Origin) -> anyhow::Result<(Vec<KeyLease>, Warnings)> {
     let none = Path::new("/nonexistent/etcd");
     let read = || {
-        let mut source = origin.open(&RealDisk, none, none)?;
+        let mut source = origin.open(&RealDisk, none, none, None)?;
         let mut leases = Leases::default();
         let copied = copy(&mut *source, &mut leases, &Meter::default())?;
         Ok((leases.0, copied.warnings))

@@ -42,7 +42,7 @@ impl Sink for Read {
 }
 
 fn read(origin: &Origin, line: &str, home: &Path) -> anyhow::Result<Read> {
-    let mut source = origin.open(&RealDisk, &program("etcd", line), &home.join("copy"))?;
+    let mut source = origin.open(&RealDisk, &program("etcd", line), &home.join("copy"), None)?;
     let mut read = Read::default();
     let before = source.files()?;
     let copied = copy(&mut *source, &mut read, &Meter::default())?;
@@ -183,7 +183,7 @@ fn check_line(line: &'static str) {
     // Stopped: its backend has everything, and no etcd is needed.
     etcd.spec.start().stop();
     let none = Path::new("/nonexistent");
-    let mut source = datadir.open(&RealDisk, none, &home.path().join("copy")).expect("open the data dir");
+    let mut source = datadir.open(&RealDisk, none, &home.path().join("copy"), None).expect("open the data dir");
     let mut found = Read::default();
     copy(&mut *source, &mut found, &Meter::default()).expect("read the data dir");
     assert!(found.subs.iter().any(|sub| *sub > 0), "no transaction had several keys");
@@ -195,7 +195,7 @@ fn check_line(line: &'static str) {
     let mut bytes = std::fs::read(&file).expect("read the file");
     let length = bytes.len();
     std::fs::write(&file, &bytes[..length - 32]).expect("write the file");
-    let mut bare = Origin::Snapshot(file.clone()).open(&RealDisk, none, none).expect("open");
+    let mut bare = Origin::Snapshot(file.clone()).open(&RealDisk, none, none, None).expect("open");
     let copied = copy(&mut *bare, &mut Read::default(), &Meter::default()).expect("read it without a checksum");
     assert_eq!(copied.warnings.no_checksums.count, 1);
     bytes[length - 1] ^= 1;

@@ -158,8 +158,8 @@ fn an_etcd_that_cannot_serve_the_result_is_a_fault_and_leaves_nothing() {
 fn other_ways_are_bad_usage() {
     let (dir, db, _) = store();
     let mut command = Command::new(syncer());
-    command.args(["migrate", "--from", "etcd:https://a:1", "--to"]).arg(format!("sqlite:{}", dir.path().display()));
-    assert!(refused(&mut command, &db, 2).contains("moving etcd to sqlite is not in this release"));
+    command.args(["migrate", "--from", "sqlite:a", "--to"]).arg(format!("sqlite:{}", dir.path().display()));
+    assert!(refused(&mut command, &db, 2).contains("moving sqlite to sqlite is not in this release"));
 }
 
 #[test]

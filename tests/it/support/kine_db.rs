@@ -372,6 +372,11 @@ impl Kine {
         self.child.id()
     }
 
+    /// Where it serves.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// A client of it.
     pub async fn client(&self) -> Client {
         connect(&self.url).await
