@@ -16,8 +16,8 @@
 //!    [`peer`]: the other pods are asked what they have and what they want, and told the same.
 //! 8. [`serve`]: once etcd serves linearizable reads: the API server and its companions, and port 8443 passed through.
 //! 9. [`supervise`]: restarts with backoff until a signal, then stops in reverse: API server, then etcd.
-//!    Meanwhile it compares what it serves with what the others do, the syncer beside the etcd leader looks after the [`membership`], and a pod that is told to stop leaves
-//!    it first if it is no longer wanted ([`start`]).
+//!    Meanwhile it compares what it serves with what the others do, the syncer beside the etcd leader looks after the
+//!    [`membership`], and a pod that is told to stop leaves it first if it is no longer wanted ([`start`]).
 //!
 //! # Code map
 //!

@@ -335,6 +335,9 @@ pub struct PeerFact {
     /// The cluster IDs that its volume notes as superseded; believed from the seed.
     #[serde(default)]
     pub superseded: Vec<ClusterId>,
+    /// The cluster that its empty volume is to join ([`Notes::set_aside`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joins: Option<ClusterId>,
 }
 
 impl PeerFact {
@@ -347,6 +350,7 @@ impl PeerFact {
             members: Known::default(),
             state: Known::default(),
             superseded: Vec::new(),
+            joins: None,
         }
     }
 

@@ -68,6 +68,13 @@ pub(super) fn evidence(facts: &Facts, rules: Rules) -> Option<ClusterId> {
         .or_else(|| seen.clone().find(|cluster| !marker::superseded(facts, *cluster)))
         .or_else(|| seen.clone().next())
         .or(facts.notes.set_aside.filter(|_| rules.on(Rule::SetAsideNeverForms)))
+        .or_else(|| told(facts, rules).next())
+}
+
+/// The clusters that pods with empty volumes are to join: their data may be nowhere, and is not proven to be.
+fn told(facts: &Facts, rules: Rules) -> impl Iterator<Item = ClusterId> {
+    let current = |cluster: &ClusterId| !marker::superseded(facts, *cluster);
+    facts.peers.iter().filter(move |_| rules.on(Rule::JoinersTell)).filter_map(|peer| peer.joins).filter(current)
 }
 
 /// The ordinals that must say of themselves that they are empty; `None`: not known which.
@@ -108,7 +115,10 @@ pub(super) fn unrecorded(facts: &Facts, cluster: ClusterId, rules: Rules) -> Opt
         (Known::Unknown(_), false) => {
             let asked = must_answer(facts, rules).unwrap_or_default();
             let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
-            if silent.is_empty() {
+            if let Some(other) = told(facts, rules).find(|other| *other != cluster) {
+                let refusal = Refusal::TwoClusters { mine: cluster, other };
+                Some((BootDecision::Refuse(refusal), Rule::JoinersTell))
+            } else if silent.is_empty() {
                 record(Record::FormingDone)
             } else {
                 Some((BootDecision::Wait(Wait::PeersNotKnownEmpty(silent)), Rule::PeersSayEmpty))

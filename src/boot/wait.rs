@@ -102,7 +102,8 @@ impl Wait {
             }
             Wait::Surplus { .. } => "scale up to have it added".into(),
             Wait::NobodyToJoin(_) => "start the pods that have the data; if their volumes are gone, restore a \
-                 snapshot, or say `syncer recover --new-cluster`"
+                 snapshot, or say `syncer recover --new-cluster`; without the host cluster's API, delete the volumes of the pods \
+                 that wait to join it"
                 .into(),
             Wait::SupersededNotServed(_) => "start the pod that was restored".into(),
             Wait::Dropped { .. } => {

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::boot::PeerState;
+use crate::boot::{Notes, PeerState};
 use crate::ids::{ClusterId, MemberId, Ordinal, RaftIndex};
 use crate::membership::Request;
 use crate::serve::health::{Health, Serves};
@@ -42,6 +42,9 @@ pub struct Word {
     /// Cluster IDs that its volume notes as superseded.
     #[serde(default)]
     pub superseded: Vec<ClusterId>,
+    /// The cluster that its empty volume is to join.
+    #[serde(default)]
+    pub joins: Option<ClusterId>,
     /// What it asks for.
     #[serde(default)]
     pub request: Option<Request>,
@@ -79,6 +82,7 @@ struct Says {
     /// Whose etcd runs.
     running: Option<(MemberId, ClusterId)>,
     superseded: Vec<ClusterId>,
+    joins: Option<ClusterId>,
     request: Option<Request>,
 }
 
@@ -93,17 +97,24 @@ impl Own {
     }
 
     /// What is on the volume, etcd not running. `None` before anything there is changed.
-    pub fn volume(&self, state: Option<PeerState>, superseded: Vec<ClusterId>) {
+    pub fn volume(&self, state: Option<PeerState>, notes: &Notes) {
         let mut says = self.says();
         says.running = None;
         says.volume = state;
-        says.superseded = superseded;
+        says.superseded.clone_from(&notes.superseded);
+        says.joins = notes.set_aside;
+    }
+
+    /// The cluster that the volume, which is empty, is to join from here on.
+    pub fn joins(&self, cluster: ClusterId) {
+        self.says().joins = Some(cluster);
     }
 
     /// From here on etcd runs, or may be about to write: as this member, if that is known already.
     pub fn runs(&self, member: Option<(MemberId, ClusterId)>) {
         let mut says = self.says();
         says.volume = None;
+        says.joins = None;
         says.running = member;
     }
 
@@ -127,7 +138,15 @@ impl Own {
         };
         let request = says.request.or(health.stopping.then_some(Request::Stop));
         let serves_clients = health.passes_through(Serves::ApiServer);
-        Word { ordinal: self.ordinal, state, superseded: says.superseded, request, serves_clients, applied: None }
+        Word {
+            ordinal: self.ordinal,
+            state,
+            superseded: says.superseded,
+            joins: says.joins,
+            request,
+            serves_clients,
+            applied: None,
+        }
     }
 }
 
@@ -201,9 +220,15 @@ mod tests {
         let (id, cluster) = (MemberId(1), ClusterId(2));
         let serving = Health { datastore_ready: true, ..Health::default() };
         assert_eq!(own.word(serving).state, None);
-        own.volume(Some(PeerState::Empty), vec![]);
+        own.volume(Some(PeerState::Empty), &Notes::default());
         assert_eq!(own.word(serving).state, Some(PeerState::Empty));
+        assert_eq!(own.word(serving).joins, None);
+        own.joins(cluster);
+        assert_eq!(own.word(serving).joins, Some(cluster));
+        own.volume(Some(PeerState::Empty), &Notes { set_aside: Some(cluster), ..Notes::default() });
+        assert_eq!(own.word(serving).joins, Some(cluster));
         own.runs(None);
+        assert_eq!(own.word(serving).joins, None, "its etcd says more");
         assert_eq!(own.word(serving).state, None, "it may be writing");
         own.runs(Some((id, cluster)));
         assert_eq!(own.word(serving).state, Some(PeerState::Serving { member: id, cluster }));

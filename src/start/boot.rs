@@ -120,12 +120,12 @@ impl Boot<'_> {
         if forms && pod.surveyor.is_some() && !self.silent {
             // Nobody may act on this pod's being empty while it forms: it says so no more, and looks once more.
             self.silent = true;
-            pod.own.volume(None, facts.notes.superseded.clone());
+            pod.own.volume(None, &facts.notes);
             return Ok(None);
         }
         self.silent = forms;
         if !forms {
-            pod.own.volume(said_of(&facts), facts.notes.superseded.clone());
+            pod.own.volume(said_of(&facts), &facts.notes);
         }
         if !matches!(decision, BootDecision::Wait(_)) {
             self.wait = WAIT_FIRST;
@@ -297,6 +297,7 @@ impl Boot<'_> {
         let (Some(surveyor), Some(known)) = (&pod.surveyor, &survey.listed) else { return Ok(None) };
         let known: Vec<_> = known.members.iter().map(|m| m.id).collect();
         notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
+        pod.own.joins(cluster);
         pod.own.ask(Some(Request::Join { replace }));
         let deadline = Instant::now() + ADDED_WITHIN;
         let ordinal = pod.settings.pod.ordinal;

@@ -21,15 +21,15 @@ while [ -e FOLDER/hold-$POD_NAME ]; do sleep 0.02; done
 exec SYNCER "$@"
 "#;
 
-/// Three pods that can be held back, whose files for that are in the folder.
-fn three() -> (TestBox, tempfile::TempDir) {
+/// Pods that can be held back, whose files for that are in the folder.
+fn pods(replicas: u32) -> (TestBox, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
     let program = folder.path().join("syncer");
     let script = HELD_BACK.replace("FOLDER", &folder.path().display().to_string());
     fs::write(&program, script.replace("SYNCER", &syncer().display().to_string())).expect("write a script");
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
-    let set = TestBox::syncer_with(3, Policy::Parallel, |config| {
+    let set = TestBox::syncer_with(replicas, Policy::Parallel, |config| {
         let binaries = part("etcd").parent().expect("a folder").to_owned();
         config.program = Program::Syncer { file: program, binaries, args: vec!["--distro=none".to_owned()] };
     });
@@ -76,7 +76,7 @@ fn said(set: &TestBox, ordinal: u32, what: &str, wanted: impl Fn(&Said) -> bool)
 
 #[test]
 fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs() {
-    let (set, folder) = three();
+    let (set, folder) = pods(3);
     let mut scene = Scene::of(3, set);
     if scene.set.status().expect("a status").network != NetworkMode::Namespaces {
         println!("pods have no namespaces here: this is not tested");
@@ -110,7 +110,7 @@ fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs(
 
 #[test]
 fn pods_that_run_notice_a_restore_and_join_the_restored_cluster() {
-    let (set, folder) = three();
+    let (set, folder) = pods(3);
     set.wait("three pods", CHANGE, |s| s.settled).expect("three pods");
     let old = said(&set, 0, "three voters", |said| said.voters.len() == 3).cluster;
     set.etcdctl(0, &["put", "/before", "x"]);
@@ -133,4 +133,30 @@ fn pods_that_run_notice_a_restore_and_join_the_restored_cluster() {
         assert!(log.contains("a restore has replaced this cluster") && log.contains("it was set aside"), "{log}");
     }
     set.wait("all are ready", CHANGE, |s| s.settled).expect("all are ready");
+}
+
+/// Without a host API a lost volume of the seed looks like a first start, but for what the others know.
+#[test]
+fn a_seed_forms_nothing_beside_a_pod_that_is_to_join_a_cluster() {
+    let (set, folder) = pods(2);
+    let old = said(&set, 0, "two voters", |said| said.voters.len() == 2).cluster;
+    set.wait("two pods", CHANGE, |s| s.settled).expect("two pods");
+    // It leaves, and its volume notes which cluster it was of.
+    set.scale(1).expect("scale");
+    set.wait("one pod", CHANGE, |s| s.settled && s.pods.len() == 1).expect("one pod");
+    let held = hold(&set, folder.path(), 0);
+    let lost = folder.path().join("lost");
+    syncer::disk::Disk::rename(&RealDisk, &set.volume("vc-0"), &lost).expect("take the volume away");
+    fs::create_dir(set.volume("vc-0")).expect("an empty volume");
+    set.scale(2).expect("scale");
+    poll("the other is to join", CHANGE, || set.log("vc-1").contains("NobodyToJoin").then_some(()));
+    fs::remove_file(held).expect("let it go");
+
+    let knows = format!("cluster {old:x} has been formed, this volume is empty");
+    poll("the seed is told", CHANGE, || set.log("vc-0").contains(&knows).then_some(()));
+    assert!(!set.volume("vc-0").join("etcd").exists());
+    // The remedy.
+    set.lose_volume(1).expect("lose the volume");
+    let new = said(&set, 0, "a new cluster", |said| said.voters.len() == 2);
+    assert_ne!(new.cluster, old);
 }

@@ -52,7 +52,11 @@ impl World {
                 let alone = (0..self.pods.len()).all(|p| p == o || !self.pods[p].exists);
                 let empty = |d: &Dir| d.log.is_empty();
                 let excused = alone || self.volumes.iter().all(|v| v.dir.as_ref().is_none_or(empty));
-                if !c.host && excused && self.volumes[o].notes.set_aside.is_none() {
+                let tells = |p: usize| {
+                    let speaks = self.pods[p].exists && !matches!(self.pods[p].process, Process::Off | Process::Other);
+                    speaks && !self.apart(o, p) && self.volumes[p].notes.set_aside.is_some()
+                };
+                if !c.host && excused && !(0..self.pods.len()).any(|p| if p == o { self.volumes[o].notes.set_aside.is_some() } else { tells(p) }) {
                     self.anew |= self.acked != 0;
                     self.acked = 0;
                 }

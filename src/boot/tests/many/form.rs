@@ -103,3 +103,21 @@ fn data_waits_while_the_seed_forms() {
     let f = Facts { ordinal: Ordinal(1), marker: seen(MarkerPhase::Forming), ..voter_of(&[0]) };
     expect(&f, BootDecision::Wait(Wait::SeedIsForming(MINE)), Rule::FormedOnce);
 }
+
+#[test]
+fn nothing_is_formed_beside_a_pod_that_is_to_join_a_cluster() {
+    let empty = PeerFact { state: Known::Present(PeerState::Empty), ..PeerFact::new(Ordinal(1)) };
+    let waits = PeerFact { joins: Some(OTHER), ..empty };
+    let f = Facts { desired: Desired::Values(2), peers: vec![waits], ..facts() };
+    assert_eq!(decide(&f), BootDecision::Wait(Wait::NobodyToJoin(OTHER)));
+    assert_eq!(explained(&f, Rules::without(&[Rule::JoinersTell])).0, BootDecision::Form);
+    // Seen only after the data dir was put in place: it takes no write.
+    let notes = Notes { forming: true, ..Notes::default() };
+    let formed = Facts { data_dir: valid(), notes, ..f };
+    let refusal = Refusal::TwoClusters { mine: MINE, other: OTHER };
+    assert_eq!(explained(&formed, Rules::ALL), (BootDecision::Refuse(refusal), Rule::JoinersTell));
+    // A pod that is to join this very cluster hinders nothing.
+    let mut mine = formed;
+    mine.peers[0].joins = Some(MINE);
+    assert_eq!(decide(&mine), BootDecision::Record(Record::FormingDone));
+}

@@ -62,8 +62,17 @@ fn peers() -> impl Strategy<Value = PeerFact> {
     ];
     let pod = any::<bool>().prop_map(|terminating| PodFact { terminating, current_revision: None });
     let superseded = prop::collection::vec(clusters(), 0..2);
-    (ordinals(), known(Just(())), known(pod), known(lists()), known(state), superseded).prop_map(
-        |(ordinal, dns, pod, members, state, superseded)| PeerFact { ordinal, dns, pod, members, state, superseded },
+    let joins = prop::option::of(clusters());
+    (ordinals(), known(Just(())), known(pod), known(lists()), known(state), superseded, joins).prop_map(
+        |(ordinal, dns, pod, members, state, superseded, joins)| PeerFact {
+            ordinal,
+            dns,
+            pod,
+            members,
+            state,
+            superseded,
+            joins,
+        },
     )
 }
 

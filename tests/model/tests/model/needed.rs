@@ -44,6 +44,7 @@ const NEEDED: &[Needed] = &[
     backed(Rule::HostAnswers, &[Rule::FormedBeforeServing], "one, lost, host away", States(100_000)),
     needed(Rule::ClaimsAnswer, "two, marker and volume lost", States(40_000)),
     needed(Rule::PeersSayEmpty, "two, marker and volume lost", States(40_000)),
+    needed(Rule::JoinersTell, "two, both lost, no host", States(300_000)),
     needed(Rule::MarkerRestored, "one, marker lost", Walks(1_500)),
     needed(Rule::FormedBeforeServing, "two, first start", States(60_000)),
     needed(Rule::FormingNoted, "two, first start", Walks(3_000)),

@@ -177,6 +177,7 @@ pub fn targeted() -> Vec<Config> {
             ..ordered("two, lost, to one, in order", 2, true)
         },
         Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..of("two, both lost", 2, true) },
+        Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..of("two, both lost, no host", 2, false) },
         Config { start: Start::Nothing, budget: KILL, ..ordered("two, first start in order", 2, true) },
     ]
 }
