@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::exit::{Exit, refuse};
 use crate::settings::chart_flags;
 use crate::settings::flags::{Flags, one_line};
+use crate::snapshot::command::SnapshotCommand;
 
 /// The values file with every setting explained, `config/values.yaml`.
 pub const EXAMPLE_VALUES: &str = include_str!("../config/values.yaml");
@@ -132,6 +133,17 @@ pub enum Command {
             5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
     )]
     Recover(Box<crate::reset::command::Args>),
+    /// Take a snapshot of the store, list those that are kept, look through one.
+    #[command(
+        long_about = "Backups of the store, in the form of `etcdctl snapshot save`: etcd's own tools read ours, and we \
+            theirs. With `snapshots` in the values file `syncer start` takes them by itself. To make a data dir of one: \
+            `syncer migrate --from snapshot:FILE --to datadir:DIR`."
+    )]
+    Snapshot {
+        /// What to do.
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
     /// Show what a boot in this pod would decide, and by which rule; changes nothing.
     #[command(
         long_about = "Looks at the volume and at the other pods as `syncer start` does when it boots, and shows what it \

@@ -40,11 +40,14 @@ pub const RESET_CRASH_POINTS: &[&str] = &[
 pub const BACK_CRASH_POINTS: &[&str] =
     &["back-journal-begun", "back-half-written", "back-verified", "back-written", "back-after-flip", "back-done"];
 
+/// Every crash point of a snapshot, in the order in which taking one passes them.
+pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-before-commit", "snapshot-committed"];
+
 /// Kills the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
     assert!(
-        CRASH_POINTS.iter().chain(RESET_CRASH_POINTS).chain(BACK_CRASH_POINTS).any(|known| *known == name),
+        [CRASH_POINTS, RESET_CRASH_POINTS, BACK_CRASH_POINTS, SNAPSHOT_CRASH_POINTS].concat().contains(&name),
         "crash point {name} is not in the list"
     );
     // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.

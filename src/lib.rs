@@ -29,6 +29,7 @@
 //!
 //! `syncer plan` shows the facts, the decision and its rule: [`plan`].
 //! What the host cluster's API says and keeps: [`host`].
+//! Backups, by hand and by a schedule: [`snapshot`].
 //! `syncer recover` goes on with one member of a cluster that lost its majority: [`reset`].
 //!
 //! # Invariants
@@ -61,6 +62,7 @@ pub mod reset;
 pub mod rules;
 pub mod serve;
 pub mod settings;
+pub mod snapshot;
 pub mod start;
 pub mod supervise;
 pub mod telemetry;

@@ -10,6 +10,7 @@ use syncer::exit::exit_of;
 use syncer::settings::env::{Env, NOT_OURS, ProcessEnv};
 use syncer::settings::flags::Flags;
 use syncer::settings::load::{Loader, Surroundings};
+use syncer::snapshot::command::{self as snapshot, SnapshotCommand};
 use syncer::telemetry;
 
 // musl's own allocator is several times slower, most of all with threads.
@@ -46,6 +47,7 @@ fn run() -> anyhow::Result<()> {
                 telemetry::init(None, "info");
                 print(&syncer::reset::command::run(&RealDisk, &args)?)
             }
+            Command::Snapshot { command } => snapshot(command),
             Command::Plan(args) => plan(*args),
             Command::Version => Ok(()),
         },
@@ -99,6 +101,22 @@ fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
     let settings = loader(args.flags, Vec::new()).load()?.settings;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     print(&runtime.block_on(syncer::plan::of_pod(&settings, args.output))?)
+}
+
+fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
+    telemetry::init(None, "info");
+    match command {
+        SnapshotCommand::Save(args) => {
+            let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+            print(&runtime.block_on(snapshot::take(&args, &settings))?)
+        }
+        SnapshotCommand::List { from, output } => print(&snapshot::list(&from, output)?),
+        SnapshotCommand::Verify { file, skip_hash_check, output } => {
+            print(&snapshot::verify(&file, skip_hash_check, output)?)
+        }
+    }
 }
 
 fn certs(args: syncer::pki::command::Args) -> anyhow::Result<()> {

@@ -10,6 +10,7 @@ mod leader;
 mod pod;
 mod readiness;
 mod reset;
+mod snapshots;
 mod space;
 mod stop;
 mod wanted;
@@ -201,6 +202,7 @@ async fn live(
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
             never = leader::look_after(pod) => match never {},
+            never = snapshots::keep(pod) => match never {},
             never = stop::departure(pod, told, &control, &ends_by) => match never {},
             never = again::decide_again(pod, &control) => match never {},
             never = beside::compare(pod, &control) => match never {},

@@ -1,16 +1,16 @@
 //! Asking etcd over its client port: each question with a deadline, answers in our own types.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use etcd_client::{
     AlarmAction, AlarmOptions, AlarmType, Certificate, Client, CompactionOptions, ConnectOptions, GetOptions, Identity,
-    MemberAddOptions, TlsOptions,
+    MemberAddOptions, SnapshotStreaming, TlsOptions,
 };
 use thiserror::Error;
 
 pub use crate::datadir::members::Member;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
-use crate::pki::EtcdTlsFiles;
 use crate::pki::layout::read_pem;
 
 /// The key of a probe's read, which does not exist: nothing but the agreement on it is wanted.
@@ -25,9 +25,20 @@ pub struct EtcdEndpoint {
     /// Client URL, such as `https://localhost:2379`. The certificate must be for its host.
     pub url: String,
     /// CA, client certificate and key; `None` with an `http` URL.
-    pub tls: Option<EtcdTlsFiles>,
+    pub tls: Option<ClientTls>,
     /// The name that the certificate must be for, if it is not the URL's host: an address of a pod, found by its name.
     pub server_name: Option<String>,
+}
+
+/// The files with which a client of etcd proves who it is, and knows whom it asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTls {
+    /// CA of etcd's certificate.
+    pub ca: PathBuf,
+    /// Client certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
 }
 
 /// Why etcd gave no answer.
@@ -145,7 +156,7 @@ impl EtcdClient {
         if let Some(files) = &endpoint.tls {
             let pem = |path| read_pem(path).map_err(ClientError::File);
             let ca = Certificate::from_pem(pem(&files.ca)?);
-            let identity = Identity::from_pem(pem(&files.client_cert)?, pem(&files.client_key)?);
+            let identity = Identity::from_pem(pem(&files.cert)?, pem(&files.key)?);
             let mut tls = TlsOptions::new().ca_certificate(ca).identity(identity);
             if let Some(name) = &endpoint.server_name {
                 tls = tls.domain_name(name);
@@ -291,6 +302,11 @@ impl EtcdClient {
         within("defragment the store", deadline, self.client.defragment()).await.map(drop)
     }
 
+    /// Begins a snapshot of the member's backend: etcd answers when it has read up to this moment's revision.
+    pub async fn snapshot(&mut self, deadline: Duration) -> Result<SnapshotStream, ClientError> {
+        within(SNAPSHOT, deadline, self.client.snapshot()).await.map(SnapshotStream)
+    }
+
     /// Takes a member's NOSPACE alarm back.
     pub async fn disarm_no_space(&mut self, member: MemberId, deadline: Duration) -> Result<(), ClientError> {
         let mut of = AlarmOptions::new();
@@ -314,6 +330,19 @@ impl EtcdClient {
             .collect();
         alarms.sort();
         Ok(alarms)
+    }
+}
+
+const SNAPSHOT: &str = "take a snapshot";
+
+/// A snapshot on its way: etcd's backend file, and the SHA-256 of it at the end.
+pub struct SnapshotStream(SnapshotStreaming);
+
+impl SnapshotStream {
+    /// The next bytes; `None` after the last. `deadline` is for each piece.
+    pub async fn next(&mut self, deadline: Duration) -> Result<Option<Vec<u8>>, ClientError> {
+        let piece = within(SNAPSHOT, deadline, self.0.message()).await?;
+        Ok(piece.map(|piece| piece.blob().to_vec()))
     }
 }
 

@@ -94,7 +94,7 @@ impl Dial {
     /// A client of its etcd.
     pub async fn etcd(&self, pod: &Pod) -> anyhow::Result<EtcdClient> {
         let url = format!("https://{}", SocketAddr::new(pod.address, self.client_port));
-        let endpoint = EtcdEndpoint { url, tls: Some(self.files.clone()), server_name: Some(pod.host.clone()) };
+        let endpoint = EtcdEndpoint { url, tls: Some(self.files.client()), server_name: Some(pod.host.clone()) };
         Ok(EtcdClient::connect(&endpoint).await?)
     }
 

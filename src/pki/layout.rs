@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::disk::at;
+use crate::etcd::client::ClientTls;
 
 /// A file's path below the PKI directory.
 pub type RelPath = &'static str;
@@ -81,6 +82,13 @@ pub struct EtcdTlsFiles {
     pub client_cert: PathBuf,
     /// Its key.
     pub client_key: PathBuf,
+}
+
+impl EtcdTlsFiles {
+    /// What a client needs of them.
+    pub fn client(&self) -> ClientTls {
+        ClientTls { ca: self.ca.clone(), cert: self.client_cert.clone(), key: self.client_key.clone() }
+    }
 }
 
 /// A PKI directory in vCluster's layout.

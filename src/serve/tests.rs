@@ -41,6 +41,7 @@ pub(super) fn pod(distro: Distro) -> Settings {
             quota_backend_bytes: None,
             timing: EtcdTiming { heartbeat: Duration::from_millis(100), election: Duration::from_secs(1) },
             timing_set: false,
+            snapshots: None,
         },
         programs: Programs::default(),
         listen: Listen {

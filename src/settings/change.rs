@@ -77,6 +77,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
         quota_backend_bytes,
         timing: EtcdTiming { heartbeat, election },
         timing_set,
+        snapshots,
     } = etcd;
     let Programs {
         folders,
@@ -113,6 +114,7 @@ pub fn between(old: &Settings, new: &Settings) -> Vec<Change> {
     differ!("etcd.heartbeatInterval", heartbeat, &new.etcd.timing.heartbeat, EtcdRestart);
     differ!("etcd.electionTimeout", election, &new.etcd.timing.election, EtcdRestart);
     differ!("etcd.timingSet", timing_set, &new.etcd.timing_set, EtcdRestart);
+    differ!("etcd.snapshots", snapshots, &new.etcd.snapshots, Live);
     // Free text that only etcd can judge: a mistake in it must not stop an etcd that serves.
     differ!("etcd.extraArgs", extra_args, &new.etcd.extra_args, PodRestart);
     differ!("programs.folders", folders, &new.programs.folders, PodRestart);
@@ -198,6 +200,7 @@ pub fn apply(old: &Settings, new: &Settings) -> Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::SnapshotSettings;
     use crate::settings::load::tests::laptop;
     use std::time::Duration;
 
@@ -219,6 +222,10 @@ mod tests {
             ("etcd.heartbeatInterval", Effect::EtcdRestart, |s| s.etcd.timing.heartbeat = Duration::from_millis(7)),
             ("etcd.electionTimeout", Effect::EtcdRestart, |s| s.etcd.timing.election = Duration::from_secs(7)),
             ("etcd.timingSet", Effect::EtcdRestart, |s| s.etcd.timing_set = true),
+            ("etcd.snapshots", Effect::Live, |s| {
+                let schedule = "@daily".parse().unwrap();
+                s.etcd.snapshots = Some(SnapshotSettings { schedule, keep: 5, target: "/s".parse().unwrap() });
+            }),
             ("etcd.enabled", Effect::PodRestart, |s| s.etcd.enabled = !s.etcd.enabled),
             ("etcd.migrateBack", Effect::PodRestart, |s| s.etcd.migrate_back = true),
             ("etcd.migrateFrom", Effect::PodRestart, |s| s.etcd.migrate_from = Some("https://a:1".into())),

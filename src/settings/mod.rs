@@ -22,6 +22,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Ordinal;
+use crate::snapshot::schedule::Schedule;
+use crate::snapshot::target::Target;
 
 /// Everything the program needs to know, validated. Built by `settings::load`.
 #[derive(Clone, Debug)]
@@ -131,6 +133,19 @@ pub struct EtcdSettings {
     pub timing: EtcdTiming,
     /// Whether the values set the timing. Otherwise a member that is alone has a quicker one.
     pub timing_set: bool,
+    /// Backups on a schedule; `None`: none are taken.
+    pub snapshots: Option<SnapshotSettings>,
+}
+
+/// Backups on a schedule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SnapshotSettings {
+    /// When one is taken.
+    pub schedule: Schedule,
+    /// So many are kept; older ones are removed.
+    pub keep: u32,
+    /// Where they are kept.
+    pub target: Target,
 }
 
 /// Raft's timing.

@@ -67,7 +67,7 @@ impl Resolver<'_> {
         let data_dir = self.take("dataDir", given!(self, data_dir, "data-dir"), "", || PathBuf::from("/data"));
         let data_dir = absolute(data_dir, "--data-dir")?;
         let pki_dir = absolute(self.pki_dir(distro, &pod, &data_dir, &commands), "--pki-dir")?;
-        let etcd = self.etcd(&name, distro, &pod, wrapped.is_some())?;
+        let etcd = self.etcd(&name, distro, &pod, &data_dir, wrapped.is_some())?;
         let programs = self.programs(distro, folders, source, commands)?;
         let listen = self.listen(&pod)?;
         let dns = self.dns()?;

@@ -137,7 +137,7 @@ impl Asker<'_> {
                 // A refused connection is told apart at once here; the client would wait before its second try.
                 drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.context("connect")?);
                 let url = format!("https://localhost:{port}");
-                let endpoint = EtcdEndpoint { url, tls: Some(self.etcd.tls.clone()), server_name: None };
+                let endpoint = EtcdEndpoint { url, tls: Some(self.etcd.tls.client()), server_name: None };
                 self.client.insert(EtcdClient::connect(&endpoint).await?)
             }
         };

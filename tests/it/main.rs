@@ -13,6 +13,7 @@ mod reset;
 mod scaling;
 mod serve;
 mod settings;
+mod snapshot;
 mod space;
 mod start;
 mod statefulset;

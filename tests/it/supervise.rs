@@ -84,7 +84,7 @@ impl Solo {
     }
 
     fn endpoint(&self) -> EtcdEndpoint {
-        EtcdEndpoint { url: self.launch.client_url.clone(), tls: Some(self.tls.clone()), server_name: None }
+        EtcdEndpoint { url: self.launch.client_url.clone(), tls: Some(self.tls.client()), server_name: None }
     }
 
     fn access(&self) -> EtcdAccess {

@@ -1,5 +1,6 @@
 //! The datastore: whether etcd runs here, with how many members, from where its data comes, and its tuning.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
@@ -7,8 +8,10 @@ use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 use crate::settings::env::variable_of;
 use crate::settings::provenance::Source;
+use crate::settings::values::etcd::SnapshotValues;
 use crate::settings::values::{self, Era, OtherStore, Spot};
-use crate::settings::{Distro, EtcdSettings, EtcdTiming, PodIdentity, check};
+use crate::settings::{Distro, EtcdSettings, EtcdTiming, PodIdentity, SnapshotSettings, check};
+use crate::snapshot::target::Target;
 
 /// Why the default timing is not what a single replica runs with ([`crate::etcd::launch`]).
 const ALONE: &str = "a lone member of a single replica runs with 20ms and 200ms";
@@ -19,6 +22,7 @@ impl Resolver<'_> {
         name: &str,
         distro: Distro,
         pod: &PodIdentity,
+        data_dir: &Path,
         wrapped: bool,
     ) -> anyhow::Result<EtcdSettings> {
         let values = self.values.clone();
@@ -90,6 +94,7 @@ impl Resolver<'_> {
             return Err(self.refuse_at(line, what, format!("set electionTimeout to {} or more", 10 * heartbeat)));
         }
         let extra_args = self.take("etcd.extraArgs", self.spot(values.etcd.extra_args), "", Vec::new);
+        let snapshots = self.snapshots(values.etcd.snapshots, data_dir);
         let timing =
             EtcdTiming { heartbeat: Duration::from_millis(heartbeat), election: Duration::from_millis(election) };
         Ok(EtcdSettings {
@@ -102,7 +107,17 @@ impl Resolver<'_> {
             quota_backend_bytes,
             timing,
             timing_set,
+            snapshots,
         })
+    }
+
+    fn snapshots(&mut self, values: SnapshotValues, data_dir: &Path) -> Option<SnapshotSettings> {
+        let given = self.spot(values.schedule).map(|(schedule, source)| (Some(schedule), source));
+        let schedule = self.take("etcd.snapshots.schedule", given, "none are taken", || None)?;
+        let keep = self.take("etcd.snapshots.keep", self.spot(values.keep), "", || 5);
+        let dir = data_dir.join("snapshots");
+        let target = self.take("etcd.snapshots.target", self.spot(values.target), "", || Target::Directory(dir));
+        Some(SnapshotSettings { schedule, keep, target })
     }
 
     fn milliseconds(&mut self, setting: &'static str, spot: Option<Spot<u64>>, default: (u64, &'static str)) -> u64 {

@@ -3,10 +3,14 @@
 //! `enabled`, `migrateFromEtcd` / `migrateFromDeployedEtcd`, `snapshotCount` and `extraArgs` are the charts' own; the
 //! other keys are this program's additions in the charts' manner. `config/values.yaml` explains each.
 
+use std::str::FromStr;
+
 use super::section::{Fault, Section, Spot};
+use crate::snapshot::schedule::Schedule;
+use crate::snapshot::target::Target;
 
 /// Keys of the subtree in both eras; see [`KEYS_019`] and [`KEYS_020`] for the one that differs.
-const COMMON: [&str; 7] = [
+const COMMON: [&str; 8] = [
     "enabled",
     "migrateBack",
     "snapshotCount",
@@ -14,16 +18,17 @@ const COMMON: [&str; 7] = [
     "quotaBackendBytes",
     "heartbeatInterval",
     "electionTimeout",
+    "snapshots",
 ];
 
 /// Keys of `embeddedEtcd`.
-pub const KEYS_019: [&str; 8] = with("migrateFromEtcd");
+pub const KEYS_019: [&str; 9] = with("migrateFromEtcd");
 /// Keys of `controlPlane.backingStore.etcd.embedded`.
-pub const KEYS_020: [&str; 8] = with("migrateFromDeployedEtcd");
+pub const KEYS_020: [&str; 9] = with("migrateFromDeployedEtcd");
 
-const fn with(key: &'static str) -> [&'static str; 8] {
-    let [a, b, c, d, e, f, g] = COMMON;
-    [a, b, c, d, e, f, g, key]
+const fn with(key: &'static str) -> [&'static str; 9] {
+    let [a, b, c, d, e, f, g, h] = COMMON;
+    [a, b, c, d, e, f, g, h, key]
 }
 
 /// What the subtree says.
@@ -45,6 +50,19 @@ pub struct EtcdValues {
     pub heartbeat_ms: Option<Spot<u64>>,
     /// `electionTimeout` in milliseconds.
     pub election_ms: Option<Spot<u64>>,
+    /// `snapshots`.
+    pub snapshots: SnapshotValues,
+}
+
+/// What `snapshots` says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SnapshotValues {
+    /// `schedule`.
+    pub schedule: Option<Spot<Schedule>>,
+    /// `keep`.
+    pub keep: Option<Spot<u32>>,
+    /// `target`.
+    pub target: Option<Spot<Target>>,
 }
 
 /// etcd refuses an election timeout above this (etcd: server/embed/config.go, maxElectionMs).
@@ -53,6 +71,8 @@ const MAX_ELECTION_MS: i64 = 50_000;
 const MIN_QUOTA: i64 = 64 << 20;
 /// Far above what etcd can serve (its own advice ends at 8 GiB).
 const MAX_QUOTA: i64 = 1 << 40;
+/// More are not looked through in one listing.
+const MAX_KEEP: i64 = 10_000;
 /// etcd's own default; more only costs memory and start time.
 const MAX_SNAPSHOT_COUNT: i64 = 10_000_000;
 
@@ -75,6 +95,7 @@ pub(super) fn read(section: &Section<'_>, known: &[&str], migrate_key: &str) -> 
         quota_backend_bytes: quota(section)?,
         heartbeat_ms: section.within("heartbeatInterval", 1, MAX_ELECTION_MS / 5, "milliseconds")?.map(unsign),
         election_ms: section.within("electionTimeout", 5, MAX_ELECTION_MS, "milliseconds")?.map(unsign),
+        snapshots: snapshots(&section.section("snapshots")?)?,
     };
     if let Some((line, args)) = section.text_nodes("extraArgs")? {
         values.take_args(section, line, args)?;
@@ -84,6 +105,29 @@ pub(super) fn read(section: &Section<'_>, known: &[&str], migrate_key: &str) -> 
 
 fn snapshot_count(spot: Spot<i64>) -> Spot<u64> {
     spot.map(|n| if n < 1 { 10_000 } else { n.min(MAX_SNAPSHOT_COUNT) as u64 })
+}
+
+fn snapshots(section: &Section<'_>) -> Result<SnapshotValues, Fault> {
+    section.only(&["schedule", "keep", "target"], &[])?;
+    let schedule = parsed(section, "schedule", "such as \"0 */6 * * *\" or \"@daily\", in UTC")?;
+    let target: Option<Spot<Target>> = parsed(section, "target", "an absolute path of a directory in the pod")?;
+    if let Some(Spot { value: Target::Directory(dir), line }) = &target
+        && !dir.is_absolute()
+    {
+        let what = format!("{} is {}, which is not absolute", section.name("target"), dir.display());
+        return Err(Fault::at(*line, what, "write it from the root, such as /data/snapshots"));
+    }
+    let keep = section.within("keep", 1, MAX_KEEP, "snapshots")?.map(|spot| spot.map(|n| n as u32));
+    Ok(SnapshotValues { schedule, keep, target })
+}
+
+/// A text that means something.
+fn parsed<T: FromStr<Err = String>>(section: &Section<'_>, key: &str, remedy: &str) -> Result<Option<Spot<T>>, Fault> {
+    let Some(Spot { value, line }) = section.text(key)? else { return Ok(None) };
+    let shown: String = value.chars().take(200).collect();
+    let value =
+        shown.parse().map_err(|e| Fault::at(line, format!("{}: {e}", section.name(key)), format!("write {remedy}")))?;
+    Ok(Some(Spot { value, line }))
 }
 
 fn unsign(spot: Spot<i64>) -> Spot<u64> {

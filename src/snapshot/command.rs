@@ -1,0 +1,197 @@
+//! `syncer snapshot`: take one, list them, look through one.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::check::check;
+use super::name::{SnapshotName, expired};
+use super::save::save;
+use super::target::Target;
+use crate::disk::RealDisk;
+use crate::etcd::client::{ClientTls, EtcdClient, EtcdEndpoint};
+use crate::exit::{Exit, refuse};
+use crate::migrate::command::Output;
+use crate::migrate::progress::{Meter, Show, shown};
+use crate::pki::PkiPaths;
+use crate::settings::Settings;
+use crate::settings::flags::Flags;
+
+/// How long etcd may take to answer at all.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// What to do with snapshots.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Take a snapshot of the etcd beside this pod, or of another, and keep it.
+    #[command(
+        long_about = "Streams a snapshot from a running member, checks it, and only then gives it its name. By default the \
+            member is the one of this pod, with this pod's certificates; --endpoint names another etcd, whose certificates \
+            --cacert, --cert and --key name.",
+        after_long_help = "Examples:\n  \
+            syncer snapshot save --to /backups\n      \
+            in a pod: kubectl exec my-vcluster-0 -- syncer snapshot save --to /data/snapshots\n  \
+            syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster"
+    )]
+    Save(Box<SaveArgs>),
+    /// List the snapshots that are kept in a place.
+    List {
+        /// The place: a directory.
+        #[arg(long, value_name = "PLACE")]
+        from: Target,
+        /// Form of the list.
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+    /// Look through a snapshot file: whether it is whole and undamaged, and what is in it.
+    #[command(after_long_help = "The hash is the one that `etcdutl snapshot status` shows.\n\n\
+        Exit codes: 0 it can be relied on   1 it cannot be read   4 it is damaged, cut off, or no snapshot")]
+    Verify {
+        /// The file: a snapshot of syncer's or etcdctl's.
+        file: PathBuf,
+        /// Take a file without a checksum at its end, such as a copy of etcd's own member/snap/db.
+        #[arg(long)]
+        skip_hash_check: bool,
+        /// Form of the report.
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+}
+
+/// Arguments of `syncer snapshot save`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SaveArgs {
+    /// Where to keep it: a directory, made when it is missing.
+    #[arg(long, value_name = "PLACE")]
+    pub to: Target,
+    /// Afterwards remove the oldest of this virtual cluster, so that so many are left.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// The client URL of another etcd.
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// The CA of its certificate.
+    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "cert", "key"])]
+    pub cacert: Option<PathBuf>,
+    /// A client certificate for it.
+    #[arg(long, value_name = "FILE", requires = "cacert")]
+    pub cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "cacert")]
+    pub key: Option<PathBuf>,
+    /// Form of the report.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Settings, as `syncer start` has them.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Lists the snapshots in a place.
+///
+/// # Errors
+/// [`Exit::Fault`] if it cannot be read.
+pub fn list(from: &Target, output: Output) -> anyhow::Result<String> {
+    let found = from.list().with_context(|| format!("list the snapshots in {from}"))?;
+    if output == Output::Json {
+        return Ok(format!("{:#}\n", json!({ "place": from, "snapshots": found })));
+    }
+    if found.is_empty() {
+        return Ok(format!("no snapshots in {from}\n"));
+    }
+    let mut text = String::new();
+    for stored in found {
+        writeln!(text, "{:<60} {:>14} bytes", stored.name.to_string(), stored.bytes)?;
+    }
+    Ok(text)
+}
+
+/// Looks through a file.
+///
+/// # Errors
+/// [`Exit::RefusedSource`] if it is not a snapshot that can be relied on.
+pub fn verify(file: &std::path::Path, skip_hash_check: bool, output: Output) -> anyhow::Result<String> {
+    let meter = Meter::default();
+    let show = if output == Output::Json { Show::Nothing } else { Show::Auto };
+    let found = shown(show, &meter, || check(file, !skip_hash_check, &meter));
+    let found = found.map_err(|e| e.refused(&file.display().to_string()))?;
+    if output == Output::Json {
+        return Ok(format!("{:#}\n", serde_json::to_value(&found)?));
+    }
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| writeln!(text, "{name:<10} {value}");
+    line("file", file.display().to_string())?;
+    line("bytes", found.bytes.to_string())?;
+    line("checksum", if found.checksum { "right" } else { "none" }.to_owned())?;
+    line("revision", found.revision.to_string())?;
+    line("revisions", format!("{} of keys are in it", found.revisions))?;
+    line("members", found.members.join(", "))?;
+    line("hash", format!("{:x}", found.hash))?;
+    Ok(text)
+}
+
+/// Takes a snapshot.
+///
+/// # Errors
+/// As [`save`]; an etcd that does not answer.
+pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String> {
+    let endpoint = endpoint(args, settings)?;
+    let mut etcd = EtcdClient::connect(&endpoint).await?;
+    let status = etcd.status(ANSWER).await.with_context(|| format!("reach etcd at {}", endpoint.url))?;
+    if status.learner {
+        let what = format!("the etcd at {} is a learner, which may lack what the others have", endpoint.url);
+        return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
+    }
+    let meter = Arc::new(Meter::default());
+    let name = SnapshotName::new(&settings.name, OffsetDateTime::now_utc());
+    let saved = save(&RealDisk, &mut etcd, &args.to, &name, &meter).await?;
+    let mut removed = Vec::new();
+    if let Some(keep) = args.keep {
+        let kept = args.to.list().context("list the snapshots")?.into_iter().map(|stored| stored.name);
+        for old in expired(kept, &settings.name, keep as usize) {
+            args.to.remove(&RealDisk, &old).context("remove an old snapshot")?;
+            removed.push(old);
+        }
+    }
+    let content = &saved.content;
+    Ok(match args.output {
+        Output::Json => format!("{:#}\n", json!({ "place": args.to, "snapshot": saved, "removed": removed })),
+        Output::Text => {
+            let place = args.to.file(&saved.name);
+            let mut text = format!(
+                "saved {} ({} bytes) at revision {}; hash {:x}\n",
+                place.display(),
+                content.bytes,
+                content.revision,
+                content.hash
+            );
+            for old in removed {
+                writeln!(text, "removed {old}")?;
+            }
+            text
+        }
+    })
+}
+
+fn endpoint(args: &SaveArgs, settings: &Settings) -> anyhow::Result<EtcdEndpoint> {
+    let tls = match (&args.cacert, &args.cert, &args.key) {
+        (Some(ca), Some(cert), Some(key)) => Some(ClientTls { ca: ca.clone(), cert: cert.clone(), key: key.clone() }),
+        _ => None,
+    };
+    let Some(url) = &args.endpoint else {
+        let url = format!("https://localhost:{}", settings.listen.client_port);
+        let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
+        return Ok(EtcdEndpoint { url, tls: Some(tls), server_name: None });
+    };
+    if tls.is_none() == url.starts_with("https://") {
+        let what = format!("{url} {} certificates", if tls.is_none() { "needs" } else { "is asked without" });
+        return Err(refuse(Exit::Usage, what, "https:// goes with --cacert, --cert and --key, http:// without them"));
+    }
+    Ok(EtcdEndpoint { url: url.clone(), tls, server_name: None })
+}

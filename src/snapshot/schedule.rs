@@ -1,0 +1,126 @@
+//! When snapshots are taken: a cron expression in UTC, as CronJobs have it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use cronexpr::{Crontab, FallbackTimezoneOption, MakeTimestamp, ParseOptions};
+use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
+
+/// Names for whole expressions, as in CronJobs.
+const NAMED: [(&str, &str); 7] = [
+    ("@hourly", "0 * * * *"),
+    ("@daily", "0 0 * * *"),
+    ("@midnight", "0 0 * * *"),
+    ("@weekly", "0 0 * * 0"),
+    ("@monthly", "0 0 1 * *"),
+    ("@yearly", "0 0 1 1 *"),
+    ("@annually", "0 0 1 1 *"),
+];
+
+/// A cron expression: minute, hour, day of the month, month, day of the week; or `@daily` and the like.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    text: String,
+    times: Crontab,
+}
+
+impl FromStr for Schedule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let cron = NAMED.iter().find(|(name, _)| *name == text).map_or(text, |(_, cron)| *cron);
+        // A sixth field would be a time zone, which an image without its data does not know.
+        if cron.split_whitespace().count() != 5 {
+            return Err(format!("{text:?} is not minute, hour, day of the month, month and day of the week"));
+        }
+        let mut options = ParseOptions::default();
+        options.fallback_timezone_option = FallbackTimezoneOption::UTC;
+        let times = cronexpr::parse_crontab_with(cron, options).map_err(|e| {
+            let said = e.to_string();
+            format!("{text:?} is not a cron expression: {}", said.lines().next().unwrap_or_default())
+        })?;
+        let schedule = Schedule { text: text.to_owned(), times };
+        // Such as the 31st of February.
+        match schedule.after(OffsetDateTime::UNIX_EPOCH) {
+            Some(_) => Ok(schedule),
+            None => Err(format!("{text:?} never comes")),
+        }
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Serialize for Schedule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl Schedule {
+    /// The first time after `time`.
+    pub fn after(&self, time: OffsetDateTime) -> Option<OffsetDateTime> {
+        let after = MakeTimestamp::from_second(time.unix_timestamp()).ok()?;
+        let next = self.times.find_next(after).ok()?;
+        OffsetDateTime::from_unix_timestamp(next.timestamp().as_second()).ok()
+    }
+
+    /// When the next snapshot is due, if the newest was taken at `newest`; if there is none, after `since`. A time in the
+    /// past: it was missed, and is made up for at once, once for however many were missed.
+    pub fn due(&self, newest: Option<OffsetDateTime>, since: OffsetDateTime) -> Option<OffsetDateTime> {
+        self.after(newest.unwrap_or(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> OffsetDateTime {
+        OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).unwrap()
+    }
+
+    #[test]
+    fn the_next_time_is_the_first_after() {
+        for (schedule, now, next) in [
+            ("0 */6 * * *", "2026-11-24T05:59:59Z", "2026-11-24T06:00:00Z"),
+            ("0 */6 * * *", "2026-11-24T06:00:00Z", "2026-11-24T12:00:00Z"),
+            ("@daily", "2026-12-31T12:00:00Z", "2027-01-01T00:00:00Z"),
+            (" 30 2 29 2 * ", "2026-03-01T00:00:00Z", "2028-02-29T02:30:00Z"),
+            ("*/5 * * * 1-5", "2026-11-20T23:57:00Z", "2026-11-23T00:00:00Z"),
+        ] {
+            let schedule: Schedule = schedule.parse().unwrap();
+            assert_eq!(schedule.after(at(now)), Some(at(next)), "{schedule}");
+        }
+    }
+
+    #[test]
+    fn missed_ones_are_made_up_for_once() {
+        let schedule: Schedule = "@hourly".parse().unwrap();
+        let since = at("2026-11-24T10:30:00Z");
+        assert_eq!(schedule.due(None, since), Some(at("2026-11-24T11:00:00Z")));
+        let long_ago = schedule.due(Some(at("2026-11-20T00:00:00Z")), since).unwrap();
+        assert!(long_ago < since, "{long_ago}");
+        assert_eq!(schedule.due(Some(since), since), Some(at("2026-11-24T11:00:00Z")));
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_refused() {
+        for bad in ["", "hourly", "@never", "60 * * * *", "* * * *", "* * * * * *", "0 0 31 2 *", "0 0 * * * Mars/City"]
+        {
+            let error = bad.parse::<Schedule>().unwrap_err();
+            assert!(error.contains(&format!("{bad:?}")) && !error.contains('\n'), "{bad}: {error}");
+        }
+    }
+}

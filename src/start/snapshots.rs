@@ -1,0 +1,92 @@
+//! Backups on the schedule of the values, taken by the pod beside the etcd leader.
+//!
+//! What is due is told by what is kept: whoever leads looks at the newest snapshot in the target. So a missed one is made
+//! up for, and one that another pod has taken is not taken again where they share the place.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use time::OffsetDateTime;
+
+use super::pod::{ETCD_DEADLINE, Pod};
+use crate::migrate::progress::Meter;
+use crate::settings::SnapshotSettings;
+use crate::snapshot::name::{SnapshotName, expired};
+use crate::snapshot::save::save;
+use crate::snapshot::target::Stored;
+
+/// Between two looks at the clock at most: it may be set.
+const LOOK: Duration = Duration::from_secs(15 * 60);
+/// Beside a follower that would be due: it may lead soon.
+const FOLLOWER: Duration = Duration::from_secs(30);
+/// After a failure.
+const AGAIN: Duration = Duration::from_secs(60);
+/// So far the clocks of pods may differ.
+const CLOCKS: time::Duration = time::Duration::minutes(1);
+/// A file system that hangs must not keep this from seeing changed settings.
+const LISTING: Duration = Duration::from_secs(60);
+
+/// Takes snapshots for as long as it is polled.
+pub async fn keep(pod: &Pod) -> Infallible {
+    let since = OffsetDateTime::now_utc();
+    let mut now = pod.now.clone();
+    let mut serving = pod.health.subscribe();
+    loop {
+        let wanted = now.borrow_and_update().etcd.snapshots.clone();
+        let pass = async {
+            let Some(wanted) = &wanted else { return std::future::pending().await };
+            if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
+                return std::future::pending().await;
+            }
+            let wait = match Box::pin(pass(pod, wanted, since)).await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
+                    AGAIN
+                }
+            };
+            tokio::time::sleep(wait).await;
+        };
+        tokio::select! {
+            () = pass => {}
+            changed = now.changed() => if changed.is_err() { std::future::pending().await },
+        }
+    }
+}
+
+/// Takes a snapshot if one is due and this is the leader's pod; how long until the next look.
+async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> anyhow::Result<Duration> {
+    let name = &pod.settings.name;
+    let now = OffsetDateTime::now_utc();
+    // One that a wrong clock has named after a time to come must not keep this from taking any until then.
+    let counts = |kept: &SnapshotName| kept.cluster() == name && kept.taken() <= now + CLOCKS;
+    let newest = kept(wanted).await?.into_iter().map(|stored| stored.name).filter(counts).max();
+    let due = wanted.schedule.due(newest.map(|newest| newest.taken()), since).context("the schedule has ended")?;
+    if due > now {
+        return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
+    }
+    let mut etcd = pod.etcd_here().await?;
+    let status = etcd.status(ETCD_DEADLINE).await?;
+    if status.leader != Some(status.member) {
+        return Ok(FOLLOWER);
+    }
+    let saved =
+        save(&pod.disk, &mut etcd, &wanted.target, &SnapshotName::new(name, now), &Arc::new(Meter::default())).await?;
+    let content = &saved.content;
+    tracing::info!(name = %saved.name, target = %wanted.target, bytes = content.bytes, revision = content.revision.0, "snapshot kept");
+    for old in expired(kept(wanted).await?.into_iter().map(|stored| stored.name), name, wanted.keep as usize) {
+        wanted.target.remove(&pod.disk, &old).with_context(|| format!("remove the old snapshot {old}"))?;
+        tracing::info!(name = %old, "old snapshot removed");
+    }
+    Ok(Duration::ZERO)
+}
+
+async fn kept(wanted: &SnapshotSettings) -> anyhow::Result<Vec<Stored>> {
+    let target = wanted.target.clone();
+    let listing = tokio::task::spawn_blocking(move || target.list());
+    let listed = tokio::time::timeout(LISTING, listing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut));
+    listed.and_then(|joined| joined.map_err(io::Error::other)).flatten().context("list the snapshots")
+}

@@ -1,0 +1,235 @@
+//! `syncer snapshot` and snapshots on a schedule, against real etcd and its own tools.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::etcd::{EtcdSpec, LINES, output, program, run};
+use crate::support::pod::TestPod;
+use crate::support::{poll, syncer};
+
+/// A snapshot that is due, on a busy machine.
+const SOON: Duration = Duration::from_secs(60);
+
+fn snapshot(args: &[&str]) -> Command {
+    let mut command = Command::new(syncer());
+    command.arg("snapshot").args(args).env_clear();
+    command
+}
+
+fn ran(command: &mut Command) -> Output {
+    command.output().expect("syncer runs")
+}
+
+fn error_of(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+fn json(out: &Output) -> Value {
+    assert!(out.status.success(), "{}", error_of(out));
+    serde_json::from_slice(&out.stdout).expect("JSON")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path that is text")
+}
+
+/// The files in a directory.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(dir).map_or(Vec::new(), |dir| dir.map(|e| e.unwrap().path()).collect());
+    files.sort();
+    files
+}
+
+/// Some transactions of several keys, deletions, a lease and a compaction.
+async fn fill(mut etcd: etcd_client::Client) {
+    for n in 0..200 {
+        etcd.put(format!("/registry/pods/default/{}", n % 50), vec![n as u8; 3000], None).await.expect("put");
+    }
+    let lease = etcd.lease_grant(3600, None).await.expect("a lease").id();
+    let leased = etcd_client::PutOptions::new().with_lease(lease);
+    etcd.put("/registry/events/a", "an event", Some(leased)).await.expect("put");
+    etcd.delete("/registry/pods/default/7", None).await.expect("delete");
+    etcd.compact(100, None).await.expect("compact");
+}
+
+#[test]
+fn etcds_own_tools_read_ours_and_we_theirs() {
+    for line in LINES {
+        let home = tempfile::tempdir().unwrap();
+        let etcd = EtcdSpec::new(line, "a", &home.path().join("etcd")).start();
+        run(async { fill(etcd.client().await).await });
+        let place = home.path().join("backups");
+        let url = etcd.spec.client_url();
+        let save = ["save", "--to", text(&place), "--endpoint", &url, "--name", "vc", "-o", "json"];
+        let saved = json(&ran(&mut snapshot(&save)));
+        let file = place.join(saved["snapshot"]["name"].as_str().expect("a name"));
+        assert_eq!(files(&place), std::slice::from_ref(&file), "{line}");
+
+        let status = |file: &Path| -> Value {
+            let mut status = Command::new(program("etcdutl", line));
+            serde_json::from_str(&output(status.args(["snapshot", "status", text(file), "-w", "json"]))).unwrap()
+        };
+        let verified = |file: &Path| json(&ran(&mut snapshot(&["verify", text(file), "-o", "json"])));
+        let theirs = home.path().join("theirs.db");
+        etcd.ctl(&["snapshot", "save", text(&theirs)]);
+        for file in [&file, &theirs] {
+            let (ours, etcds) = (verified(file), status(file));
+            let hash = format!("{:x}", etcds["hash"].as_u64().expect("a hash"));
+            assert_eq!((&ours["hash"], &ours["revision"]), (&Value::from(hash), &etcds["revision"]), "{line}: {ours}");
+            assert_eq!((&ours["checksum"], &ours["members"][0]), (&Value::from(true), &Value::from("a")));
+        }
+        assert_eq!(saved["snapshot"]["hash"], verified(&file)["hash"]);
+
+        // What is restored from ours is what there was.
+        let restored = home.path().join("restored");
+        let spec = EtcdSpec::new(line, "a", &restored);
+        output(Command::new(program("etcdutl", line)).args(["snapshot", "restore", text(&file)]).args([
+            format!("--data-dir={}", restored.display()),
+            "--name=a".to_owned(),
+            format!("--initial-cluster=a={}", spec.peer_url()),
+            format!("--initial-advertise-peer-urls={}", spec.peer_url()),
+        ]));
+        let keys = |etcd: &crate::support::etcd::Etcd| etcd.ctl(&["get", "", "--from-key", "-w", "fields"]);
+        let without_header =
+            |text: String| text.lines().filter(|l| !l.contains("ID")).map(str::to_owned).collect::<Vec<_>>();
+        let before = without_header(keys(&etcd));
+        let again = spec.start();
+        let lines = |all: &[String]| {
+            all.iter().filter(|l| l.starts_with("\"Key") || l.starts_with("\"Mod")).cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&without_header(keys(&again))), lines(&before), "{line}");
+        assert!(lines(&before).len() > 90, "{before:?}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_not_whole_has_no_name_and_a_damaged_one_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    run(async { fill(etcd.client().await).await });
+    let place = home.path().join("backups");
+    let url = etcd.spec.client_url();
+    let save = ["save", "--to", text(&place), "--endpoint", &url, "--name", "vc", "-o", "json"];
+    for point in ["snapshot-half-written", "snapshot-before-commit"] {
+        let out = ran(snapshot(&save).env("SYNCER_CRASH_AT", point));
+        assert_eq!(out.status.code(), None, "{point}: {}", error_of(&out));
+        let left = files(&place);
+        assert!(left.iter().all(|file| text(file).ends_with(".part")) && left.len() == 1, "{point}: {left:?}");
+        assert_eq!(
+            json(&ran(&mut snapshot(&["list", "--from", text(&place), "-o", "json"])))["snapshots"],
+            Value::Array(vec![])
+        );
+    }
+    let saved = json(&ran(&mut snapshot(&save)));
+    let file = place.join(saved["snapshot"]["name"].as_str().unwrap());
+    assert_eq!(files(&place), std::slice::from_ref(&file), "what killed saves left is gone");
+
+    let whole = std::fs::read(&file).unwrap();
+    let broken = home.path().join("broken.db");
+    let mut changed = whole.clone();
+    changed[20_000] ^= 1;
+    let (cut, bare) = (&whole[..whole.len() - 4096], &whole[..whole.len() - 32]);
+    for (bytes, want) in
+        [(&changed[..], "damaged"), (cut, "damaged"), (&whole[..5000], "cut off"), (bare, "cut off"), (b"", "cut off")]
+    {
+        std::fs::write(&broken, bytes).unwrap();
+        let out = ran(&mut snapshot(&["verify", text(&broken)]));
+        assert_eq!(out.status.code(), Some(4), "{}", error_of(&out));
+        assert!(error_of(&out).contains(want) && error_of(&out).contains("broken.db"), "{want}: {}", error_of(&out));
+    }
+    std::fs::write(&broken, bare).unwrap();
+    let bare = json(&ran(&mut snapshot(&["verify", text(&broken), "--skip-hash-check", "-o", "json"])));
+    assert_eq!((&bare["checksum"], &bare["hash"]), (&Value::from(false), &saved["snapshot"]["hash"]));
+    assert_eq!(ran(&mut snapshot(&["verify", "/none"])).status.code(), Some(1));
+}
+
+#[test]
+fn bad_places_and_endpoints_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    let (url, nobody) = (etcd.spec.client_url(), "http://127.0.0.1:1");
+    for (args, code, want) in [
+        (vec!["save", "--to", text(&file), "--endpoint", &url], 2, "cannot be kept in"),
+        (vec!["save", "--to", "ftp://x/y", "--endpoint", &url], 2, "ftp://"),
+        (vec!["save", "--to", text(home.path()), "--endpoint", nobody], 1, nobody),
+        (vec!["save", "--to", text(home.path()), "--endpoint", "https://127.0.0.1:1"], 2, "needs certificates"),
+        (vec!["save", "--to", text(home.path()), "--keep", "0"], 2, "--keep"),
+        (vec!["save"], 2, "--to"),
+        (vec!["list", "--from", text(&file)], 1, text(&file)),
+        (vec![], 2, "no command is given"),
+    ] {
+        let out = ran(&mut snapshot(&args));
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {}", error_of(&out));
+        assert!(error_of(&out).contains(want), "{args:?}: {}", error_of(&out));
+    }
+    let none = home.path().join("none");
+    let out = ran(&mut snapshot(&["list", "--from", text(&none)]));
+    assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("no snapshots in"));
+}
+
+#[test]
+fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
+    let mut pod = TestPod::new();
+    let place = pod.data().join("kept");
+    std::fs::create_dir(&place).unwrap();
+    let old = ["syncer-20260101T000000Z.db", "syncer-20260102T000000Z.db"].map(|name| place.join(name));
+    let foreign = ["other-20200101T000000Z.db", "notes.txt"].map(|name| place.join(name));
+    for file in old.iter().chain(&foreign) {
+        std::fs::write(file, "x").unwrap();
+    }
+    let values = |keep: u32| {
+        let place = place.display();
+        format!(
+            "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '@yearly'\n    keep: {keep}\n    target: {place}\n"
+        )
+    };
+    pod.values("embeddedEtcd:\n  enabled: true\n");
+    pod.start("none", &[]);
+    pod.wait_serving();
+    pod.etcd(async |etcd| fill(etcd).await);
+    // The newest is of January the 2nd of a year that is over: one was missed. It acts without a restart.
+    std::fs::remove_file(&old[1]).unwrap();
+    std::fs::write(place.join("syncer-20240102T000000Z.db"), "x").unwrap();
+    std::fs::remove_file(&old[0]).unwrap();
+    pod.values(&values(1));
+    let kept = poll("a snapshot is kept, and the old one is gone", SOON, || {
+        let mut kept: Vec<_> = files(&place).into_iter().filter(|file| !foreign.contains(file)).collect();
+        let kept = (kept.len() == 1).then(|| kept.remove(0))?;
+        let named = text(&kept).ends_with(".db") && !text(&kept).contains("2024");
+        named.then_some(kept)
+    });
+    let found = json(&ran(&mut snapshot(&["verify", text(&kept), "-o", "json"])));
+    assert!(found["revision"].as_u64() >= Some(203), "{found}");
+    assert!(foreign.iter().all(|file| file.exists()), "files of others are let be");
+    assert!(pod.log().contains("snapshot kept"), "{}", pod.log());
+
+    // By hand, with the pod's own certificates.
+    let port = format!("--client-port={}", pod.client_port());
+    let data = format!("--data-dir={}", pod.data().display());
+    let out = ran(&mut snapshot(&["save", "--to", text(&place), &port, &data, "-o", "json"]));
+    let by_hand = json(&out);
+    assert!(by_hand["snapshot"]["revision"].as_u64() >= found["revision"].as_u64(), "{by_hand}");
+    assert!(pod.stop().success());
+}
+
+#[test]
+fn a_place_that_fails_stops_nothing() {
+    let mut pod = TestPod::new();
+    let file = pod.data().join("a-file");
+    std::fs::write(&file, "x").unwrap();
+    pod.values(&format!(
+        "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '* * * * *'\n    target: {}\n",
+        file.display()
+    ));
+    pod.start("none", &[]);
+    pod.wait_serving();
+    poll("it says what fails", SOON, || pod.log().contains("no snapshot was kept").then_some(()));
+    assert!(pod.log().contains("a-file"), "{}", pod.log());
+    pod.assert_running();
+    assert!(pod.stop().success());
+}
