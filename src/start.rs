@@ -10,6 +10,7 @@ mod leader;
 mod pod;
 mod readiness;
 mod reset;
+mod share;
 mod snapshots;
 mod space;
 mod stop;
@@ -45,9 +46,10 @@ use crate::serve::distro::{self, Backend};
 use crate::serve::front::{self, Front};
 use crate::serve::health::Health;
 use crate::serve::prepare;
-use crate::settings::Settings;
+use crate::serve::token::SharedToken;
 use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
+use crate::settings::{Distro, Settings};
 use crate::supervise::backoff::Backoff;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
@@ -95,6 +97,13 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         return Err(refusal.error());
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
+    if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
+        let with = share::With { host, settings: &settings, disk: &disk };
+        let token = SharedToken(&settings);
+        if share::obtain(&token, &host.k3s_token(), &with, &mut stop).await? == share::Outcome::Stopped {
+            return Ok(());
+        }
+    }
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
     let specs = |settings: &Settings| distro::specs(settings, &backend, &prepared).map_err(prepare::usage);
     let servers = specs(&settings)?;
@@ -103,6 +112,17 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     among_others.etcd.replicas = among_others.etcd.replicas.max(2);
     let mut companions = specs(&among_others)?;
     companions.retain(|spec| matches!(spec.role, Role::ControllerManager | Role::Scheduler));
+    // What this pod issues is signed by the CA that all of them share.
+    let shared_ca = match &host {
+        Some(host) => {
+            let with = share::With { host, settings: &settings, disk: &disk };
+            match share::obtain(&share::pki(&settings), &host.certs(), &with, &mut stop).await? {
+                share::Outcome::Here(shared) => shared,
+                share::Outcome::Stopped => return Ok(()),
+            }
+        }
+        None => false,
+    };
     let pki = ensure(&settings, &disk, OffsetDateTime::now_utc())?;
     for warning in &pki.warnings {
         tracing::warn!("{warning}");
@@ -141,7 +161,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let files = crate::settings::watch::follow(Arc::clone(&loader), settings.clone());
     let (now, wanted) = wanted::follow(files, host.as_ref());
     let etcd = version.map(|version| (etcd, version));
-    let pod = Pod { settings, loader, now, pki, disk, lock, etcd, own, surveyor, host, health };
+    let pod = Pod { settings, loader, now, pki, shared_ca, disk, lock, etcd, own, surveyor, host, health };
     let result = Box::pin(live(&pod, &servers, &companions, &mut stop)).await;
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
     tasks.into_iter().flatten().for_each(|task| task.abort());
@@ -201,6 +221,7 @@ async fn live(
             never = follow_settings(pod, &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
+            never = share::keep(pod) => match never {},
             never = leader::look_after(pod) => match never {},
             never = snapshots::keep(pod) => match never {},
             never = stop::departure(pod, told, &control, &ends_by) => match never {},

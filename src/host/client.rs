@@ -39,7 +39,9 @@ pub enum Failure {
     NotFound,
     /// The object is there already, or is not of the version that was expected.
     Conflict,
-    /// Anything else: no answer, none in time, one that denies. For a write: it may have been made.
+    /// The API says that this pod may not do that: the Role lacks the verb.
+    Denied(String),
+    /// Anything else: no answer, or none in time. For a write: it may have been made.
     Unknown(String),
 }
 
@@ -72,7 +74,8 @@ impl Client {
         Ok(Api::namespaced_with(self.made().await?, &self.namespace, &resource))
     }
 
-    async fn made(&self) -> Result<kube::Client, Failure> {
+    /// The client itself, for requests whose answers nobody else may read.
+    pub(super) async fn made(&self) -> Result<kube::Client, Failure> {
         let make = || async { client(&self.api).await.map_err(|e| Failure::Unknown(format!("{e:#}"))) };
         self.made.get_or_try_init(make).await.cloned()
     }
@@ -123,6 +126,7 @@ fn failure(object: &str, error: kube::Error) -> Failure {
     match (status.code, status.reason.as_str()) {
         (404, "NotFound") if named => Failure::NotFound,
         (409, "Conflict" | "AlreadyExists") => Failure::Conflict,
+        (403, _) => Failure::Denied(format!("status 403: {}", status.message)),
         (code, _) => Failure::Unknown(format!("status {code}: {}", status.message)),
     }
 }
@@ -133,7 +137,7 @@ pub fn known<T>(answer: Result<T, Failure>) -> Known<T> {
         Ok(value) => Known::Present(value),
         Err(Failure::NotFound) => Known::Absent,
         Err(Failure::Conflict) => Known::Unknown("status 409 for a question".to_owned()),
-        Err(Failure::Unknown(why)) => Known::Unknown(why),
+        Err(Failure::Denied(why) | Failure::Unknown(why)) => Known::Unknown(why),
     }
 }
 
@@ -153,12 +157,16 @@ mod tests {
     fn only_an_authority_on_this_very_object_says_that_it_is_absent() {
         assert_eq!(told(404, "NotFound", "vc-etcd"), Failure::NotFound);
         for (code, reason, name) in
-            [(404, "NotFound", ""), (404, "Failed to parse error data", "vc-etcd"), (403, "Forbidden", "vc-etcd")]
+            [(404, "NotFound", ""), (404, "Failed to parse error data", "vc-etcd"), (401, "Unauthorized", "vc-etcd")]
         {
             assert!(matches!(told(code, reason, name), Failure::Unknown(_)), "{code} {reason} {name}");
         }
         assert_eq!(told(409, "AlreadyExists", "vc-etcd"), Failure::Conflict);
         assert_eq!(told(409, "Conflict", "vc-etcd"), Failure::Conflict);
-        assert!(known::<()>(Err(Failure::Conflict)).unknown().is_some());
+        let denied = told(403, "Forbidden", "vc-etcd");
+        assert!(matches!(denied, Failure::Denied(_)));
+        for failure in [denied, Failure::Conflict] {
+            assert!(known::<()>(Err(failure)).unknown().is_some(), "neither says that there is none");
+        }
     }
 }

@@ -84,7 +84,7 @@ pub async fn write(client: &Client, write: &MarkerWrite) -> Written {
     match done.await {
         Ok(_) => Written::Done,
         Err(Failure::Conflict | Failure::NotFound) => Written::Outdated,
-        Err(Failure::Unknown(why)) => Written::Unknown(format!("ConfigMap {name}: {why}")),
+        Err(Failure::Denied(why) | Failure::Unknown(why)) => Written::Unknown(format!("ConfigMap {name}: {why}")),
     }
 }
 

@@ -6,6 +6,8 @@
 //! * [`statefulset`]: how many pods are wanted, from which ordinal on, in which order; asked for afresh, and watched.
 //! * [`pods`]: a pod of an ordinal; the volumes (PVCs) of all ordinals.
 //! * [`marker`]: ConfigMap `<name>-etcd`, the record that a cluster has been formed.
+//! * [`secret`]: Secrets by which all pods share what must be the same in each of them; [`share`]: who puts it there, who
+//!   adopts it, and who waits.
 //!
 //! Only verbs of the Role that vCluster's charts grant are used: get, list and watch of StatefulSets, everything on
 //! pods, PVCs, ConfigMaps, Secrets and Services.
@@ -13,6 +15,8 @@
 pub mod client;
 pub mod marker;
 pub mod pods;
+pub mod secret;
+pub mod share;
 pub mod statefulset;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +30,7 @@ use crate::ids::Ordinal;
 use crate::membership::ready::PodManagement;
 use crate::settings::{HostApi, Settings};
 use client::Client;
+use secret::SecretObject;
 use statefulset::StatefulSet;
 
 /// The host cluster's API, as this pod uses it.
@@ -112,6 +117,16 @@ impl Host {
     /// The marker.
     pub async fn marker(&self) -> Known<MarkerSeen> {
         marker::get(&self.client).await
+    }
+
+    /// Secret `<name>-certs`, in which vCluster keeps the certificates.
+    pub fn certs(&self) -> SecretObject {
+        SecretObject::new(&self.client, format!("{}-certs", self.client.name))
+    }
+
+    /// Secret `vc-k3s-<name>`, in which vCluster keeps k3s' token.
+    pub fn k3s_token(&self) -> SecretObject {
+        SecretObject::new(&self.client, format!("vc-k3s-{}", self.client.name))
     }
 
     /// Writes the marker, by compare-and-swap.

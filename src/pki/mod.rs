@@ -5,6 +5,8 @@
 //! only if nothing was refused is anything written. A file that exists is never overwritten, unless it is a
 //! certificate (or kubeconfig) that we issued ourselves and that is due, see `record`.
 //!
+//! With a host API the CAs and the service account key pair come from Secret `<name>-certs`, and go there: [`shared`].
+//!
 //! Crash-safe: each key is durable before anything that is made from it, the record of what we issued before the
 //! certificate that it speaks of, and each file appears whole or not at all. A run that is killed anywhere leaves
 //! files with which the next run goes on.
@@ -25,6 +27,7 @@ mod problem;
 mod record;
 pub mod renew;
 mod sans;
+pub mod shared;
 mod store;
 mod throwaway;
 

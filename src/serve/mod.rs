@@ -13,3 +13,4 @@ pub mod prepare;
 mod pump;
 #[cfg(test)]
 mod tests;
+pub mod token;

@@ -2,26 +2,17 @@
 //! folder. And the stores that a distro keeps for itself, which nobody may pass over.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use rand::Rng;
-use rand::distr::Alphanumeric;
 
 use super::distro::{Backend, Prepared, SpecError};
-use super::k0s;
+use super::{k0s, token};
 use crate::disk::{Disk, parent_of};
 use crate::exit::{Exit, refuse};
 use crate::settings::{Distro, Settings};
 use crate::supervise::spec::ChildSpec;
-
-/// As long as vCluster's own.
-const TOKEN_CHARS: usize = 64;
-
-/// A token file holds one line; k3s' own form is about 100 bytes.
-const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// Refuses what cannot be started, while nothing has been changed yet: a store that was moved for the sake of programs
 /// that are not there could not be moved back.
@@ -58,18 +49,10 @@ pub fn usage(error: SpecError) -> anyhow::Error {
     refuse(Exit::Usage, error.to_string(), "")
 }
 
-/// The token with which k3s encrypts its bootstrap data in the datastore: a lost or changed one makes the datastore
-/// useless to it. In order: the values; what an earlier start of ours kept; what k3s itself wrote on this volume
-/// (vCluster reads the same file for virtual clusters from before it managed tokens); a new one, kept for ever.
+/// The k3s token: the one that is known, or a new one, kept for ever. With a host API it has come from there.
 fn k3s_token(settings: &Settings, disk: &dyn Disk) -> Result<String> {
-    if let Some(token) = settings.k3s_token.as_deref().map(str::trim).filter(|t| !t.is_empty()) {
-        return Ok(token.to_owned());
-    }
-    let kept = settings.data_dir.join("k3s-token");
-    for file in [&kept, &settings.data_dir.join("server/token")] {
-        if let Some(token) = read_token(file)? {
-            return Ok(token);
-        }
+    if let Some(token) = token::known(settings)? {
+        return Ok(token);
     }
     if settings.etcd.replicas > 1 {
         return Err(refuse(
@@ -78,28 +61,9 @@ fn k3s_token(settings: &Settings, disk: &dyn Disk) -> Result<String> {
             "set k3sToken (0.20 and later: controlPlane.distro.k3s.token) to the same text for every pod",
         ));
     }
-    let token: String = rand::rng().sample_iter(Alphanumeric).take(TOKEN_CHARS).map(char::from).collect();
-    disk.create_dir(&settings.data_dir)?;
-    disk.write_durable(&kept, token.as_bytes(), 0o600)?;
+    let token = token::new();
+    token::keep(settings, &token, disk)?;
     Ok(token)
-}
-
-fn read_token(file: &Path) -> Result<Option<String>> {
-    let opened = match fs::File::open(file) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.with_context(|| format!("open {}", file.display()))?,
-    };
-    let mut text = String::new();
-    opened.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text).with_context(|| format!("read {}", file.display()))?;
-    let token = text.trim();
-    if token.is_empty() || text.len() as u64 > TOKEN_BYTES_MAX || token.contains(char::is_whitespace) {
-        return Err(refuse(
-            Exit::Fault,
-            format!("{} does not hold a k3s token", file.display()),
-            "restore it, or set k3sToken in the values; without the right token k3s cannot read its datastore",
-        ));
-    }
-    Ok(Some(token.to_owned()))
 }
 
 /// The file is made anew at each start and read by k0s alone, so it needs no fsync; it may hold a password of a

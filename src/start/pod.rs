@@ -35,6 +35,8 @@ pub struct Pod {
     pub now: watch::Receiver<Settings>,
     /// Its certificates.
     pub pki: Pki,
+    /// Whether its CAs are those of the Secret that every pod reads.
+    pub shared_ca: bool,
     /// The disk.
     pub disk: RealDisk,
     /// The data directory's lock.
@@ -122,6 +124,7 @@ impl Pod {
         if self.surveyor.is_some() {
             look.survey.add_to(&mut facts);
         }
+        facts.shared_ca |= self.shared_ca;
         if let Some(view) = &look.host {
             view.add_to(&mut facts, self.seed());
         }

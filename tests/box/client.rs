@@ -34,6 +34,8 @@ impl Config {
             ttl: 1,
             negative_ttl: 1,
             network: NetworkMode::Auto,
+            first: 0,
+            mounted_pki: true,
             host: None,
             die_with_parent: true,
         }
@@ -173,6 +175,12 @@ impl Client {
     /// A pod's volume.
     pub fn volume(&self, pod: &str) -> PathBuf {
         self.dir.join("volumes").join(pod)
+    }
+
+    /// The files with which a pod's etcd can be asked.
+    pub fn pki(&self, pod: &str) -> PathBuf {
+        let mounted = self.dir.join("pki");
+        if mounted.exists() { mounted } else { self.volume(pod).join("pki") }
     }
 
     /// What a pod of this name has printed.

@@ -151,6 +151,9 @@ impl Daemon {
     /// One PKI for all pods, as a Secret mounted into each of them.
     fn make_pki(&self) -> anyhow::Result<()> {
         let Program::Syncer { file, .. } = &self.config.program else { return Ok(()) };
+        if !self.config.mounted_pki {
+            return Ok(());
+        }
         let pki = self.path("pki");
         let mut command = Command::new(file);
         command.arg("certs").arg("--dir").arg(&pki).arg("--data-dir").arg(self.path("volumes"));

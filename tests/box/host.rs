@@ -430,7 +430,7 @@ fn objects(config: &Config) -> Vec<(String, Value)> {
         (
             format!("/apis/apps/v1/namespaces/{namespace}/statefulsets"),
             json!({"metadata": {"name": name, "labels": labels}, "spec": {
-                "replicas": config.replicas, "serviceName": format!("{name}-headless"), "podManagementPolicy": policy,
+                "replicas": config.replicas, "ordinals": {"start": config.first}, "serviceName": format!("{name}-headless"), "podManagementPolicy": policy,
                 "selector": {"matchLabels": labels},
                 "template": {"metadata": {"labels": labels}, "spec": {
                     "nodeName": NODE, "serviceAccountName": format!("vc-{name}"),

@@ -42,6 +42,10 @@ pub struct Config {
     pub negative_ttl: u32,
     /// How pods get their addresses.
     pub network: NetworkMode,
+    /// `spec.ordinals.start`, with a host cluster.
+    pub first: u32,
+    /// Mount one PKI into every pod. Without it each has its own, on its volume.
+    pub mounted_pki: bool,
     /// Run a host cluster, whose controllers decide.
     pub host: Option<HostPrograms>,
     /// End when the process that started it ends.

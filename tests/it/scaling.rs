@@ -36,7 +36,10 @@ pub struct Access {
 impl Access {
     pub fn of(set: &TestBox, ordinal: u32) -> Access {
         let port = set.forward(ordinal, 2379).expect("a forward").port();
-        let read = |name: &str| std::fs::read(set.dir().join("pki").join(name)).expect("read a certificate");
+        let pki = set.pki(&format!("vc-{ordinal}"));
+        // A pod without a mounted PKI makes its own when it first starts.
+        let read =
+            |name: &str| poll(&format!("{name} of pod {ordinal}"), CHANGE, || std::fs::read(pki.join(name)).ok());
         let identity = Identity::from_pem(read("etcd/healthcheck-client.crt"), read("etcd/healthcheck-client.key"));
         let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read("etcd/ca.crt"))).identity(identity);
         Access { url: format!("https://localhost:{port}"), tls }
@@ -138,6 +141,8 @@ pub struct Scene {
     pub set: TestBox,
     pub writer: Writer,
     cluster: Option<u64>,
+    /// The first ordinal.
+    first: u32,
 }
 
 impl Scene {
@@ -147,8 +152,13 @@ impl Scene {
 
     /// A box with so many replicas, its writer at work.
     pub fn of(replicas: u32, set: TestBox) -> Scene {
-        let writer = Writer::start(Access::of(&set, 0));
-        let mut scene = Scene { set, writer, cluster: None };
+        Scene::from(0, replicas, set)
+    }
+
+    /// The same, of pods from this ordinal on.
+    pub fn from(first: u32, replicas: u32, set: TestBox) -> Scene {
+        let writer = Writer::start(Access::of(&set, first));
+        let mut scene = Scene { set, writer, cluster: None, first };
         scene.rests("at first", replicas);
         scene
     }
@@ -156,7 +166,8 @@ impl Scene {
     /// Waits until there are `replicas` voters and nobody else; all of them have everything that was acknowledged, and
     /// equal hashes; the cluster is the one that it was from the first.
     pub fn rests(&mut self, what: &str, replicas: u32) {
-        let accesses: Vec<_> = (0..replicas).map(|ordinal| Access::of(&self.set, ordinal)).collect();
+        let ordinals = self.first..self.first + replicas;
+        let accesses: Vec<_> = ordinals.map(|ordinal| Access::of(&self.set, ordinal)).collect();
         let voters =
             |access: &Access| ask(access).filter(|said| said.voters.len() == replicas as usize && said.learners == 0);
         let said = poll(&format!("{what}: {replicas} voters  (see the pods' logs)"), CHANGE, || {
@@ -197,7 +208,7 @@ impl Scene {
         }
     }
 
-    fn replaced(&mut self, ordinal: u32, what: &str, end: impl FnOnce(&TestBox)) {
+    pub fn replaced(&mut self, ordinal: u32, what: &str, end: impl FnOnce(&TestBox)) {
         let before = self.set.status().expect("a status").pods[&ordinal].incarnation;
         end(&self.set);
         self.set

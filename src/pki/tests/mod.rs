@@ -4,6 +4,7 @@ mod crash;
 mod layers;
 mod refusals;
 mod renewal;
+mod shared;
 
 use std::collections::BTreeMap;
 use std::fs;

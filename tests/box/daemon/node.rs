@@ -115,9 +115,11 @@ impl Daemon {
                     "start".to_owned(),
                     format!("--values={}", self.path("values.yaml").display()),
                     format!("--data-dir={}", volume.display()),
-                    format!("--pki-dir={}", self.path("pki").display()),
                     format!("--binaries={}", binaries.display()),
                 ];
+                if self.config.mounted_pki {
+                    all.push(format!("--pki-dir={}", self.path("pki").display()));
+                }
                 if !self.network.namespaces() {
                     // 127.0.0.1 is everybody's there.
                     all.push(format!("--listen-address={address}"));

@@ -98,12 +98,18 @@ impl TestBox {
 
     /// As [`TestBox::syncer`], in a real host cluster whose controllers decide.
     pub fn hosted(replicas: u32, policy: Policy) -> TestBox {
+        TestBox::hosted_with(replicas, policy, |_| ())
+    }
+
+    /// The same, changed by `change`.
+    pub fn hosted_with(replicas: u32, policy: Policy, change: impl FnOnce(&mut Config)) -> TestBox {
         let binaries = part("etcd").parent().expect("a program is in a folder").to_owned();
         let parts = part("kube-apiserver").parent().expect("a program is in a folder").to_owned();
         TestBox::up(|config| {
             (config.replicas, config.policy) = (replicas, policy);
             config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=none".to_owned()] };
             config.host = Some(HostPrograms { parts, certs: syncer() });
+            change(config);
         })
     }
 
@@ -118,7 +124,8 @@ impl TestBox {
     /// What etcdctl prints, asked of this pod's etcd from outside of the box.
     pub fn etcdctl(&self, ordinal: u32, args: &[&str]) -> String {
         let port = self.forward(ordinal, 2379).expect("a forward").port();
-        let file = |flag: &str, name: &str| format!("--{flag}={}", self.dir().join("pki").join(name).display());
+        let pki = self.pki(&format!("vc-{ordinal}"));
+        let file = |flag: &str, name: &str| format!("--{flag}={}", pki.join(name).display());
         let output = Command::new(part("etcdctl"))
             .args([format!("--endpoints=https://localhost:{port}"), file("cacert", "etcd/ca.crt")])
             .args([file("cert", "etcd/healthcheck-client.crt"), file("key", "etcd/healthcheck-client.key")])

@@ -1,0 +1,250 @@
+//! Carries out what is decided about a Secret by which all pods share something: the certificates, k3s' token.
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+
+use super::boot::SAY_EVERY;
+use super::pod::Pod;
+use crate::boot::{Desired, Known};
+use crate::disk::Disk;
+use crate::host::Host;
+use crate::host::client::Failure;
+use crate::host::secret::{SecretObject, SecretSeen};
+use crate::host::share::{self, Access, Facts, Local, Sharing, Step};
+use crate::host::statefulset;
+use crate::pki::plan::Input;
+use crate::pki::shared::SharedPki;
+use crate::settings::Settings;
+use crate::supervise::StopSignals;
+
+/// Between two looks of a pod that waits, at first and at most.
+const WAIT_FIRST: Duration = Duration::from_millis(250);
+const WAIT_MOST: Duration = Duration::from_secs(3);
+/// Between two looks at a Secret that is not known to have what it should.
+const UNSURE_EVERY: Duration = Duration::from_secs(30);
+/// Between two looks at a Secret that has it: should somebody delete it, a pod that is added later needs it.
+const SURE_EVERY: Duration = Duration::from_secs(300);
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What is needed is here; true: and is what the Secret has.
+    Here(bool),
+    /// Told to stop meanwhile.
+    Stopped,
+}
+
+/// The PKI that the pods share.
+pub fn pki(settings: &Settings) -> SharedPki {
+    SharedPki::of(&Input::of(settings), settings.data_dir.clone(), OffsetDateTime::now_utc())
+}
+
+/// Decides and acts until what is shared is here. Waits, and says so, for as long as that is not to be had.
+///
+/// # Errors
+/// What is here is not what the Secret has, or either cannot be used.
+pub async fn obtain<S: Sharing>(
+    what: &S,
+    secret: &SecretObject,
+    with: &With<'_>,
+    stop: &mut StopSignals,
+) -> anyhow::Result<Outcome> {
+    let mut said = Said::default();
+    let mut wait = WAIT_FIRST;
+    let mut round = Round::default();
+    loop {
+        let step = tokio::select! {
+            step = round.next(what, secret, with) => step?,
+            signal = stop.next() => {
+                tracing::info!(signal, "told to stop before the Secret {} was read", secret.name);
+                return Ok(Outcome::Stopped);
+            }
+        };
+        match step {
+            Step::Go { shared } => return Ok(Outcome::Here(shared)),
+            Step::Alone(why) => {
+                tracing::warn!(secret = secret.name, why, "the Secret may not be used: this pod makes its own, alone");
+                return Ok(Outcome::Here(false));
+            }
+            Step::Refuse(refusal) => return Err(refusal.error(&secret.name, what)),
+            Step::Adopt(items) => {
+                let names: Vec<_> = items.iter().map(ToString::to_string).collect();
+                tracing::info!(secret = secret.name, ?names, "adopted from the Secret");
+                wait = WAIT_FIRST;
+                continue;
+            }
+            Step::Publish { .. } => {}
+            Step::Wait(why) => said.say(&why.what(&secret.name), &why.remedy(what)),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => wait = (wait * 3 / 2).min(WAIT_MOST),
+            signal = stop.next() => {
+                tracing::info!(signal, "told to stop while waiting for the Secret {}", secret.name);
+                return Ok(Outcome::Stopped);
+            }
+        }
+    }
+}
+
+/// While the pod runs: puts into the Secret what it lacks, so that pods that are added find it, and says when it has
+/// something else. Never ends.
+pub async fn keep(pod: &Pod) -> Infallible {
+    let Some(host) = &pod.host else { return std::future::pending().await };
+    let (what, secret) = (pki(&pod.settings), host.certs());
+    let with = With { host, settings: &pod.settings, disk: &pod.disk };
+    let mut round = Round { only_publishes: true, ..Round::default() };
+    let mut said = Said::default();
+    let mut sure = pod.shared_ca;
+    loop {
+        tokio::time::sleep(if sure { SURE_EVERY } else { UNSURE_EVERY }).await;
+        sure = match round.next(&what, &secret, &with).await {
+            Ok(Step::Go { shared }) => shared,
+            Ok(Step::Refuse(refusal)) => {
+                said.say(&format!("{:#}", refusal.error(&secret.name, &what)), "before this pod is started again");
+                false
+            }
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!("the Secret {} is not looked after: {error:#}", secret.name);
+                false
+            }
+        };
+    }
+}
+
+/// What is looked at besides the Secret, and written to.
+pub struct With<'a> {
+    /// The host API.
+    pub host: &'a Host,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The disk.
+    pub disk: &'a dyn Disk,
+}
+
+/// One look, decision and act after the other.
+#[derive(Default)]
+struct Round {
+    /// The API has refused a write, with its reason.
+    denied: Option<String>,
+    /// Nothing is adopted.
+    only_publishes: bool,
+}
+
+impl Round {
+    /// Looks, decides and acts. Gives what was decided: something is to be done again after anything but `Go`.
+    async fn next<S: Sharing>(
+        &mut self,
+        what: &S,
+        secret: &SecretObject,
+        with: &With<'_>,
+    ) -> anyhow::Result<Step<S::Item>> {
+        let items = what.facts(None)?;
+        if items.iter().all(|fact| fact.local == Local::Given) {
+            return Ok(Step::Go { shared: false });
+        }
+        let (access, seen) = match secret.get().await {
+            Ok(seen) => (Access::Present, Some(seen)),
+            Err(Failure::NotFound) => (Access::Absent, None),
+            Err(Failure::Denied(why)) => (Access::Denied(why), None),
+            Err(Failure::Unknown(why)) => (Access::Unknown(why), None),
+            Err(Failure::Conflict) => (Access::Unknown("status 409 for a question".to_owned()), None),
+        };
+        let items = match &seen {
+            Some(seen) => what.facts(Some(&seen.data))?,
+            None => items,
+        };
+        let mut facts = self.facts(items, access, with).await;
+        let mut step = share::decide(&facts);
+        if let (Step::Publish { .. }, Some(why)) = (&step, self.denied.take()) {
+            facts.secret = Access::Denied(why);
+            step = share::decide(&facts);
+        }
+        match &step {
+            Step::Publish { held, made } => self.publish(what, secret, seen.as_ref(), held, made).await?,
+            Step::Adopt(items) if !self.only_publishes => {
+                if let Some(seen) = &seen {
+                    what.adopt(items, &seen.data, with.disk)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(step)
+    }
+
+    async fn facts<I>(&self, items: Vec<share::Fact<I>>, secret: Access, with: &With<'_>) -> Facts<I> {
+        let mut facts = Facts {
+            items,
+            secret,
+            ordinal: with.settings.pod.ordinal,
+            seed: Known::default(),
+            desired: Desired::Unknown("not asked".to_owned()),
+            formed: Known::default(),
+            data: with.settings.etcd_dir().join("member/wal").exists(),
+        };
+        if share::needs_host(&facts.items) {
+            let (set, marker) = tokio::join!(with.host.set(), with.host.marker());
+            facts.desired = statefulset::desired(&set);
+            facts.seed = match set {
+                Known::Present(set) => Known::Present(set.start),
+                Known::Absent => Known::Absent,
+                Known::Unknown(why) => Known::Unknown(why),
+            };
+            facts.formed = match marker {
+                Known::Present(seen) => seen.marker.formed().map_or(Known::Absent, Known::Present),
+                Known::Absent => Known::Absent,
+                Known::Unknown(why) => Known::Unknown(why),
+            };
+        }
+        facts
+    }
+
+    /// One try. Whatever came of it, the Secret is read again before anything else is decided.
+    async fn publish<S: Sharing>(
+        &mut self,
+        what: &S,
+        secret: &SecretObject,
+        seen: Option<&SecretSeen>,
+        held: &[S::Item],
+        made: &[S::Item],
+    ) -> anyhow::Result<()> {
+        let content = what.content(held, made, seen.map(|seen| &seen.data))?;
+        let done = match seen {
+            None => secret.create(&content).await,
+            Some(seen) => secret.add(&seen.version, &content).await,
+        };
+        match done {
+            Ok(()) => tracing::info!(secret = secret.name, keys = ?content, "put into the Secret"),
+            Err(Failure::Conflict | Failure::NotFound) => {
+                tracing::info!(secret = secret.name, "somebody else was first: reading the Secret again");
+            }
+            Err(Failure::Denied(why)) => {
+                tracing::warn!(secret = secret.name, why, "the Secret may not be written");
+                self.denied = Some(why);
+            }
+            Err(Failure::Unknown(why)) => {
+                tracing::warn!(
+                    secret = secret.name,
+                    why,
+                    "whether the Secret was written is not known: reading it again"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was said last, and when.
+#[derive(Default)]
+struct Said(Option<(String, Instant)>);
+
+impl Said {
+    fn say(&mut self, what: &str, remedy: &str) {
+        if self.0.as_ref().is_none_or(|(said, at)| said != what || at.elapsed() >= SAY_EVERY) {
+            tracing::warn!(remedy, "waiting: {what}");
+            self.0 = Some((what.to_owned(), Instant::now()));
+        }
+    }
+}
