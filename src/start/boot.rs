@@ -109,7 +109,14 @@ impl Boot<'_> {
     async fn step(&mut self, look: &Look) -> anyhow::Result<Option<Booted>> {
         let (pod, survey) = (self.pod, &look.survey);
         let facts = pod.facts(look).context("look at the volume")?;
-        self.others = others(&facts);
+        let others = others(&facts);
+        if self.others != others {
+            self.others = others;
+            // Whose pods they are shows only now: that nobody has asked for one is no word on it.
+            if self.others.iter().any(|other| facts.peer(*other).is_none()) {
+                return Ok(None);
+            }
+        }
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
         if news {
