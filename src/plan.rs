@@ -118,7 +118,7 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
         remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
     }
     if settings.pod.in_pod && settings.etcd.enabled {
-        match survey(settings).await {
+        match survey(settings, &facts).await {
             Ok(survey) => survey.add_to(&mut facts),
             Err(error) => remarks.push(format!("the other pods cannot be asked: {error:#}")),
         }
@@ -133,10 +133,12 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
     show(facts, remarks, output)
 }
 
-async fn survey(settings: &Settings) -> anyhow::Result<Survey> {
+/// Of the wanted pods, and those that the log calls members, as `syncer start` does.
+async fn survey(settings: &Settings, facts: &Facts) -> anyhow::Result<Survey> {
     let discovery = Discovery::new(settings, Pace::default())?;
     let surveyor = Surveyor::new(settings.clone(), discovery, PkiPaths::new(&settings.pki_dir).etcd_tls());
-    surveyor.look((0..settings.etcd.replicas).map(Ordinal)).await
+    let members = facts.log.present().into_iter().flat_map(|log| log.others.iter().filter_map(|other| other.ordinal));
+    surveyor.look((0..settings.etcd.replicas).map(Ordinal).chain(members)).await
 }
 
 /// Whether a syncer or an etcd that one has left behind holds the volume's lock. It is shared for a moment, without
