@@ -1,11 +1,18 @@
 //! In a real host cluster: its API says how many pods there should be, and keeps the marker. No acknowledged write is lost.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
-use crate::statefulset_box::protocol::{ApiMood, NetworkMode, Policy};
-use crate::support::poll;
-use crate::support::statefulset::TestBox;
+use crate::statefulset_box::protocol::{ApiMood, Config, NetworkMode, PodStatus, Policy, Program, Status};
+use crate::support::statefulset::{TestBox, alive, statefulset};
+use crate::support::{part, poll};
 
 /// So long nothing must change where nothing may.
 const NOTHING: Duration = Duration::from_secs(8);
@@ -44,6 +51,34 @@ fn allow(set: &TestBox, verbs: &str) {
     set.kubectl(&["patch", "role", "vc", "--type=json", "-p", &rule]);
 }
 
+/// Whether the Role lets the pods use Secrets, beside what else it lets them do.
+fn allow_secrets(set: &TestBox, allowed: bool) {
+    let resources = r#"["configmaps", "services", "pods", "persistentvolumeclaims""#;
+    let secrets = if allowed { r#", "secrets"]"# } else { "]" };
+    let rule = format!(r#"[{{"op": "replace", "path": "/rules/0/resources", "value": {resources}{secrets}}}]"#);
+    set.kubectl(&["patch", "role", "vc", "--type=json", "-p", &rule]);
+}
+
+/// What is under a key of the Secret with the certificates, in base64.
+fn shared(set: &TestBox, key: &str) -> String {
+    let path = format!("jsonpath={{.data.{}}}", key.replace('.', "\\."));
+    set.kubectl(&["get", "secret", "vc-certs", "--ignore-not-found", "-o", &path])
+}
+
+/// A file of a pod's own PKI, in base64.
+fn own(set: &TestBox, ordinal: u32, file: &str) -> String {
+    let path = set.volume(&format!("vc-{ordinal}")).join("pki").join(file);
+    STANDARD.encode(std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+}
+
+/// Pods without a mounted PKI.
+fn hosted(replicas: u32, policy: Policy, change: impl FnOnce(&mut Config)) -> TestBox {
+    TestBox::hosted_with(replicas, policy, |config| {
+        config.mounted_pki = false;
+        change(config);
+    })
+}
+
 /// For a while the members stay those that they are.
 fn nobody_is_removed(scene: &Scene, what: &str, voters: usize) {
     let began = Instant::now();
@@ -60,13 +95,24 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     if !possible() {
         return;
     }
-    let mut scene = Scene::of(1, TestBox::hosted(1, Policy::Parallel));
+    let mut scene = Scene::of(1, hosted(1, Policy::Parallel, |_| ()));
     let cluster = formed(&scene.set).expect("formed before anybody was served");
     let owner =
         scene.set.kubectl(&["get", "configmap", "vc-etcd", "-o", "jsonpath={.metadata.ownerReferences[*].name}"]);
     assert_eq!(owner, "vc-headless");
+    let ca = shared(&scene.set, "etcd-ca.key");
+    assert!(!ca.is_empty() && ca == own(&scene.set, 0, "etcd/ca.key"));
+    let owner = scene.set.kubectl(&["get", "secret", "vc-certs", "-o", "jsonpath={.metadata.ownerReferences[*].name}"]);
+    assert_eq!(owner, "vc-headless");
 
     scale(&mut scene, 3);
+    for ordinal in 0..3 {
+        assert_eq!(own(&scene.set, ordinal, "etcd/ca.key"), ca, "pod {ordinal} has the first one's");
+    }
+    secret_away(&mut scene);
+    assert_eq!(shared(&scene.set, "etcd-ca.key"), ca, "a pod that has it puts it there again");
+    assert_eq!(own(&scene.set, 2, "etcd/ca.key"), ca);
+
     scene.set.kubectl(&["delete", "configmap", "vc-etcd"]);
     poll("the leader's pod writes the marker again", CHANGE, || formed(&scene.set).filter(|again| *again == cluster));
 
@@ -94,6 +140,7 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     let lost = scene.set.volume("vc-0").with_extension("lost-0");
     scene.set.lose_volume(0).expect("lose the volume");
     poll("it is not formed anew", CHANGE, || scene.set.log("vc-0").contains("has been formed").then_some(()));
+    assert_eq!(own(&scene.set, 0, "etcd/ca.key"), ca, "from the Secret");
     nobody_serves(&scene);
     scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=0"]);
     scene.scaled(0);
@@ -116,9 +163,158 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// The Secret is gone, may not be used, and a volume is lost with what was in it: that pod makes nothing of its own.
+fn secret_away(scene: &mut Scene) {
+    allow_secrets(&scene.set, false);
+    scene.set.kubectl(&["delete", "secret", "vc-certs"]);
+    let said = |scene: &Scene, what: &str| {
+        poll(what, CHANGE, || scene.set.log("vc-2").contains(what).then_some(()));
+    };
+    scene.set.lose_volume(2).expect("lose the volume");
+    said(scene, "this pod may not use Secret vc-certs");
+    assert!(!scene.set.volume("vc-2").join("pki").exists(), "it made one of its own");
+    allow_secrets(&scene.set, true);
+    said(scene, "has been formed, and Secret vc-certs has no CA of etcd");
+    scene.replaced(1, "a pod that has it was started again", |set| set.kill9(1).expect("kill"));
+}
+
 fn nobody_serves(scene: &Scene) {
     let began = Instant::now();
     while began.elapsed() < NOTHING {
         assert!(ask(&Access::of(&scene.set, 0)).is_none(), "a second cluster serves");
+    }
+}
+
+/// Without a mounted PKI, three pods that start at once, and an API that takes requests and never answers them: nobody is
+/// removed, whoever has data starts, and whoever is told to stop does so in time. Pods that are scaled away by force: what
+/// is left goes on alone if that is lossless, and otherwise says what to do.
+#[test]
+fn three_at_once_and_scaled_away_by_force() {
+    if !possible() {
+        return;
+    }
+    let mut scene = Scene::of(3, hosted(3, Policy::Parallel, |_| ()));
+    let ca = shared(&scene.set, "etcd-ca.key");
+    for ordinal in 0..3 {
+        assert_eq!(own(&scene.set, ordinal, "etcd/ca.key"), ca, "pod {ordinal}");
+    }
+    api_hangs(&mut scene);
+
+    // Of three voters two are killed: a write may be with those alone.
+    by_force(&scene, 1, &[1, 2]);
+    poll("it says what to do", CHANGE, || scene.set.log("vc-0").contains("scale up to 3").then_some(()));
+    nobody_serves(&scene);
+    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
+    scene.scaled(3);
+
+    // Of two voters one is killed: what was acknowledged is with both.
+    scale(&mut scene, 2);
+    by_force(&scene, 1, &[1]);
+    goes_on_alone(&mut scene);
+    let now = marker(&scene.set).expect("a marker");
+    let dropped = now["dropped"].as_array().map_or(0, Vec::len);
+    assert!(!now["survivor"].is_null() && dropped > 0, "the marker names who goes on: {now}{}", scene.logs());
+    scale(&mut scene, 3);
+    assert!(!scene.writer.finish().is_empty());
+}
+
+fn goes_on_alone(scene: &mut Scene) {
+    let began = Instant::now();
+    let access = Access::of(&scene.set, 0);
+    while ask(&access).is_none_or(|said| said.voters.len() != 1) {
+        assert!(began.elapsed() < CHANGE, "pod 0 does not go on alone: {:?}{}", marker(&scene.set), scene.logs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    scene.scaled(1);
+}
+
+/// Scales, and kills those that leave before they can.
+fn by_force(scene: &Scene, replicas: u32, leaving: &[u32]) {
+    etcd_calls_it_healthy();
+    scene.set.scale_only(replicas).expect("scale");
+    leaving.iter().for_each(|ordinal| scene.set.kill9(*ordinal).expect("kill"));
+    let count = replicas as usize;
+    scene.set.wait("the killed ones are gone", CHANGE, |s| s.pods.len() == count).expect("they are gone");
+}
+
+fn api_hangs(scene: &mut Scene) {
+    let pod = |set: &TestBox, ordinal: u32| set.status().expect("a status").pods[&ordinal].clone();
+    let before = pod(&scene.set, 1).incarnation;
+    scene.set.kill9(1).expect("kill");
+    let new = |pod: &PodStatus| pod.incarnation > before && pod.pid.is_some();
+    let made = scene.set.wait("pod 1 is made anew", CHANGE, |s| s.pods.get(&1).is_some_and(new)).expect("a new pod");
+    // Without a name no pod starts etcd, and with the API away no name leads to a new address.
+    let address = made.pods[&1].address.expect("it runs").to_string();
+    let addresses =
+        || scene.set.kubectl(&["get", "endpointslices", "-o", "jsonpath={.items[*].endpoints[*].addresses}"]);
+    poll("pod 1 has its name", CHANGE, || addresses().contains(&format!("\"{address}\"")).then_some(()));
+    scene.set.host_api(ApiMood::Hangs).expect("a mood");
+    let serves = || ask(&Access::of(&scene.set, 1)).filter(|said| said.voters.len() == 3);
+    poll("pod 1 starts from its data", CHANGE, serves);
+
+    let stopped = pod(&scene.set, 2).pid.expect("it runs");
+    kill(Pid::from_raw(stopped), Signal::SIGTERM).expect("a signal");
+    poll("pod 2 stops", CHANGE, || (!alive(stopped)).then_some(()));
+    nobody_is_removed(scene, "the API hangs", 3);
+    scene.set.host_api(ApiMood::Well).expect("a mood");
+    scene.scaled(3);
+}
+
+/// As the charts of 0.19 have it: one pod after the other; here from ordinal 2 on, which is the seed.
+#[test]
+fn in_order_from_another_first_ordinal() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = hosted(3, Policy::OrderedReady, |config| {
+        config.first = 2;
+        with_k3s(config, folder.path());
+    });
+    let mut scene = Scene::from(2, 3, set);
+    let cluster = formed(&scene.set).expect("formed by pod 2");
+    for replicas in [1, 3] {
+        scale(&mut scene, replicas);
+    }
+    etcd_calls_it_healthy();
+    let before = scene.set.status().expect("a status");
+    scene.set.roll().expect("roll");
+    let rolled = |s: &Status| {
+        let newer = |(ordinal, was): (&u32, &PodStatus)| {
+            s.pods.get(ordinal).is_some_and(|pod| pod.incarnation > was.incarnation)
+        };
+        s.settled && before.pods.iter().all(newer)
+    };
+    scene.set.wait("each pod is replaced", CHANGE * 2, rolled).unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
+    scene.rests("rolled", 3);
+    assert_eq!(formed(&scene.set), Some(cluster));
+    let token = scene.set.kubectl(&["get", "secret", "vc-k3s-vc", "-o", "jsonpath={.data.token}"]);
+    for ordinal in 2..5 {
+        let given = std::fs::read(scene.set.volume(&format!("vc-{ordinal}")).join("given-token")).expect("k3s has run");
+        assert!(given.len() == 64 && STANDARD.encode(given) == token, "pod {ordinal} has another token");
+    }
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.
+fn with_k3s(config: &mut Config, folder: &Path) {
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
+    std::os::unix::fs::symlink(part("etcd"), folder.join("etcd")).expect("etcd");
+    let script = r#"#!/bin/sh
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --token) token=$2 ;;
+    --data-dir=*) data=${1#*=} ;;
+  esac
+  shift
+done
+printf %s "$token" >"$data/given-token"
+exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
+"#;
+    let k3s = folder.join("k3s");
+    std::fs::write(&k3s, script.replace("STAND-IN", &statefulset().display().to_string())).expect("write k3s");
+    std::fs::set_permissions(&k3s, PermissionsExt::from_mode(0o755)).expect("k3s can be run");
+    if let Program::Syncer { binaries, args, .. } = &mut config.program {
+        (*binaries, *args) = (folder.to_owned(), vec!["--distro=k3s".to_owned()]);
     }
 }
