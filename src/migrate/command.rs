@@ -47,6 +47,10 @@ pub struct Args {
     /// Afterwards rename the source to state.db.migrated, as `syncer start` does. Otherwise it stays as it is.
     #[arg(long)]
     pub rename_source: bool,
+    /// Raise the store's revision by so many, and compact up to there: for a store that is older than what its clients
+    /// have seen, so that they list anew. More than there can be missing revisions, such as 1000000000.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..=1 << 60))]
+    pub bump_revision: i64,
     /// Name of the new cluster's one member.
     #[arg(long, default_value = "default")]
     pub name: String,
@@ -129,6 +133,10 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         let what = "--rename-source renames a state.db alone";
         return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
     }
+    if args.bump_revision > 0 && back {
+        let what = "--bump-revision raises the revision of a data dir alone";
+        return Err(refuse(Exit::Usage, what, "leave it out: kine goes on at the revision that the store has"));
+    }
     if let Some(folder) = target.parent().filter(|folder| !folder.is_dir()) {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
@@ -206,6 +214,7 @@ fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> 
         etcd: args.etcd.clone(),
         verify: args.verify,
         commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
+        bump: args.bump_revision,
         show: Show::Auto,
         lock: None,
     };
@@ -421,6 +430,14 @@ mod tests {
     fn a_bad_member_is_bad_usage() {
         let args = parse(&["--from", "sqlite:a", "--to", "datadir:b", "--peer-url", "localhost:2380"]).unwrap();
         assert_eq!(exit_of(&run(&RealDisk, &args).unwrap_err()), Exit::Usage);
+    }
+
+    #[test]
+    fn a_state_db_has_the_revision_that_the_store_has() {
+        let args = parse(&["--from", "datadir:a", "--to", "sqlite:b", "--bump-revision", "5"]).unwrap();
+        let error = run(&RealDisk, &args).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::Usage);
+        assert!(error.to_string().contains("--bump-revision"), "{error}");
     }
 
     #[test]

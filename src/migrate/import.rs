@@ -73,6 +73,8 @@ pub struct ImportPlan {
     pub verify: Verify,
     /// What happens to the source's name.
     pub commit: Commit,
+    /// By how much the store's revision is to be above the source's; 0 keeps it.
+    pub bump: i64,
     /// How progress is shown.
     pub show: Show,
     /// The lock of the directory that holds the data dir, if the caller has it: the verifying etcd inherits it, so that
@@ -91,9 +93,16 @@ impl ImportPlan {
             etcd,
             verify: Verify::Hash,
             commit: Commit::RenameSource,
+            bump: 0,
             show: Show::Auto,
             lock: None,
         }
+    }
+
+    /// The revision of the store that is made of `source`. All before it reads as compacted, as in every store that we
+    /// write, so that whoever watched from a revision that the source never had lists anew instead of missing writes.
+    fn revision_of(&self, source: &dyn Source) -> Revision {
+        Revision(source.extent().revision.0.saturating_add(self.bump))
     }
 
     /// Where the data dir is built.
@@ -178,7 +187,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     check_space(plan, &*store)?;
 
     let file = before.first().copied().unwrap_or_default();
-    let revision = store.extent().revision;
+    let revision = plan.revision_of(&*store);
     let mut journal = Journal {
         phase: Phase::Importing,
         source: SourceFile {
@@ -235,7 +244,7 @@ fn built(
     journal: &mut Journal,
     meter: &Meter,
 ) -> anyhow::Result<(Copied, WrittenStore)> {
-    let revision = store.extent().revision;
+    let revision = plan.revision_of(store);
     meter.begin(Stage::Copy, store.extent().keys_at_most);
     let writer = DatadirWriter::create(disk, &plan.staging()).context("begin the staging directory")?;
     let sink = DatadirSink::new(writer, store.leases().to_vec());
@@ -298,7 +307,7 @@ fn confirm(
         force_new_cluster: false,
         snapshot_count: NO_SNAPSHOT,
     };
-    let expected = Expected { revision: source.extent().revision, written };
+    let expected = Expected { revision: plan.revision_of(source), written };
     let full = match plan.verify {
         Verify::Hash => None,
         Verify::Full => Some(source),

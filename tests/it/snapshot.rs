@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::etcd::{EtcdSpec, LINES, output, program, run};
+use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::{poll, syncer};
 
@@ -92,7 +92,7 @@ fn etcds_own_tools_read_ours_and_we_theirs() {
             format!("--initial-cluster=a={}", spec.peer_url()),
             format!("--initial-advertise-peer-urls={}", spec.peer_url()),
         ]));
-        let keys = |etcd: &crate::support::etcd::Etcd| etcd.ctl(&["get", "", "--from-key", "-w", "fields"]);
+        let keys = |etcd: &Etcd| etcd.ctl(&["get", "", "--from-key", "-w", "fields"]);
         let without_header =
             |text: String| text.lines().filter(|l| !l.contains("ID")).map(str::to_owned).collect::<Vec<_>>();
         let before = without_header(keys(&etcd));
@@ -103,6 +103,49 @@ fn etcds_own_tools_read_ours_and_we_theirs() {
         assert_eq!(lines(&without_header(keys(&again))), lines(&before), "{line}");
         assert!(lines(&before).len() > 90, "{before:?}");
     }
+}
+
+#[test]
+fn a_restored_store_goes_on_above_what_its_clients_have_seen() {
+    let home = tempfile::tempdir().unwrap();
+    let mut etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    run(async { fill(etcd.client().await).await });
+    let place = home.path().join("backups");
+    let url = etcd.spec.client_url();
+    let saved = json(&ran(&mut snapshot(&["save", "--to", text(&place), "--endpoint", &url, "-o", "json"])));
+    let revision = saved["snapshot"]["revision"].as_i64().expect("a revision");
+    let keys = async |etcd: &Etcd| {
+        let all = etcd_client::GetOptions::new().with_from_key();
+        let answer = etcd.client().await.get([0], Some(all)).await.expect("a range");
+        let keys: Vec<_> = answer.kvs().iter().map(|kv| (kv.key().to_vec(), kv.mod_revision(), kv.version())).collect();
+        (answer.header().expect("a header").revision(), keys)
+    };
+    let before = run(keys(&etcd));
+    assert_eq!(before.0, revision);
+    // What comes after the snapshot is lost, and clients have seen it.
+    run(async { etcd.client().await.put("/registry/pods/default/lost", "x", None).await.expect("put") });
+    etcd.stop();
+
+    let spec = EtcdSpec::new("3.6", "a", &home.path().join("restored"));
+    let from = format!("snapshot:{}", place.join(saved["snapshot"]["name"].as_str().unwrap()).display());
+    let to = format!("datadir:{}", spec.data_dir.display());
+    let mut migrate = Command::new(syncer());
+    migrate.args(["migrate", "--from", &from, "--to", &to, "--bump-revision=1000", "--verify=full", "--name=a"]);
+    migrate.args([format!("--peer-url={}", spec.peer_url()), format!("--client-url={}", spec.client_url())]);
+    json(&ran(migrate.args(["-o", "json", "--etcd"]).arg(program("etcd", "3.6"))));
+    let etcd = spec.start();
+    let after = run(keys(&etcd));
+    assert_eq!(after, (revision + 1000, before.1));
+    run(async {
+        let mut client = etcd.client().await;
+        for seen in [revision, revision + 1, revision + 999] {
+            let then = etcd_client::GetOptions::new().with_revision(seen);
+            let error = client.get("/registry/pods/default/1", Some(then)).await.expect_err("it is compacted");
+            assert!(error.to_string().contains("compacted"), "{error}");
+        }
+        let put = client.put("/registry/pods/default/new", "x", None).await.expect("put");
+        assert_eq!(put.header().expect("a header").revision(), revision + 1001);
+    });
 }
 
 #[test]
