@@ -40,6 +40,9 @@ pub const RESET_CRASH_POINTS: &[&str] = &[
 pub const BACK_CRASH_POINTS: &[&str] =
     &["back-journal-begun", "back-half-written", "back-verified", "back-written", "back-after-flip", "back-done"];
 
+/// And those that only a boot passes, behind `back-after-flip`.
+pub const BACK_BOOT_CRASH_POINTS: &[&str] = &["back-before-commit", "back-after-commit"];
+
 /// Every crash point of a snapshot, in the order in which taking one passes them.
 pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-before-commit", "snapshot-committed"];
 
@@ -47,7 +50,9 @@ pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
     assert!(
-        [CRASH_POINTS, RESET_CRASH_POINTS, BACK_CRASH_POINTS, SNAPSHOT_CRASH_POINTS].concat().contains(&name),
+        [CRASH_POINTS, RESET_CRASH_POINTS, BACK_CRASH_POINTS, BACK_BOOT_CRASH_POINTS, SNAPSHOT_CRASH_POINTS]
+            .concat()
+            .contains(&name),
         "crash point {name} is not in the list"
     );
     // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.

@@ -4,6 +4,7 @@
 //! moment at which the certificates are there, so that a long migration is not taken for a hung pod.
 
 mod again;
+mod back;
 mod beside;
 mod boot;
 mod leader;

@@ -82,6 +82,14 @@ pub enum BootDecision {
     },
     /// Start nothing, say why, and decide again with fresh facts every few seconds. Never exit.
     Wait(Wait),
+    /// Write the data dir's store into a `state.db`, then set the data dir aside, which commits; then decide again. Before
+    /// that the data dir is the truth, and a `state.db` that an earlier attempt put in place is written anew.
+    MigrateBack {
+        /// Whose data dir it is.
+        member: MemberId,
+        /// Which cluster it belongs to.
+        cluster: ClusterId,
+    },
     /// Run the API server on SQLite: embedded etcd is off.
     RunOnSqlite,
     /// Do not start.
@@ -132,7 +140,7 @@ pub fn decide(facts: &Facts) -> BootDecision {
 
 /// Decides what this boot does, and names the rule.
 pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
-    use BootDecision::{Import, Refuse, RunOnSqlite};
+    use BootDecision::{Import, MigrateBack, Refuse, RunOnSqlite};
 
     if let JournalFact::Damaged(why) = &facts.journal {
         return (Refuse(Refusal::DamagedJournal(why.clone())), Rule::JournalTrue);
@@ -142,7 +150,10 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
             // An uncommitted import never took a write: SQLite is still the truth.
             _ if uncommitted(facts).is_some() => sqlite(facts).map_or(RunOnSqlite, Refuse),
             DataDirFact::Empty => sqlite(facts).map_or(RunOnSqlite, Refuse),
-            _ if facts.migrate_back => Refuse(Refusal::MigrateBackNotYet),
+            DataDirFact::Valid { member, cluster } if facts.migrate_back => {
+                back(facts).map_or(MigrateBack { member: *member, cluster: *cluster }, Refuse)
+            }
+            DataDirFact::Damaged(why) if facts.migrate_back => Refuse(Refusal::DamagedDataDir(why.clone())),
             _ => Refuse(Refusal::EtcdDirWhileDisabled),
         };
         return (decision, Rule::Settings);
@@ -386,6 +397,31 @@ fn sqlite(facts: &Facts) -> Option<Refusal> {
     match facts.desired.known() {
         Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
         _ => store_refused(facts),
+    }
+}
+
+/// Why a valid data dir may not be written back into a SQLite store. What its log says of other members is looked at when
+/// it is read.
+fn back(facts: &Facts) -> Option<Refusal> {
+    if facts.notes.resetting {
+        // A reset that was begun ends under etcd.
+        return Some(Refusal::EtcdDirWhileDisabled);
+    }
+    if let Some(source) = vanished(facts) {
+        return Some(Refusal::SourceVanished(source));
+    }
+    if facts.ordinal != facts.seed {
+        return Some(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
+    }
+    if let Some(dir) = &facts.distro_store {
+        return Some(Refusal::DistroStore(dir.clone()));
+    }
+    if facts.stores.state_dbs.len() > 1 {
+        return Some(Refusal::SeveralStores(facts.stores.state_dbs.clone()));
+    }
+    match facts.desired.known() {
+        Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
+        _ => facts.stores.orphan_wals.first().cloned().map(Refusal::OrphanWal),
     }
 }
 

@@ -21,8 +21,6 @@ pub enum Refusal {
     DamagedJournal(String),
     /// Embedded etcd is off, but its data dir exists.
     EtcdDirWhileDisabled,
-    /// The way back to SQLite is asked for.
-    MigrateBackNotYet,
     /// A deployed etcd is to be moved from.
     MigrateFromNotYet,
     /// Several SQLite stores, and nothing says which is the right one.
@@ -84,7 +82,6 @@ impl Refusal {
             | Refusal::OlderDataDir(_)
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
-            | Refusal::MigrateBackNotYet
             | Refusal::ResetVanished
             | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
@@ -114,7 +111,6 @@ impl Refusal {
             Refusal::EtcdDirWhileDisabled => {
                 "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
             }
-            Refusal::MigrateBackNotYet => "migrating back from etcd to SQLite is not part of this release".into(),
             Refusal::MigrateFromNotYet => "migrating from a deployed etcd is not part of this release".into(),
             Refusal::SeveralStores(files) => format!("several SQLite stores lie on this volume: {}", paths(files)),
             Refusal::OrphanWal(wal) => {
@@ -174,11 +170,10 @@ impl Refusal {
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
                  migration.journal file away; if state.db is, move both the journal and the data dir away"
                 .into(),
-            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true; to go on with SQLite and without what \
-                 was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
+            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true, or have the store written back into SQLite \
+                 with embeddedEtcd.migrateBack: true; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
                  state.db (with its -wal)"
                 .into(),
-            Refusal::MigrateBackNotYet => "unset embeddedEtcd.migrateBack and leave embeddedEtcd.enabled true".into(),
             Refusal::MigrateFromNotYet => "unset migrateFromEtcd, or stay on the deployed etcd".into(),
             Refusal::SeveralStores(_) => {
                 "move away the ones that are not this cluster's store, so that one state.db is left".into()

@@ -112,7 +112,26 @@ fn each_refusal_has_its_facts() {
             Facts { enabled: false, distro_store: Some("/data/k0s/etcd".into()), ..facts() },
             Refusal::DistroStore("/data/k0s/etcd".into()),
         ),
-        (Facts { enabled: false, migrate_back: true, data_dir: valid(), ..facts() }, Refusal::MigrateBackNotYet),
+        (
+            Facts { migrate_back: true, data_dir: DataDirFact::Damaged("x".into()), enabled: false, ..facts() },
+            Refusal::DamagedDataDir("x".into()),
+        ),
+        (
+            Facts { migrate_back: true, data_dir: DataDirFact::Newer("x".into()), enabled: false, ..facts() },
+            Refusal::EtcdDirWhileDisabled,
+        ),
+        (Facts { desired: Desired::Values(3), ..back() }, Refusal::SqliteReplicas(3)),
+        (Facts { notes: Notes { resetting: true, ..Notes::default() }, ..back() }, Refusal::EtcdDirWhileDisabled),
+        (Facts { ordinal: Ordinal(1), ..back() }, Refusal::NotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) }),
+        (
+            Facts { stores: StoresFact { state_dbs: two.clone(), ..StoresFact::default() }, ..back() },
+            Refusal::SeveralStores(two.clone()),
+        ),
+        (
+            Facts { stores: StoresFact { orphan_wals: vec![wal.clone()], ..StoresFact::default() }, ..back() },
+            Refusal::OrphanWal(wal.clone()),
+        ),
+        (Facts { journal: source.clone(), ..back() }, Refusal::SourceVanished(db())),
         (Facts { enabled: false, desired: Desired::Values(3), ..facts() }, Refusal::SqliteReplicas(3)),
         (Facts { migrate_from: true, ..facts() }, Refusal::MigrateFromNotYet),
         (
@@ -154,6 +173,30 @@ fn each_refusal_has_its_facts() {
         assert!(!want.what().is_empty() && !want.remedy().is_empty());
         assert!(!matches!(want.exit(), crate::exit::Exit::Ok | crate::exit::Exit::Fault | crate::exit::Exit::Usage));
     }
+}
+
+/// The way back is asked for.
+fn back() -> Facts {
+    Facts { enabled: false, migrate_back: true, data_dir: valid(), ..facts() }
+}
+
+#[test]
+fn the_way_back_begins_where_it_is_asked_for_and_ends_on_sqlite() {
+    let goes_back = |f: &Facts| matches!(decide(f), BootDecision::MigrateBack { .. });
+    assert!(goes_back(&back()));
+    // Where the store came from, or what an earlier attempt has put in place.
+    let stores = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
+    assert!(goes_back(&Facts { journal: JournalFact::Done { source: db() }, ..back() }));
+    assert!(goes_back(&Facts { stores: stores.clone(), ..back() }));
+    // Committed: the data dir is gone, whatever the journal says of the way there.
+    for journal in [JournalFact::Absent, JournalFact::Done { source: db() }] {
+        let done = Facts { data_dir: DataDirFact::Empty, stores: stores.clone(), journal, ..back() };
+        assert_eq!(decide(&done), BootDecision::RunOnSqlite);
+    }
+    // An import that was not committed: SQLite is still the truth, and nothing is written over it.
+    let uncommitted = Facts { journal: JournalFact::Importing { source: db() }, stores, ..back() };
+    assert_eq!(decide(&uncommitted), BootDecision::RunOnSqlite);
+    assert!(!goes_back(&Facts { enabled: true, ..back() }) && !goes_back(&Facts { migrate_back: false, ..back() }));
 }
 
 #[test]
@@ -260,6 +303,11 @@ fn check(f: &Facts) {
             assert_eq!(f.journal, JournalFact::Absent, "an empty cluster replaces an imported one: {f:?}");
         }
         BootDecision::Import { source } => assert!(f.stores.state_dbs.contains(source)),
+        BootDecision::MigrateBack { .. } => {
+            assert!(f.migrate_back && !f.enabled && committed_data, "goes back without data, or unasked: {f:?}");
+            assert!(f.ordinal == f.seed && !f.notes.resetting, "{f:?}");
+            assert!(f.desired.known().is_none_or(|n| n <= 1));
+        }
         BootDecision::RunOnSqlite => {
             assert!(!f.enabled && !committed_data, "SQLite is run beside etcd's data: {f:?}");
             assert!(f.desired.known().is_some_and(|n| n <= 1));

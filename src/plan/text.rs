@@ -252,6 +252,11 @@ fn decision(decision: &BootDecision) -> String {
             format!("make member {member} the only one of cluster {cluster}, then decide again")
         }
         BootDecision::Wait(_) => "wait".into(),
+        BootDecision::MigrateBack { member, cluster } => {
+            format!(
+                "write the store of member {member} of cluster {cluster} into a state.db, and set the data dir aside"
+            )
+        }
         BootDecision::RunOnSqlite => "run the API server on SQLite".into(),
         BootDecision::Refuse(refusal) => format!("refuse to start, exit code {}", refusal.exit().code()),
     }

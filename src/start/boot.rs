@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
+use super::back;
 use super::pod::{Look, Pod};
 use super::readiness;
 use crate::boot::{
@@ -185,7 +186,15 @@ impl Boot<'_> {
                 self.wait = (self.wait * 3 / 2).min(WAIT_MOST);
                 Ok(None)
             }
-            BootDecision::RunOnSqlite => Ok(Some(Booted::Sqlite)),
+            BootDecision::MigrateBack { member, cluster } => {
+                pod.own.runs(None);
+                back::migrate(pod, member, cluster).await?;
+                Ok(None)
+            }
+            BootDecision::RunOnSqlite => {
+                back::goes_on_sqlite(pod)?;
+                Ok(Some(Booted::Sqlite))
+            }
             BootDecision::Refuse(refusal) => Err(refusal.error()),
         }
     }

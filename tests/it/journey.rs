@@ -222,7 +222,7 @@ fn kill_at_random_instants(volume: &Path) {
 
 impl TestPod {
     /// SIGKILL to syncer and every child of it at once.
-    fn kill_everything(&mut self) {
+    pub fn kill_everything(&mut self) {
         let children = children_of(self.pid());
         let _ = kill(self.pid(), Signal::SIGKILL);
         for child in &children {

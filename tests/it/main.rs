@@ -21,3 +21,4 @@ mod statefulset;
 mod statefulset_box;
 mod supervise;
 mod support;
+mod way_back;

@@ -31,7 +31,9 @@ impl World {
             BootDecision::SetAside { .. } => will(Act::SetAside),
             BootDecision::Reset { .. } => will(Act::Reset),
             BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
-            BootDecision::RunOnSqlite | BootDecision::Import { .. } => unreachable!("embedded etcd without a store"),
+            BootDecision::RunOnSqlite | BootDecision::MigrateBack { .. } | BootDecision::Import { .. } => {
+                unreachable!("embedded etcd without a store")
+            }
         };
         self.stop_etcd(o, process);
     }

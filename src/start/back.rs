@@ -1,0 +1,90 @@
+//! The way back at boot: etcd's store into a `state.db`, on which the API server runs from then on.
+//!
+//! The data dir is the truth until it is set aside, which is one rename and commits; the API server never runs before it.
+//! A `state.db` that a killed attempt put in place is known by the journal, taken back and written anew.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+
+use super::pod::Pod;
+use crate::boot::JournalFact;
+use crate::crash_point;
+use crate::datadir::quarantine;
+use crate::disk::Disk;
+use crate::ids::{ClusterId, MemberId};
+use crate::migrate::commit::finish_commit;
+use crate::migrate::export::{self, ExportPlan, export};
+use crate::migrate::progress::Show;
+use crate::migrate::{Origin, Verify, journal};
+use crate::record_file::unix_seconds;
+
+/// Its journal, beside that of the way there.
+const JOURNAL: &str = "migration-back.journal";
+/// What the journal of the way there becomes once the store is SQLite's again.
+const FORMER: &str = "migration.journal.former";
+
+/// Writes the store back and sets the data dir aside. On a thread of its own, as the import is.
+pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    let stores = settings.state_db_candidates();
+    // An import that is committed and not tidied up after would be taken for one that is not, once a state.db is there.
+    finish_commit(&pod.disk, &settings.data_dir, &stores, unix_seconds())?;
+    let plan = ExportPlan {
+        source: Origin::Datadir(settings.etcd_dir()),
+        // Where the API server looks for it (`serve::distro::Backend::sqlite`).
+        target: stores.into_iter().next().context("there is no place for a SQLite store")?,
+        journal: settings.data_dir.join(JOURNAL),
+        etcd: settings.program("etcd"),
+        verify: Verify::Full,
+        show: Show::Auto,
+        lock: Some(Arc::clone(&pod.lock)),
+    };
+    let (disk, etcd_dir) = (pod.disk, settings.etcd_dir());
+    tracing::info!(%member, %cluster, target = %plan.target.display(), "writing etcd's store back into a SQLite store");
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    let work = move || -> anyhow::Result<_> {
+        if let Some(folder) = plan.target.parent() {
+            disk.create_dir(folder).context("make the folder of the SQLite store")?;
+        }
+        let (outcome, journal) = export(&disk, &plan)?;
+        crash_point!("back-before-commit");
+        let kept = quarantine::set_aside(&disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?;
+        crash_point!("back-after-commit");
+        export::done(&disk, &plan.journal, journal)?;
+        Ok((outcome, kept))
+    };
+    std::thread::Builder::new()
+        .name("export".into())
+        .spawn(move || {
+            // The receiver is gone only when the process is about to end.
+            let _ = done.send(work());
+        })
+        .context("start the export's thread")?;
+    let (outcome, kept) = outcome.await.context("the export's thread ended without a result")??;
+    tracing::info!(
+        revision = outcome.revision.0,
+        keys = outcome.keys,
+        moved = outcome.moved.count,
+        seconds = outcome.duration.as_secs_f64(),
+        kept = kept.map(|kept| kept.display().to_string()),
+        "the store is SQLite's again; the data dir was set aside"
+    );
+    for warning in outcome.warnings.lines() {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+/// The API server is about to write to SQLite, which is the truth from now on: the journal of the way into etcd tells of a
+/// data dir that is not there any more, and the next such way is a new one.
+pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
+    let dir = &pod.settings.data_dir;
+    if let JournalFact::Done { .. } = journal::fact(dir).context("read the migration journal")? {
+        let disk: &dyn Disk = &pod.disk;
+        disk.rename_durable(&dir.join(journal::FILE_NAME), &dir.join(FORMER))
+            .context("put the journal of the way into etcd away")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! The way back at boot: a real kube-apiserver's store out of etcd into SQLite, and into etcd again.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::etcd::PATIENCE;
+use crate::support::kube::Kube;
+use crate::support::pod::TestPod;
+use crate::support::poll;
+
+const ETCD: &str = "embeddedEtcd:\n  enabled: true\ncontroller:\n  disabled: true\n";
+const BACK: &str = "embeddedEtcd:\n  enabled: false\n  migrateBack: true\ncontroller:\n  disabled: true\n";
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+fn kube(pod: &TestPod) -> Kube {
+    Kube::from_kubeconfig(&pod.data().join("pki/admin.conf")).expect("the admin kubeconfig")
+}
+
+/// Every object but the identity leases, which a running kube-apiserver renews by itself.
+async fn objects(client: &Kube) -> BTreeMap<String, Value> {
+    let mut objects = client.everything().await.expect("read every object");
+    objects.retain(|path, _| !(path.contains("leases/kube-system/") && path.contains("apiserver-")));
+    objects
+}
+
+fn asides(data: &Path) -> usize {
+    let entries = std::fs::read_dir(data).expect("read the volume");
+    entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("etcd.aside-")).count()
+}
+
+#[track_caller]
+fn same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) {
+    for (path, object) in before {
+        assert_eq!(after.get(path), Some(object), "{path} is another object");
+    }
+    for path in after.keys() {
+        assert!(before.contains_key(path), "{path} was not there");
+    }
+}
+
+#[test]
+fn a_real_cluster_goes_back_to_sqlite_and_into_etcd_again() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let mut pod = TestPod::new();
+    pod.values(ETCD);
+    pod.start("k8s", &[]);
+    pod.wait_ready();
+    let client = kube(&pod);
+    let map = |name: &str, value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value}});
+    let (before, last) = runtime.block_on(async {
+        for n in 0..60 {
+            client.create(MAPS, &map(&format!("map-{n}"), "first")).await.expect("create");
+        }
+        for n in (0..60).step_by(3) {
+            let patch = json!({"data": {"v": "second"}});
+            client.merge(&format!("{MAPS}/map-{n}"), &patch).await.expect("update");
+        }
+        for n in (0..60).step_by(7) {
+            client.delete(&format!("{MAPS}/map-{n}")).await.expect("delete");
+        }
+        let before = objects(&client).await;
+        (before, client.list(MAPS).await.expect("list").1)
+    });
+    // Killed, so that etcd's log is ahead of its backend.
+    pod.kill_everything();
+
+    pod.values(BACK);
+    pod.start("k8s", &[]);
+    pod.wait_ready();
+    let data = pod.data();
+    assert!(data.join("state.db").exists() && !data.join("etcd").exists() && asides(&data) == 1);
+    let client = kube(&pod);
+    let after_back = runtime.block_on(async {
+        same(&before, &objects(&client).await);
+        // Who watched goes on from where he was.
+        let mut watch = client.watch(MAPS, &last).await.expect("watch from the last resourceVersion");
+        client.create(MAPS, &map("after-the-way-back", "x")).await.expect("create");
+        let event = watch.next(Duration::from_secs(30)).await.expect("an event in time").expect("the watch is open");
+        assert_eq!(
+            (&event["type"], &event["object"]["metadata"]["name"]),
+            (&"ADDED".into(), &"after-the-way-back".into())
+        );
+        let changed = client.merge(&format!("{MAPS}/map-1"), &json!({"data": {"v": "third"}})).await.expect("update");
+        let version = |object: &Value| {
+            object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<i64>().ok()).expect("a version")
+        };
+        assert!(version(&changed) > last.parse().expect("a version"));
+        client.delete(&format!("{MAPS}/map-2")).await.expect("delete");
+        objects(&client).await
+    });
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+    // Asked for still, and nothing is left to do.
+    pod.start("k8s", &[]);
+    pod.wait_ready();
+    runtime.block_on(async { same(&after_back, &objects(&kube(&pod)).await) });
+    assert_eq!(asides(&data), 1);
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+
+    pod.values(ETCD);
+    pod.start("k8s", &[]);
+    pod.wait_ready();
+    runtime.block_on(async { same(&after_back, &objects(&kube(&pod)).await) });
+    assert!(data.join("state.db.migrated").exists() && data.join("etcd").exists());
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+}
+
+#[test]
+fn killed_at_every_crash_point_the_way_back_converges() {
+    use syncer::crash_point::{BACK_BOOT_CRASH_POINTS, BACK_CRASH_POINTS};
+    for point in BACK_CRASH_POINTS.iter().chain(BACK_BOOT_CRASH_POINTS) {
+        let mut pod = TestPod::new();
+        pod.start("none", &[]);
+        pod.wait_serving();
+        pod.etcd(async |mut client| {
+            for n in 0..150 {
+                client.put(format!("/registry/configmaps/{n}"), "v", None).await.expect("put");
+            }
+        });
+        let want = pod.dump();
+        pod.kill_everything();
+
+        pod.values(BACK);
+        let mut command = pod.command("k8s", &[]);
+        command.env("SYNCER_CRASH_AT", point);
+        pod.spawn(command);
+        let status = pod.wait_end(PATIENCE);
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{point}: {status}\n{}", pod.log());
+        let (data, db) = (pod.data(), pod.data().join("state.db"));
+        assert!(data.join("etcd/member/wal").is_dir() || db.exists(), "{point}: neither is there");
+        assert_eq!(data.join("etcd").exists(), !["back-done", "back-after-commit"].contains(point), "{point}");
+
+        pod.start("k8s", &[]);
+        poll(&format!("{point}: the way back is gone to its end"), PATIENCE, || {
+            pod.assert_running();
+            (!data.join("etcd").exists() && db.exists() && pod.log().contains("kine")).then_some(())
+        });
+        pod.kill_everything();
+        assert_eq!(asides(&data), 1, "{point}");
+        // And into etcd again, where what was there is there.
+        pod.values("embeddedEtcd:\n  enabled: true\n");
+        pod.start("none", &[]);
+        pod.wait_serving();
+        let again = pod.dump();
+        for key in want.keys.iter().filter(|(key, ..)| key.starts_with(b"/registry/configmaps/")) {
+            assert!(again.keys.contains(key), "{point}: {} is another or gone", key.0.escape_ascii());
+        }
+        pod.kill_everything();
+    }
+}
