@@ -163,6 +163,19 @@ pub fn finish(disk: &dyn Disk, plan: &ExportPlan) -> anyhow::Result<Option<Expor
     done(disk, &plan.journal, journal).map(Some)
 }
 
+/// Closes the journal at `path` of an export whose target is about to be used: from then on nothing of it is taken back.
+pub fn close(disk: &dyn Disk, path: &Path) -> anyhow::Result<()> {
+    match load(path) {
+        Ok(Some(journal)) if journal.phase != Phase::Done => done(disk, path, journal).map(drop),
+        // An export refuses what it cannot read, so nothing is taken back by it either.
+        Err(error) => {
+            tracing::warn!("the journal of the way back is left as it is: {error}");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
 /// Writes the store into a new `state.db` and puts it in place; the journal says that it is not yet done. Blocking.
 ///
 /// On a refusal or a failure before the commit, everything that was written is removed again.
@@ -273,6 +286,8 @@ fn clear_target(disk: &dyn Disk, plan: &ExportPlan) -> anyhow::Result<()> {
     let written = journal.as_ref().filter(|journal| journal.phase == Phase::Importing).and_then(|j| j.written);
     if let Some(written) = written
         && written.is_at(&plan.target)?
+        // What kine has written since the commit may stand there alone, with the file itself as it was.
+        && companions(plan)?.is_empty()
     {
         // Renamed first, so that it is never half there under its own name.
         disk.rename_durable(&plan.target, &plan.staging()).context("take back an uncommitted SQLite file")?;
@@ -288,14 +303,22 @@ fn clear_target(disk: &dyn Disk, plan: &ExportPlan) -> anyhow::Result<()> {
 
 /// SQLite would read a `-wal` or roll back a journal that lies beside the new file.
 fn refuse_target(plan: &ExportPlan) -> anyhow::Result<()> {
-    let files = StoreFiles::of(&plan.target);
-    for path in [&files.db, &files.wal, &files.shm, &with_suffix(&plan.target, "-journal")] {
-        if FileState::of(path)? != FileState::default() {
-            let what = format!("{} is there already", path.display());
-            return Err(refuse(Exit::RefusedDataDir, what, "move it aside, or choose another place"));
+    let target = (FileState::of(&plan.target)? != FileState::default()).then(|| plan.target.clone());
+    let Some(path) = target.into_iter().chain(companions(plan)?).next() else { return Ok(()) };
+    let what = format!("{} is there already", path.display());
+    Err(refuse(Exit::RefusedDataDir, what, "move it aside, or choose another place"))
+}
+
+/// What of SQLite's lies beside the target.
+fn companions(plan: &ExportPlan) -> std::io::Result<Vec<PathBuf>> {
+    let StoreFiles { db: _, wal, shm, journal } = StoreFiles::of(&plan.target);
+    let mut there = Vec::new();
+    for path in [wal, shm, journal] {
+        if FileState::of(&path)? != FileState::default() {
+            there.push(path);
         }
     }
-    Ok(())
+    Ok(there)
 }
 
 fn check_space(plan: &ExportPlan, source: &dyn Source) -> anyhow::Result<()> {
@@ -328,5 +351,51 @@ fn take_back(disk: &dyn Disk, plan: &ExportPlan) {
         .and_then(|()| disk.sync_dir(&parent_of(&plan.journal)).context("remove the journal"));
     if let Err(e) = removed {
         tracing::warn!(error = format!("{e:#}"), "a migration that failed could not be tidied up after");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn a_file_that_was_used_since_is_not_taken_back() {
+        let home = tempfile::tempdir().unwrap();
+        let place = |name: &str| home.path().join(name);
+        let plan = ExportPlan {
+            source: Origin::Datadir(place("etcd")),
+            target: place("state.db"),
+            journal: place("journal"),
+            etcd: "etcd".into(),
+            verify: Verify::Hash,
+            show: Show::Nothing,
+            lock: None,
+        };
+        let put = |phase| {
+            std::fs::write(&plan.target, "a store").unwrap();
+            let file = FileState::of(&plan.target).unwrap();
+            let (revision, keys) = (Revision(7), 1);
+            let written = WrittenFile { inode: file.inode, bytes: file.bytes, modified: file.modified, revision, keys };
+            let source = plan.source.path().to_owned();
+            let journal = ExportJournal { phase, source, started: 1, finished: None, written: Some(written) };
+            store(&RealDisk, &plan.journal, &journal).unwrap();
+        };
+        put(Phase::Importing);
+        clear_target(&RealDisk, &plan).unwrap();
+        assert!(!plan.target.exists(), "nobody has used it");
+        for beside in ["state.db-wal", "state.db-shm", "state.db-journal"] {
+            put(Phase::Importing);
+            std::fs::write(place(beside), "what was written since").unwrap();
+            let error = clear_target(&RealDisk, &plan).unwrap_err();
+            assert_eq!(crate::exit::exit_of(&error), Exit::RefusedDataDir);
+            assert!(plan.target.exists() && place(beside).exists(), "{beside}");
+            std::fs::remove_file(place(beside)).unwrap();
+        }
+        close(&RealDisk, &plan.journal).unwrap();
+        assert!(clear_target(&RealDisk, &plan).is_err());
+        assert!(plan.target.exists(), "it is in use");
+        close(&RealDisk, &plan.journal).unwrap();
+        close(&RealDisk, &place("none")).unwrap();
     }
 }

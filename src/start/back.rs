@@ -77,10 +77,12 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     Ok(())
 }
 
-/// The API server is about to write to SQLite, which is the truth from now on: the journal of the way into etcd tells of a
+/// The API server is about to write to SQLite, which is the truth from now on: nothing of the way back is taken back any
+/// more, and the journal of the way into etcd tells of a
 /// data dir that is not there any more, and the next such way is a new one.
 pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
     let dir = &pod.settings.data_dir;
+    export::close(&pod.disk, &dir.join(JOURNAL))?;
     if let JournalFact::Done { .. } = journal::fact(dir).context("read the migration journal")? {
         let disk: &dyn Disk = &pod.disk;
         disk.rename_durable(&dir.join(journal::FILE_NAME), &dir.join(FORMER))
