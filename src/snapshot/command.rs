@@ -150,7 +150,7 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
     }
     let meter = Arc::new(Meter::default());
     let name = SnapshotName::new(&settings.name, OffsetDateTime::now_utc());
-    let saved = save(&RealDisk, &mut etcd, &args.to, &name, &meter).await?;
+    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size, &meter).await?;
     let mut removed = Vec::new();
     if let Some(keep) = args.keep {
         let kept = args.to.list().context("list the snapshots")?.into_iter().map(|stored| stored.name);

@@ -1,5 +1,6 @@
 //! Taking a snapshot of a running member: streamed to its place, checked, and only then given its name.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -11,15 +12,19 @@ use super::digest::SnapshotDigest;
 use super::name::SnapshotName;
 use super::target::{Target, Upload};
 use crate::crash_point;
-use crate::disk::Disk;
+use crate::disk::{Disk, parent_of};
 use crate::etcd::client::EtcdClient;
 use crate::exit::{Exit, refuse};
 use crate::migrate::progress::{Meter, Stage};
+use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
 const IN_FLIGHT: usize = 16;
 /// etcd sends nothing for so long: it hangs.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// What is left free on the volume at least, in bytes: etcd's own log and backend may grow on the same one meanwhile.
+const LEFT_FREE: u64 = 256 << 20;
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug, Serialize)]
@@ -31,7 +36,7 @@ pub struct Saved {
     pub content: CheckedSnapshot,
 }
 
-/// Takes a snapshot of the member that `etcd` asks, and keeps it in `target` as `name`, or as the next that is not taken.
+/// Takes a snapshot of the member that `etcd` asks, whose backend has `size` bytes, and keeps it in `target` as `name`, or as the next that is not taken.
 ///
 /// # Errors
 /// Nothing is left in the target then; what cannot be removed is removed by the next save. etcd's end of the stream, a
@@ -41,6 +46,7 @@ pub async fn save<D: Disk + Clone + 'static>(
     etcd: &mut EtcdClient,
     target: &Target,
     name: &SnapshotName,
+    size: u64,
     meter: &std::sync::Arc<Meter>,
 ) -> anyhow::Result<Saved> {
     meter.begin(Stage::Copy, 0);
@@ -54,6 +60,10 @@ pub async fn save<D: Disk + Clone + 'static>(
             begun => break begun.map_err(|e| not_begun(e, target))?,
         }
     };
+    if let Err(refusal) = room(&parent_of(upload.path()), size, space::free(&parent_of(upload.path()))?) {
+        upload.abort(disk).context("remove what was begun")?;
+        return Err(refusal);
+    }
     let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
     let (disk, counted) = (disk.clone(), meter.clone());
     // Disks block, and whoever calls this looks after more than a snapshot.
@@ -74,6 +84,22 @@ pub async fn save<D: Disk + Clone + 'static>(
     received.context("receive the snapshot from etcd")?;
     let content = written.with_context(|| format!("keep the snapshot {name} in {target}"))?;
     Ok(Saved { name, content })
+}
+
+/// Refuses if a snapshot of `size` bytes would leave too little of `free`.
+fn room(dir: &Path, size: u64, free: u64) -> anyhow::Result<()> {
+    if size.saturating_add(LEFT_FREE) <= free {
+        return Ok(());
+    }
+    let (size, free, left) = (size.div_ceil(1 << 20), free >> 20, LEFT_FREE >> 20);
+    Err(refuse(
+        Exit::RefusedSpace,
+        format!(
+            "the volume of {} has {free} MiB free; a snapshot needs {size} MiB, and {left} MiB are to be left",
+            dir.display()
+        ),
+        "keep fewer, enlarge the volume, or name a directory on another one",
+    ))
 }
 
 enum Piece {
@@ -138,4 +164,20 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>, meter: &Meter
     // The checksum of what was sent is right; what was written is read back for what is in it.
     let content = content(upload.path(), meter).map_err(|e| e.refused("what was written"))?;
     Ok(CheckedSnapshot { bytes, checksum: true, ..content })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+
+    #[test]
+    fn a_snapshot_leaves_etcd_room_to_go_on() {
+        let dir = Path::new("/data/snapshots");
+        assert!(room(dir, 1 << 30, (1 << 30) + LEFT_FREE).is_ok());
+        let error = room(dir, 1 << 30, 1 << 30).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::RefusedSpace);
+        assert!(error.to_string().contains("/data/snapshots has 1024 MiB free; a snapshot needs 1024 MiB"), "{error}");
+        assert!(room(dir, u64::MAX, u64::MAX - 1).is_err());
+    }
 }

@@ -73,8 +73,8 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> an
     if status.leader != Some(status.member) {
         return Ok(FOLLOWER);
     }
-    let saved =
-        save(&pod.disk, &mut etcd, &wanted.target, &SnapshotName::new(name, now), &Arc::new(Meter::default())).await?;
+    let (name_now, meter) = (SnapshotName::new(name, now), Arc::new(Meter::default()));
+    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &meter).await?;
     let content = &saved.content;
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = content.bytes, revision = content.revision.0, "snapshot kept");
     for old in expired(kept(wanted).await?.into_iter().map(|stored| stored.name), name, wanted.keep as usize) {
