@@ -47,10 +47,7 @@ pub fn copy(disk: &dyn Disk, from: &Path, to: &Path) -> anyhow::Result<PathBuf> 
 }
 
 fn write(disk: &dyn Disk, from: &Path, temporary: &Path, mode: u32) -> io::Result<()> {
-    match disk.remove_file(temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
+    disk.forget_file(temporary)?;
     let mut source = File::open(from)?;
     let mut copy = disk.create(temporary, 0o600)?;
     let mut buffer = vec![0; 1 << 20];

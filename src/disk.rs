@@ -45,15 +45,22 @@ impl dyn Disk + '_ {
     /// Replaces `path` by `bytes`, atomically and durably.
     pub fn write_durable(&self, path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         let temporary = temporary_beside(path);
-        match self.remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&temporary, e)),
-            _ => {}
-        }
+        self.forget_file(&temporary)?;
         let mut file = self.create(&temporary, mode)?;
         file.write_at(bytes, 0).map_err(|e| at(&temporary, e))?;
         file.sync().map_err(|e| at(&temporary, e))?;
         drop(file);
         self.rename_durable(&temporary, path)
+    }
+
+    /// Removes a file. That there is none is no error.
+    pub fn forget_file(&self, path: &Path) -> io::Result<()> {
+        gone(self.remove_file(path))
+    }
+
+    /// Removes a directory and all in it. That there is none is no error.
+    pub fn forget_dir(&self, path: &Path) -> io::Result<()> {
+        gone(self.remove_dir_all(path))
     }
 
     /// Renames and syncs the directories concerned.
@@ -65,6 +72,13 @@ impl dyn Disk + '_ {
             self.sync_dir(&old)?;
         }
         Ok(())
+    }
+}
+
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

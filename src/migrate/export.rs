@@ -333,13 +333,8 @@ fn check_space(plan: &ExportPlan, source: &dyn Source) -> anyhow::Result<()> {
 /// Removes a file of SQLite's and what SQLite may have left beside it.
 fn remove(disk: &dyn Disk, db: &Path) -> anyhow::Result<()> {
     let files = StoreFiles::of(db);
-    for path in [&files.wal, &files.shm, &with_suffix(db, "-journal"), &files.db] {
-        match disk.remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context("remove what an uncommitted attempt left");
-            }
-            _ => {}
-        }
+    for path in [&files.wal, &files.shm, &files.journal, &files.db] {
+        disk.forget_file(path).context("remove what an uncommitted attempt left")?;
     }
     disk.sync_dir(&parent_of(db)).context("remove what an uncommitted attempt left")
 }

@@ -43,10 +43,7 @@ impl Drop for Downloaded {
 }
 
 fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
-    match disk.remove_file(file) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("remove a downloaded snapshot"),
-        _ => Ok(()),
-    }
+    disk.forget_file(file).context("remove a downloaded snapshot")
 }
 
 /// Takes a snapshot into `file` and opens it; the file is removed when the store is dropped.

@@ -35,10 +35,7 @@ pub fn bump(disk: &dyn Disk, snap: &Path, to: Revision) -> anyhow::Result<()> {
     if revision(&reader).context("read the store's revision")? >= to {
         return Ok(());
     }
-    match disk.remove_file(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("remove what was left before"),
-        _ => {}
-    }
+    disk.forget_file(&new).context("remove what was left before")?;
     rewrite(disk, &reader, &new, to).context("write the backend anew")?;
     let written = BoltReader::open(File::open(&new).map_err(|e| at(&new, e))?).context("open the new backend")?;
     ensure!(revision(&written)? == to, "the new backend is not at revision {to}");

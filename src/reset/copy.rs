@@ -54,10 +54,7 @@ pub fn keep_copy(disk: &dyn Disk, from: &Path, to: &Path, live: &Live) -> io::Re
 
 /// Removes what an interrupted copy to `to` left; a whole one stays.
 pub fn forget_partial(disk: &dyn Disk, to: &Path) -> io::Result<()> {
-    match disk.remove_dir_all(&temporary_beside(to)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    disk.forget_dir(&temporary_beside(to))
 }
 
 /// The files that etcd writes in place.

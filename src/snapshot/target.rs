@@ -92,10 +92,7 @@ impl Target {
 
     /// Removes a snapshot. One that is gone already is no error.
     pub fn remove(&self, disk: &dyn Disk, name: &SnapshotName) -> io::Result<()> {
-        match disk.remove_file(&self.file(name)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        disk.forget_file(&self.file(name))
     }
 
     /// Begins a snapshot. One of the same name is an error of kind `AlreadyExists`.
@@ -122,10 +119,7 @@ impl Target {
             let file = entry.map_err(|e| at(dir, e))?.file_name();
             let of = file.to_str().and_then(|file| file.strip_suffix(PARTIAL)).and_then(|name| name.parse().ok());
             if of.is_some_and(|of: SnapshotName| of.cluster() == name.cluster()) {
-                match disk.remove_file(&dir.join(file)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                    _ => {}
-                }
+                disk.forget_file(&dir.join(file))?;
             }
         }
         Ok(())

@@ -266,15 +266,10 @@ impl Boot<'_> {
         notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
         self.clear().context("set aside what a killed first start left")?;
         let staging = settings.data_dir.join(FORMING);
-        match pod.disk.remove_dir_all(&staging) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context("remove what a killed first start left");
-            }
-            _ => {}
-        }
+        let disk: &dyn Disk = &pod.disk;
+        disk.forget_dir(&staging).context("remove what a killed first start left")?;
         let writer = DatadirWriter::create(&pod.disk, &staging).context("begin a data dir")?;
         let formed = writer.finish(FIRST_REVISION, &[], &identity(settings)).context("complete a data dir")?;
-        let disk: &dyn Disk = &pod.disk;
         disk.rename_durable(&staging, &settings.etcd_dir()).context("put the data dir in place")?;
         tracing::info!(cluster = %formed.cluster_id, member = %formed.member_id, "formed a new cluster");
         Ok(())

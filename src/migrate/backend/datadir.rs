@@ -144,10 +144,7 @@ impl Drop for Copy {
 pub fn forget(disk: &dyn Disk, copy: &Path) -> anyhow::Result<()> {
     forget_partial(disk, copy).context("remove an unfinished copy")?;
     for dir in [copy.to_owned(), scratch(copy)] {
-        match disk.remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("remove an earlier copy"),
-            _ => {}
-        }
+        disk.forget_dir(&dir).context("remove an earlier copy")?;
     }
     Ok(())
 }
