@@ -8,7 +8,7 @@ use thiserror::Error;
 /// Bytes of the checksum.
 pub const CHECKSUM: usize = 32;
 /// The backend's length is a multiple of this.
-const UNIT: u64 = 512;
+pub const UNIT: u64 = 512;
 
 /// Why bytes are no whole snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -1,8 +1,7 @@
 //! A snapshot file: a backend, and SHA-256 over it at its end.
 //!
-//! etcd's own rule (`etcdutl/snapshot/v3_snapshot.go`, `hasChecksum`): a backend is a multiple of 512 bytes, so a file
-//! whose length is 32 more ends with the checksum. A file without one is a backend that was copied by hand; its pages and
-//! messages are checked all the same, its values cannot be.
+//! [`digest`](crate::snapshot::digest) has etcd's rule for it. A file without one is a backend that was copied by hand; its
+//! pages and messages are checked all the same, its values cannot be.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,17 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sha2::{Digest, Sha256};
-
 use super::BackendStore;
 use super::error::{BackendError, named};
 use crate::disk::at;
 use crate::migrate::source::SideCheck;
-
-/// Bytes of the checksum.
-const CHECKSUM: u64 = 32;
-/// What a backend is a multiple of.
-const SECTOR: u64 = 512;
+use crate::snapshot::digest::{CHECKSUM, SnapshotDigest, UNIT};
 
 /// What protects the content.
 #[derive(Clone, Debug)]
@@ -47,9 +40,9 @@ pub fn open(path: &Path) -> Result<BackendStore, BackendError> {
     {
         return Err(BackendError::BackendOfDatadir);
     }
-    let checksum = match meta.len() % SECTOR {
+    let checksum = match meta.len() % UNIT {
         0 => Checksum::Missing,
-        CHECKSUM => Checksum::AtEnd(path.to_owned()),
+        rest if rest == CHECKSUM as u64 => Checksum::AtEnd(path.to_owned()),
         _ => return Err(BackendError::CutShort),
     };
     let store = BackendStore::read(path, path, vec![path.to_owned()])?;
@@ -72,19 +65,12 @@ impl ChecksumCheck {
 
     fn check(mut self) -> Result<(), BackendError> {
         let io = |e| BackendError::Io(at(&self.path, e));
-        let mut left = self.file.metadata().map_err(io)?.len().saturating_sub(CHECKSUM);
-        let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
-        while left > 0 && !self.cancelled.load(Ordering::Relaxed) {
-            let count = left.min(buffer.len() as u64) as usize;
-            let part = buffer.get_mut(..count).unwrap_or_default();
-            self.file.read_exact(part).map_err(io)?;
-            hash.update(part);
-            left -= count as u64;
-        }
-        let mut stored = [0; CHECKSUM as usize];
-        self.file.read_exact(&mut stored).map_err(io)?;
-        if left == 0 && hash.finalize().as_slice() != stored {
-            return Err(BackendError::Checksum);
+        let (mut digest, mut buffer) = (SnapshotDigest::default(), vec![0; 1 << 18]);
+        while !self.cancelled.load(Ordering::Relaxed) {
+            match self.file.read(&mut buffer).map_err(io)? {
+                0 => return digest.finish().map(drop).map_err(|_| BackendError::Checksum),
+                count => digest.update(buffer.get(..count).unwrap_or_default()),
+            }
         }
         Ok(())
     }
