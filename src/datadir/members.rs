@@ -120,11 +120,16 @@ pub fn revision(reader: &BoltReader<File>) -> Result<Revision, BoltError> {
     {
         newest = newest.max(last.revision);
     }
-    if let Some(meta) = reader.bucket(schema::BUCKET_META)? {
-        for key in [schema::META_SCHEDULED_COMPACT, schema::META_FINISHED_COMPACT] {
-            let mark = reader.get(&meta, key)?.and_then(|bytes| schema::decode_revision_key(&bytes));
-            newest = newest.max(mark.map_or(newest, |mark| mark.revision));
-        }
+    Ok(newest.max(compacted(reader)?))
+}
+
+/// The revision up to which compaction was begun or done; 0 if never.
+pub fn compacted(reader: &BoltReader<File>) -> Result<Revision, BoltError> {
+    let Some(meta) = reader.bucket(schema::BUCKET_META)? else { return Ok(Revision(0)) };
+    let mut newest = Revision(0);
+    for key in [schema::META_SCHEDULED_COMPACT, schema::META_FINISHED_COMPACT] {
+        let mark = reader.get(&meta, key)?.and_then(|bytes| schema::decode_revision_key(&bytes));
+        newest = newest.max(mark.map_or(newest, |mark| mark.revision));
     }
     Ok(newest)
 }

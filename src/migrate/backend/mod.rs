@@ -55,7 +55,7 @@ impl BackendStore {
             live,
             leases: leases(&reader)?,
             revision: members::revision(&reader)?,
-            compacted: compacted(&reader)?,
+            compacted: members::compacted(&reader)?,
             bytes,
             auth: auth(&reader)?,
             checksum: snapshot::Checksum::None,
@@ -105,17 +105,6 @@ fn leases(reader: &BoltReader<File>) -> Result<Vec<LeaseRecord>, BackendError> {
     }
     leases.sort_unstable_by_key(|lease| lease.id);
     Ok(leases)
-}
-
-/// The revision up to which compaction was begun.
-fn compacted(reader: &BoltReader<File>) -> Result<Revision, BackendError> {
-    let Some(meta) = reader.bucket(schema::BUCKET_META)? else { return Ok(Revision(0)) };
-    let mut newest = Revision(0);
-    for key in [schema::META_SCHEDULED_COMPACT, schema::META_FINISHED_COMPACT] {
-        let mark = reader.get(&meta, key)?.and_then(|bytes| schema::decode_revision_key(&bytes));
-        newest = newest.max(mark.map_or(newest, |mark| mark.revision));
-    }
-    Ok(newest)
 }
 
 /// Users and roles, if authentication is on.
