@@ -94,15 +94,19 @@ pub enum Command {
     },
     /// Move a store from one form to another, offline; or say what that would do.
     #[command(
-        long_about = "Makes a data dir of etcd, with a single member, from a state.db that kine or k3s wrote. Every \
-            live key keeps its revisions and its time to live, and the store its revision; older revisions read as \
-            compacted.\n\n\
-            Nobody may use the state.db meanwhile, and its -wal must lie beside it. It is never changed. A real etcd, \
-            on loopback only, must confirm the result before it is put in place; killed at any instant, the command \
-            can be given again. `syncer start` does the same by itself, and renames the state.db afterwards.",
+        long_about = "Makes a data dir of etcd, with a single member, from a state.db that kine or k3s wrote, or from \
+            etcd's own stores: the data dir of a stopped etcd, a snapshot file, a running etcd. And the way back: a \
+            state.db that kine goes on with, from any of those. Every live key keeps its revisions and its time to \
+            live, and the store its revision; older revisions read as compacted. docs/migration.md has each journey.\n\n\
+            Nobody may use the source meanwhile (but a running etcd), and a state.db's -wal must lie beside it. It is \
+            never changed. The result is compared before it is put in place: a data dir by a real etcd, on loopback \
+            only. Killed at any instant, the command can be given again. `syncer start` moves a state.db by itself, \
+            and renames it afterwards.",
         after_long_help = "Examples:\n  \
             syncer migrate --from sqlite:state.db --to datadir:etcd --dry-run\n  \
             syncer migrate --from sqlite:state.db --to datadir:etcd --verify=full --etcd ./bin/etcd\n  \
+            syncer migrate --from snapshot:backup.db --to datadir:etcd --bump-revision 1000000000\n  \
+            syncer migrate --from datadir:etcd --to sqlite:state.db\n  \
             syncer migrate --from sqlite:/data/state.db --to datadir:/data/etcd --name vc-0 \\\n      \
             --peer-url https://vc-0.vc-headless.ns:2380 --client-url https://vc-0.vc-headless.ns:2379 -o json"
     )]
