@@ -97,13 +97,13 @@ impl MarkerSeen {
         MarkerWrite { expect: Some(self.version.clone()), marker }
     }
 
-    /// The survivor `member` is about to drop `dropped`: before anything of its reset is done. What stopped voters have
-    /// noted is used up by it.
+    /// The survivor `member` is about to drop `dropped`: before anything of its reset is done. What stopped voters
+    /// have noted stays, as the reset rests on it; of those that an earlier reset has dropped it is struck.
     pub fn naming(&self, member: MemberId, dropped: &[MemberId]) -> MarkerWrite {
         self.write(|marker| {
             marker.survivor = Some(member);
+            marker.stopped.retain(|stopped| !self.marker.dropped.contains(&stopped.member));
             marker.dropped.extend(dropped.iter().filter(|id| !self.marker.dropped.contains(id)));
-            marker.stopped.clear();
         })
     }
 

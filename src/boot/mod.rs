@@ -224,10 +224,10 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
         return (BootDecision::Refuse(Refusal::TwoClusters { mine: cluster, other }), Rule::OneCluster);
     }
     if facts.notes.resetting
-        && let Some(refusal) = reset::overtaken(facts, member, cluster)
+        && let Some(decision) = reset::overtaken(facts, member, cluster)
         && rules.on(Rule::ResetAlone)
     {
-        return (BootDecision::Refuse(refusal), Rule::ResetAlone);
+        return (decision, Rule::ResetAlone);
     }
     if facts.notes.resetting && rules.on(Rule::ResetFinished) {
         let alone = facts.log.present().is_some_and(|log| log.others.is_empty());

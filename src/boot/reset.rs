@@ -70,28 +70,38 @@ pub(super) fn verdict(facts: &Facts, member: MemberId, cluster: ClusterId, rules
     }
 }
 
-/// Why a reset that was begun here must not be finished: others serve the cluster, with or without this member in their
-/// list, or so many have its data that they will. Nothing of it has been served, so nothing is lost with it.
-pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<Refusal> {
+/// What keeps a reset that was begun here from being finished: others serve the cluster, with or without this member in
+/// their list, or so many have its data that they will. Nothing of it has been served, so nothing is lost with it.
+///
+/// Whom the marker drops for this survivor does not start, whatever data it has: only the word that it serves counts.
+pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<BootDecision> {
     let listed = facts.members.present().filter(|list| list.cluster == cluster);
     let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
     let serving = facts.peers.iter().filter_map(|peer| match peer.state {
         Known::Present(PeerState::Serving { member, cluster: served }) if served == cluster => Some(member),
         _ => None,
     });
+    let serving: Vec<_> = listed.chain(serving).filter(|id| *id != member).collect();
     let voters = facts.log.present().map(other_voters).unwrap_or_default();
     let has_data = |voter: &&&Member| {
         let state = voter.ordinal.and_then(|ordinal| facts.peer(ordinal)).and_then(|peer| peer.state.present());
         matches!(state, Some(PeerState::Data { member, cluster: of, .. }) if *member == voter.id && *of == cluster)
     };
-    let able: Vec<_> = voters.iter().filter(has_data).map(|voter| voter.id).collect();
-    let all = voters.len() + 1;
-    let quorum = all / 2 + 1;
-    let able = able.iter().copied().filter(|_| able.len() >= quorum);
-    let mut others: Vec<_> = listed.chain(serving).chain(able).filter(|id| *id != member).collect();
+    let survives = facts.marker().filter(|marker| marker.survivor == Some(member) && marker.formed() == Some(cluster));
+    let starts = |voter: &&&Member| survives.is_none_or(|marker| !marker.dropped.contains(&voter.id));
+    let mut able: Vec<_> = voters.iter().filter(has_data).filter(starts).map(|voter| voter.id).collect();
+    if able.len() < (voters.len() + 1) / 2 + 1 {
+        able.clear();
+    }
+    if let (Known::Unknown(why), true, true, false) =
+        (&facts.marker, facts.host_configured, serving.is_empty(), able.is_empty())
+    {
+        return Some(BootDecision::Wait(Wait::HostAway(why.clone())));
+    }
+    let mut others: Vec<_> = serving.into_iter().chain(able).collect();
     others.sort();
     others.dedup();
-    (!others.is_empty()).then_some(Refusal::ResetOvertaken { member, cluster, others })
+    (!others.is_empty()).then_some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }))
 }
 
 /// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for

@@ -401,7 +401,11 @@ pub fn note_damage(pod: &Pod, error: &anyhow::Error) {
 /// Renames a data dir that is no member's any more, and keeps the newest few of such.
 pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
     let settings = &pod.settings;
-    let note = |notes: &mut Notes| (notes.set_aside, notes.damaged) = (Some(cluster), None);
+    // What else was noted was said of this data dir.
+    let note = |notes: &mut Notes| {
+        let superseded = std::mem::take(&mut notes.superseded);
+        *notes = Notes { set_aside: Some(cluster), superseded, ..Notes::default() };
+    };
     notes::change(&pod.disk, &settings.data_dir, note)?;
     if reset::is_pending(&settings.data_dir)? {
         reset::forget(&pod.disk, &settings.data_dir).context("forget a reset of the data dir")?;

@@ -163,6 +163,30 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// Three that were paused, of which one comes back: what the others noted when they stopped proves that it lacks nothing.
+/// The others' volumes come back to a cluster that has dropped their members.
+#[test]
+fn one_of_three_that_were_paused_goes_on_alone() {
+    if !possible() {
+        return;
+    }
+    let mut scene = Scene::of(3, hosted(3, Policy::Parallel, |_| ()));
+    for dropped in [2, 4] {
+        for replicas in [0, 1] {
+            scale(&mut scene, replicas);
+        }
+        let now = marker(&scene.set).expect("a marker");
+        let count = now["dropped"].as_array().map_or(0, Vec::len);
+        assert!(!now["survivor"].is_null() && count == dropped, "{dropped} are dropped: {now}{}", scene.logs());
+        scale(&mut scene, 3);
+        for ordinal in 1..3 {
+            let asides = syncer::datadir::quarantine::asides(&scene.set.volume(&format!("vc-{ordinal}")).join("etcd"));
+            assert_eq!(asides.expect("a volume").len(), dropped / 2, "pod {ordinal} joined anew");
+        }
+    }
+    assert!(!scene.writer.finish().is_empty());
+}
+
 /// The Secret is gone, may not be used, and a volume is lost with what was in it: that pod makes nothing of its own.
 fn secret_away(scene: &mut Scene) {
     allow_secrets(&scene.set, false);

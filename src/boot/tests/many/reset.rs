@@ -143,9 +143,19 @@ fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
     says(&mut f, 1, data(2));
     expect(&f, reset.clone(), Rule::ResetFinished);
     says(&mut f, 2, data(9));
-    expect(&f, reset, Rule::ResetFinished);
+    expect(&f, reset.clone(), Rule::ResetFinished);
     says(&mut f, 2, data(3));
     expect(&f, overtaken(&[2, 3]), Rule::ResetAlone);
+    // Whom the marker drops for this survivor does not start from what it has; who serves all the same counts.
+    let dropping =
+        |survivor| marked(|m| (m.survivor, m.dropped) = (Some(MemberId(survivor)), vec![MemberId(2), MemberId(3)]));
+    expect(&Facts { marker: dropping(1), ..f.clone() }, reset, Rule::ResetFinished);
+    expect(&Facts { marker: dropping(2), ..f.clone() }, overtaken(&[2, 3]), Rule::ResetAlone);
+    f.marker = Known::Unknown("timeout".into());
+    expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::ResetAlone);
+    says(&mut f, 1, PeerState::Serving { member: MemberId(2), cluster: MINE });
+    expect(&f, overtaken(&[2]), Rule::ResetAlone);
+    expect(&Facts { marker: dropping(1), ..f }, overtaken(&[2]), Rule::ResetAlone);
 }
 
 #[test]
@@ -165,6 +175,11 @@ fn three_voters_reset_only_on_what_the_others_have_noted() {
     };
     let names = |f: &Facts| matches!(decide(f), BootDecision::Record(Record::Survivor(_)));
     assert!(names(&noted(&[(2, 2, 10), (3, 1, 99)])));
+    let seen = noted(&[(2, 2, 10), (3, 1, 99)]);
+    let BootDecision::Record(Record::Survivor(write)) = decide(&seen) else { panic!("not named") };
+    let marker = Known::Present(MarkerSeen { version: "next".to_owned(), marker: write.marker });
+    let named = decide(&Facts { marker, ..seen });
+    assert!(matches!(named, BootDecision::Reset { .. }), "named, it rests on the same notes: {named:?}");
     assert!(!names(&noted(&[(2, 2, 10)])), "one has noted nothing");
     assert!(!names(&noted(&[(2, 2, 10), (3, 2, 11)])), "one is ahead");
     assert!(!names(&noted(&[(2, 2, 10), (9, 2, 1)])), "a stranger's note");

@@ -74,6 +74,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::ResetNamed, "three, resumed", Walks(1_500)),
     needed(Rule::ResetFinished, "two, lost, to one", States(700_000)),
     needed(Rule::DroppedNeverStarts, "two to one and back, lost", States(700_000)),
+    needed(Rule::StopWithdrawn, "three, resumed", States(700_000)),
     needed(Rule::LowestLeads, "two, marker and volume lost", Walks(1_500)),
     needed(Rule::LeaderStays, "two, lost, to one", States(40_000)),
 ];
@@ -94,7 +95,6 @@ const SHOWN_ELSEWHERE: &[(Rule, &str, &str)] = &[
     (Rule::SurplusFirst, "membership/tests.rs", "who_is_wanted_stays_until_those_who_are_not_have_left"),
     (Rule::ResetByHost, "boot/tests/many/reset.rs", "without_a_host_api_scaling_to_one_never_resets"),
     (Rule::ResetAlone, "boot/tests/many/reset.rs", "a_begun_reset_is_not_finished_while_others_serve_the_cluster"),
-    (Rule::StopWithdrawn, "boot/tests/many/reset.rs", "what_was_noted_at_a_stop_is_taken_back_before_the_start"),
     (Rule::Settings, "boot/tests.rs", "each_refusal_has_its_facts"),
     (Rule::StartAsIs, "boot/tests.rs", "a_formed_cluster_starts_and_never_imports_a_store_beside_it"),
     (Rule::JournalTrue, "boot/tests.rs", "an_uncommitted_import_is_done_anew_whatever_stands_in_the_data_dir"),

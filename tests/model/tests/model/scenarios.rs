@@ -152,6 +152,19 @@ pub fn targeted() -> Vec<Config> {
             scale_to: &[1, 3],
             ..of("three, resumed", 3, true)
         },
+        Config {
+            start: Start::Paused,
+            budget: Budget { scales: 3, kills: 0, late: 1, hides: 1, ..KILL },
+            scale_to: &[0, 1],
+            graceful: true,
+            ..of("three, resumed as one", 3, true)
+        },
+        Config {
+            start: Start::Paused,
+            budget: Budget { scales: 3, kills: 2, late: 1, host: 1, hides: 1, ..KILL },
+            scale_to: &[0, 1, 3],
+            ..of("three, resumed as one and killed", 3, true)
+        },
         Config { budget: Budget { losses: 1, kills: 3, ..KILL }, ..of("three, lost and killed", 3, true) },
         Config { budget: Budget { losses: 1, kills: 2, ..KILL }, ..of("three, lost, then killed", 3, false) },
         Config {
