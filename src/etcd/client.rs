@@ -24,7 +24,7 @@ const LOCAL_PAGE_MAX: usize = 256 << 20;
 pub struct EtcdEndpoint {
     /// Client URL, such as `https://localhost:2379`. The certificate must be for its host.
     pub url: String,
-    /// CA, client certificate and key; `None` with an `http` URL.
+    /// How it is known, and we to it; `None` with an `http` URL.
     pub tls: Option<ClientTls>,
     /// The name that the certificate must be for, if it is not the URL's host: an address of a pod, found by its name.
     pub server_name: Option<String>,
@@ -35,10 +35,8 @@ pub struct EtcdEndpoint {
 pub struct ClientTls {
     /// CA of etcd's certificate.
     pub ca: PathBuf,
-    /// Client certificate.
-    pub cert: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
+    /// Client certificate and its key; `None` where etcd asks for none.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// Why etcd gave no answer.
@@ -155,9 +153,10 @@ impl EtcdClient {
         let mut options = ConnectOptions::new().with_connect_timeout(Duration::from_secs(2));
         if let Some(files) = &endpoint.tls {
             let pem = |path| read_pem(path).map_err(ClientError::File);
-            let ca = Certificate::from_pem(pem(&files.ca)?);
-            let identity = Identity::from_pem(pem(&files.cert)?, pem(&files.key)?);
-            let mut tls = TlsOptions::new().ca_certificate(ca).identity(identity);
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(pem(&files.ca)?));
+            if let Some((cert, key)) = &files.identity {
+                tls = tls.identity(Identity::from_pem(pem(cert)?, pem(key)?));
+            }
             if let Some(name) = &endpoint.server_name {
                 tls = tls.domain_name(name);
             }
@@ -303,8 +302,8 @@ impl EtcdClient {
     }
 
     /// Begins a snapshot of the member's backend: etcd answers when it has read up to this moment's revision.
-    pub async fn snapshot(&mut self, deadline: Duration) -> Result<SnapshotStream, ClientError> {
-        within(SNAPSHOT, deadline, self.client.snapshot()).await.map(SnapshotStream)
+    pub async fn snapshot(&mut self) -> Result<SnapshotStream, ClientError> {
+        within(SNAPSHOT, STALLED, self.client.snapshot()).await.map(SnapshotStream)
     }
 
     /// Takes a member's NOSPACE alarm back.
@@ -335,13 +334,16 @@ impl EtcdClient {
 
 const SNAPSHOT: &str = "take a snapshot";
 
+/// etcd sends nothing of a snapshot for so long: it hangs.
+const STALLED: Duration = Duration::from_secs(60);
+
 /// A snapshot on its way: etcd's backend file, and the SHA-256 of it at the end.
 pub struct SnapshotStream(SnapshotStreaming);
 
 impl SnapshotStream {
-    /// The next bytes; `None` after the last. `deadline` is for each piece.
-    pub async fn next(&mut self, deadline: Duration) -> Result<Option<Vec<u8>>, ClientError> {
-        let piece = within(SNAPSHOT, deadline, self.0.message()).await?;
+    /// The next bytes; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
+        let piece = within(SNAPSHOT, STALLED, self.0.message()).await?;
         Ok(piece.map(|piece| piece.blob().to_vec()))
     }
 }

@@ -14,11 +14,11 @@ use super::export::{self, ExportOutcome, ExportPlan, export};
 use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
 use super::origin::Origin;
 use super::progress::Show;
-use super::remote::Remote;
 use super::space;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
 use crate::disk::Disk;
+use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::record_file::unix_seconds;
 
@@ -66,15 +66,9 @@ pub struct Args {
     /// The etcd program: it verifies a new data dir, and replays the log of one that was killed.
     #[arg(long, value_name = "FILE", default_value = "etcd")]
     pub etcd: PathBuf,
-    /// The CA of a running etcd's certificate.
-    #[arg(long, value_name = "FILE")]
-    pub cacert: Option<PathBuf>,
-    /// The client's certificate for a running etcd.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub cert: Option<PathBuf>,
-    /// The key of that certificate.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub key: Option<PathBuf>,
+    /// The certificates of a running etcd.
+    #[command(flatten)]
+    pub tls: TlsFlags,
 }
 
 /// The form of a report.
@@ -120,7 +114,7 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         Place::Sqlite(path) => Origin::Sqlite(absolute(path)?),
         Place::Datadir(path) => Origin::Datadir(absolute(path)?),
         Place::Snapshot(path) => Origin::Snapshot(absolute(path)?),
-        Place::Etcd(url) => Origin::Etcd(remote(args, url)?),
+        Place::Etcd(url) => Origin::Etcd(args.tls.endpoint(url)?),
     };
     let (target, back) = match (&source, &args.to) {
         (_, Place::Datadir(target)) => (absolute(target)?, false),
@@ -150,18 +144,6 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         });
     }
     if back { run_back(disk, args, source, target) } else { run_import(disk, args, source, target) }
-}
-
-fn remote(args: &Args, url: &str) -> anyhow::Result<Remote> {
-    let usage = |what: &str, remedy: &str| Err(refuse(Exit::Usage, what, remedy));
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        return usage("etcd's URL must begin with http:// or https://", "give etcd:https://HOST:2379, say");
-    }
-    if url.starts_with("https://") && args.cacert.is_none() {
-        return usage("a URL with https:// needs the CA of the server's certificate", "give --cacert FILE");
-    }
-    let (cacert, cert, key) = (args.cacert.clone(), args.cert.clone(), args.key.clone());
-    Ok(Remote { url: url.to_owned(), cacert, cert, key })
 }
 
 fn not_yet(args: &Args) -> anyhow::Error {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::kine::{KineStore, name_source};
-use super::remote::{self, Remote};
+use super::remote;
 use super::source::Source;
 use crate::datadir::DatadirLock;
 use crate::disk::Disk;
+use crate::etcd::client::EtcdEndpoint;
 
 /// How long another process may take to let go of a store: an API server that is just being killed.
 pub const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -25,14 +26,14 @@ pub enum Origin {
     /// A file with etcd's backend.
     Snapshot(PathBuf),
     /// A running etcd.
-    Etcd(Remote),
+    Etcd(EtcdEndpoint),
 }
 
 impl Origin {
     /// Where it is; the URL of a running etcd.
     pub fn path(&self) -> &Path {
         match self {
-            Origin::Etcd(remote) => Path::new(&remote.url),
+            Origin::Etcd(etcd) => Path::new(&etcd.url),
             Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
         }
     }

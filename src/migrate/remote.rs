@@ -6,30 +6,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+use anyhow::{Context, ensure};
 
 use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
 use super::space;
 use crate::disk::{Disk, RealDisk, at, parent_of};
-use crate::exit::{Exit, refuse};
+use crate::etcd::client::{EtcdClient, EtcdEndpoint};
+use crate::exit::{Exit, exit_of, refuse};
 
-/// How long a connection, an answer or the next piece may take.
+/// How long etcd may take to tell its state.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Where it serves, and with what it is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remote {
-    /// `http://HOST:PORT` or `https://HOST:PORT`.
-    pub url: String,
-    /// The CA of its certificate.
-    pub cacert: Option<PathBuf>,
-    /// The client's certificate.
-    pub cert: Option<PathBuf>,
-    /// And its key.
-    pub key: Option<PathBuf>,
-}
 
 /// A file that goes with its user.
 struct Downloaded(PathBuf);
@@ -47,72 +34,45 @@ fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
 }
 
 /// Takes a snapshot into `file` and opens it; the file is removed when the store is dropped.
-pub fn open(disk: &dyn Disk, remote: &Remote, file: &Path) -> anyhow::Result<BackendStore> {
+pub fn open(disk: &dyn Disk, etcd: &EtcdEndpoint, file: &Path) -> anyhow::Result<BackendStore> {
     remove(disk, file)?;
     let kept = Downloaded(file.to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    runtime.block_on(download(disk, remote, file)).map_err(|error| refused(remote, error))?;
+    runtime.block_on(download(disk, etcd, file)).map_err(|error| refused(etcd, error))?;
     drop(runtime);
     let mut store = snapshot::open(file)?;
     if !store.has_checksum() {
-        return Err(refused(remote, BackendError::CutShort.into()));
+        return Err(refused(etcd, BackendError::CutShort.into()));
     }
-    store.name_and_keep(remote.url.clone(), Box::new(kept));
+    store.name_and_keep(etcd.url.clone(), Box::new(kept));
     Ok(store)
 }
 
-fn refused(remote: &Remote, error: anyhow::Error) -> anyhow::Error {
-    if crate::exit::exit_of(&error) != Exit::Fault {
+fn refused(etcd: &EtcdEndpoint, error: anyhow::Error) -> anyhow::Error {
+    if exit_of(&error) != Exit::Fault {
         return error;
     }
-    let what = format!("no snapshot can be taken from {}: {error:#}", remote.url);
     refuse(
         Exit::RefusedSource,
-        what,
+        format!("no snapshot can be taken from {}: {error:#}", etcd.url),
         "check the URL, that it is an etcd's (kine gives none: stop it, and give sqlite:PATH), and --cacert, --cert and \
          --key; then try again",
     )
 }
 
-async fn download(disk: &dyn Disk, remote: &Remote, path: &Path) -> anyhow::Result<()> {
-    let options = ConnectOptions::new().with_connect_timeout(PATIENCE);
-    let options = match tls(remote)? {
-        Some(tls) => options.with_tls(tls),
-        None => options,
-    };
-    let mut client = timeout(Client::connect([&remote.url], Some(options))).await.context("connect")?;
-    let status = timeout(client.status()).await.context("ask for its status")?;
+/// The runtime runs nothing else, so that a slow disk holds up nobody but the stream.
+async fn download(disk: &dyn Disk, etcd: &EtcdEndpoint, path: &Path) -> anyhow::Result<()> {
+    let mut client = EtcdClient::connect(etcd).await?;
+    let status = client.status(PATIENCE).await?;
     let volume = parent_of(path);
-    space::check(&volume, u64::try_from(status.db_size()).unwrap_or_default(), space::free(&volume)?)?;
-    let mut stream = timeout(client.maintenance_client().snapshot()).await.context("ask for a snapshot")?;
+    space::check(&volume, status.db_size, space::free(&volume)?)?;
+    let mut stream = client.snapshot().await?;
     let mut file = disk.create(path, 0o600).map_err(|e| at(path, e))?;
     let mut length = 0;
-    while let Some(piece) = timeout(stream.message()).await.context("read the snapshot")? {
-        file.write_at(piece.blob(), length).map_err(|e| at(path, e))?;
-        length += piece.blob().len() as u64;
+    while let Some(piece) = stream.next().await? {
+        file.write_at(&piece, length).map_err(|e| at(path, e))?;
+        length += piece.len() as u64;
     }
     ensure!(length > 0, "it sent nothing");
     Ok(())
-}
-
-fn tls(remote: &Remote) -> anyhow::Result<Option<TlsOptions>> {
-    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| anyhow::Error::from(at(path, e)));
-    if !remote.url.starts_with("https://") {
-        return Ok(None);
-    }
-    let mut tls = TlsOptions::new();
-    if let Some(ca) = &remote.cacert {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-    }
-    if let (Some(cert), Some(key)) = (&remote.cert, &remote.key) {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    Ok(Some(tls))
-}
-
-async fn timeout<T>(call: impl Future<Output = Result<T, etcd_client::Error>>) -> anyhow::Result<T> {
-    match tokio::time::timeout(PATIENCE, call).await {
-        Ok(result) => Ok(result?),
-        Err(_) => bail!("no answer within {} s", PATIENCE.as_secs()),
-    }
 }

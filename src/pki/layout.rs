@@ -87,7 +87,7 @@ pub struct EtcdTlsFiles {
 impl EtcdTlsFiles {
     /// What a client needs of them.
     pub fn client(&self) -> ClientTls {
-        ClientTls { ca: self.ca.clone(), cert: self.client_cert.clone(), key: self.client_key.clone() }
+        ClientTls { ca: self.ca.clone(), identity: Some((self.client_cert.clone(), self.client_key.clone())) }
     }
 }
 

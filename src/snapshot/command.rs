@@ -15,7 +15,8 @@ use super::name::{SnapshotName, expired};
 use super::save::save;
 use super::target::Target;
 use crate::disk::RealDisk;
-use crate::etcd::client::{ClientTls, EtcdClient, EtcdEndpoint};
+use crate::etcd::client::{EtcdClient, EtcdEndpoint};
+use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::migrate::command::Output;
 use crate::migrate::progress::{Meter, Show, shown};
@@ -76,15 +77,9 @@ pub struct SaveArgs {
     /// The client URL of another etcd.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
-    /// The CA of its certificate.
-    #[arg(long, value_name = "FILE", requires_all = ["endpoint", "cert", "key"])]
-    pub cacert: Option<PathBuf>,
-    /// A client certificate for it.
-    #[arg(long, value_name = "FILE", requires = "cacert")]
-    pub cert: Option<PathBuf>,
-    /// The key of that certificate.
-    #[arg(long, value_name = "FILE", requires = "cacert")]
-    pub key: Option<PathBuf>,
+    /// Its certificates.
+    #[command(flatten)]
+    pub tls: TlsFlags,
     /// Form of the report.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -180,18 +175,16 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
 }
 
 fn endpoint(args: &SaveArgs, settings: &Settings) -> anyhow::Result<EtcdEndpoint> {
-    let tls = match (&args.cacert, &args.cert, &args.key) {
-        (Some(ca), Some(cert), Some(key)) => Some(ClientTls { ca: ca.clone(), cert: cert.clone(), key: key.clone() }),
-        _ => None,
-    };
-    let Some(url) = &args.endpoint else {
-        let url = format!("https://localhost:{}", settings.listen.client_port);
-        let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
-        return Ok(EtcdEndpoint { url, tls: Some(tls), server_name: None });
-    };
-    if tls.is_none() == url.starts_with("https://") {
-        let what = format!("{url} {} certificates", if tls.is_none() { "needs" } else { "is asked without" });
-        return Err(refuse(Exit::Usage, what, "https:// goes with --cacert, --cert and --key, http:// without them"));
+    match &args.endpoint {
+        Some(url) => args.tls.endpoint(url),
+        None if args.tls.given() => {
+            let what = "--cacert, --cert and --key are those of another etcd, and none is named";
+            Err(refuse(Exit::Usage, what, "give --endpoint URL, or leave them out"))
+        }
+        None => {
+            let url = format!("https://localhost:{}", settings.listen.client_port);
+            let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
+            Ok(EtcdEndpoint { url, tls: Some(tls), server_name: None })
+        }
     }
-    Ok(EtcdEndpoint { url: url.clone(), tls, server_name: None })
 }

@@ -1,7 +1,6 @@
 //! Taking a snapshot of a running member: streamed to its place, checked, and only then given its name.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
@@ -20,8 +19,6 @@ use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
 const IN_FLIGHT: usize = 16;
-/// etcd sends nothing for so long: it hangs.
-const STALLED: Duration = Duration::from_secs(60);
 
 /// What is left free on the volume at least, in bytes: etcd's own log and backend may grow on the same one meanwhile.
 const LEFT_FREE: u64 = 256 << 20;
@@ -50,7 +47,7 @@ pub async fn save<D: Disk + Clone + 'static>(
     meter: &std::sync::Arc<Meter>,
 ) -> anyhow::Result<Saved> {
     meter.begin(Stage::Copy, 0);
-    let mut stream = etcd.snapshot(STALLED).await.context("ask etcd for a snapshot")?;
+    let mut stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
     let mut name = name.clone();
     let upload = loop {
         match target.begin(disk, &name) {
@@ -69,7 +66,7 @@ pub async fn save<D: Disk + Clone + 'static>(
     // Disks block, and whoever calls this looks after more than a snapshot.
     let writing = tokio::task::spawn_blocking(move || written(&disk, upload, arriving, &counted));
     let received = async {
-        while let Some(piece) = stream.next(STALLED).await? {
+        while let Some(piece) = stream.next().await? {
             // The writer is gone only when it has failed: its own word counts.
             if pieces.send(Piece::Bytes(piece)).await.is_err() {
                 return Ok(());

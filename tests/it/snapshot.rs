@@ -200,7 +200,7 @@ fn bad_places_and_endpoints_are_named() {
         (vec!["save", "--to", text(&file), "--endpoint", &url], 2, "cannot be kept in"),
         (vec!["save", "--to", "ftp://x/y", "--endpoint", &url], 2, "ftp://"),
         (vec!["save", "--to", text(home.path()), "--endpoint", nobody], 1, nobody),
-        (vec!["save", "--to", text(home.path()), "--endpoint", "https://127.0.0.1:1"], 2, "needs certificates"),
+        (vec!["save", "--to", text(home.path()), "--endpoint", "https://127.0.0.1:1"], 2, "needs the CA"),
         (vec!["save", "--to", text(home.path()), "--keep", "0"], 2, "--keep"),
         (vec!["save"], 2, "--to"),
         (vec!["list", "--from", text(&file)], 1, text(&file)),
