@@ -90,7 +90,7 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
     let survives = facts.marker().filter(|marker| marker.survivor == Some(member) && marker.formed() == Some(cluster));
     let starts = |voter: &&&Member| survives.is_none_or(|marker| !marker.dropped.contains(&voter.id));
     let mut able: Vec<_> = voters.iter().filter(has_data).filter(starts).map(|voter| voter.id).collect();
-    if able.len() < (voters.len() + 1) / 2 + 1 {
+    if able.len() <= voters.len().div_ceil(2) {
         able.clear();
     }
     if let (Known::Unknown(why), true, true, false) =

@@ -74,7 +74,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::ResetNamed, "three, resumed", Walks(1_500)),
     needed(Rule::ResetFinished, "two, lost, to one", States(700_000)),
     needed(Rule::DroppedNeverStarts, "two to one and back, lost", States(700_000)),
-    needed(Rule::StopWithdrawn, "three, resumed", States(700_000)),
+    needed(Rule::StopWithdrawn, "three, resumed", States(1_500_000)),
     needed(Rule::LowestLeads, "two, marker and volume lost", Walks(1_500)),
     needed(Rule::LeaderStays, "two, lost, to one", States(40_000)),
 ];
