@@ -44,6 +44,7 @@ rules! {
     StoreOfSeed "4.3" "importing is forming; a store beside a formed cluster is never imported",
     LinearizableProof "4.4" "a data dir is set aside only on a linearizable member list of its cluster without it",
     OneCluster "4.4" "two unrelated cluster IDs: nothing is changed",
+    RunningCompared "4.4" "a pod that serves goes on comparing, and stops where another cluster is the right one",
     SetAsideNeverForms "4.4" "a volume whose data dir was set aside joins, and never forms",
     ReplaceListed "4.5" "an empty dir whose peer URL is listed: that member is removed and the pod added anew",
     DamagedReplaced "4.5" "a damaged dir is set aside where a quorum of the others lists its member, and the pod added anew",

@@ -17,24 +17,43 @@ pub enum Beside {
     Stray(ClusterId),
 }
 
+/// Whether anything is to be compared: another pod has another cluster, or says that this one was replaced. Only then is
+/// the host API asked.
+pub fn another(facts: &Facts, cluster: ClusterId) -> bool {
+    let other = |known: Option<ClusterId>| known.is_some_and(|known| known != cluster);
+    facts.peers.iter().any(|peer| other(peer.cluster()) || peer.superseded.contains(&cluster))
+}
+
+/// Whether this volume's notes, and with them the clusters that it has replaced, could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotesRead {
+    /// They are in the facts.
+    Yes,
+    /// Not known: another cluster may be one that this one has replaced, and must not stop it by its number of pods.
+    Unknown,
+}
+
 /// Compares with what the others have, etcd serving `cluster` here.
 ///
 /// Who only has data of another cluster serves nobody, and refuses by itself when it is started.
-pub fn beside(facts: &Facts, cluster: ClusterId, rules: Rules) -> Option<(Beside, Rule)> {
+pub fn beside(facts: &Facts, cluster: ClusterId, notes: NotesRead, rules: Rules) -> Option<(Beside, Rule)> {
+    if !rules.on(Rule::RunningCompared) {
+        return None;
+    }
     if marker::superseded(facts, cluster) && rules.on(Rule::Superseded) {
         return Some((Beside::Superseded, Rule::Superseded));
     }
     let formed = facts.marker().and_then(|marker| marker.formed());
     if let Some(formed) = formed.filter(|formed| *formed != cluster) {
-        return Some((Beside::Overtaken(formed), Rule::OneCluster));
+        return Some((Beside::Overtaken(formed), Rule::RunningCompared));
     }
     let served = |by: ClusterId| facts.peers.iter().filter(|peer| peer.serves() == Some(by)).count();
     let others = facts.peers.iter().filter_map(|peer| peer.serves());
     let other =
         others.filter(|other| *other != cluster && !marker::superseded(facts, *other)).max_by_key(|o| served(*o))?;
-    let outnumbered = formed.is_none() && served(other) > served(cluster);
+    let outnumbered = formed.is_none() && notes == NotesRead::Yes && served(other) > served(cluster);
     let heard = if outnumbered { Beside::Overtaken(other) } else { Beside::Stray(other) };
-    Some((heard, Rule::OneCluster))
+    Some((heard, Rule::RunningCompared))
 }
 
 #[cfg(test)]
@@ -67,7 +86,7 @@ mod tests {
     }
 
     fn heard(facts: &Facts) -> Option<Beside> {
-        beside(facts, MINE, Rules::ALL).map(|(heard, _)| heard)
+        beside(facts, MINE, NotesRead::Yes, Rules::ALL).map(|(heard, _)| heard)
     }
 
     #[test]
@@ -79,6 +98,29 @@ mod tests {
         assert_eq!(heard(&serving(&[serves(OTHER), serves(OTHER)])), Some(Beside::Overtaken(OTHER)));
         let two_strays = serving(&[serves(MINE), serves(OTHER), serves(ClusterId(8))]);
         assert!(matches!(heard(&two_strays), Some(Beside::Stray(_))));
+    }
+
+    /// Unreadable notes are not "no notes": the others may serve what this volume's restore has replaced.
+    #[test]
+    fn with_notes_that_cannot_be_read_only_the_marker_or_the_seed_stops_a_pod() {
+        let unread = |facts: &Facts| beside(facts, MINE, NotesRead::Unknown, Rules::ALL).map(|(heard, _)| heard);
+        let outnumbered = serving(&[serves(OTHER), serves(OTHER)]);
+        assert_eq!(heard(&outnumbered), Some(Beside::Overtaken(OTHER)));
+        assert_eq!(unread(&outnumbered), Some(Beside::Stray(OTHER)));
+        let other = marked(|marker| marker.phase = MarkerPhase::Formed(OTHER));
+        assert_eq!(unread(&Facts { marker: other, ..outnumbered.clone() }), Some(Beside::Overtaken(OTHER)));
+        let replaced = marked(|marker| marker.superseded.push(MINE));
+        assert_eq!(unread(&Facts { marker: replaced, ..outnumbered }), Some(Beside::Superseded));
+    }
+
+    #[test]
+    fn only_another_cluster_or_a_word_of_a_restore_is_compared() {
+        assert!(!another(&serving(&[serves(MINE), PeerState::Empty]), MINE));
+        let data = PeerState::Data { member: MemberId(5), cluster: OTHER, last: None };
+        assert!(another(&serving(&[serves(MINE), data]), MINE));
+        let mut told = serving(&[serves(MINE)]);
+        told.peers[0].superseded = vec![MINE];
+        assert!(another(&told, MINE));
     }
 
     #[test]
@@ -107,8 +149,8 @@ mod tests {
         facts.peers[0].superseded = vec![MINE];
         assert_eq!(heard(&facts), Some(Beside::Superseded));
         assert_eq!(
-            beside(&facts, MINE, Rules::without(&[Rule::Superseded])).map(|(_, rule)| rule),
-            Some(Rule::OneCluster)
+            beside(&facts, MINE, NotesRead::Yes, Rules::without(&[Rule::Superseded])).map(|(_, rule)| rule),
+            Some(Rule::RunningCompared)
         );
         // Of the replaced cluster the restored one takes no notice.
         let mut seed = serving(&[serves(OTHER), serves(OTHER)]);

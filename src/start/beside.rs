@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
-use crate::boot::beside::{Beside, beside};
+use crate::boot::beside::{Beside, NotesRead, another, beside};
 use crate::boot::{DataDirFact, Facts, Refusal};
 use crate::ids::ClusterId;
 use crate::observe::notes;
-use crate::peer::survey::Survey;
 use crate::rules::{Rule, Rules};
 use crate::supervise::Control;
 
@@ -60,20 +59,25 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
 /// What is heard of other clusters. The host API is asked only if there is another at all.
 async fn heard(pod: &Pod, cluster: ClusterId) -> Option<(Beside, Rule)> {
     let survey = pod.survey([]).await;
-    let another = |survey: &Survey| {
-        let other = |known: Option<ClusterId>| known.is_some_and(|known| known != cluster);
-        survey.peers.iter().any(|peer| other(peer.cluster()) || peer.superseded.contains(&cluster))
-    };
     let (member, running) = pod.own.member()?;
-    if !another(&survey) || running != cluster {
+    let mut facts = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
+    survey.add_to(&mut facts);
+    if !another(&facts, cluster) || running != cluster {
         return None;
     }
-    let mut facts = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
     facts.seed = pod.seed();
-    facts.notes = notes::load(&pod.settings.data_dir).unwrap_or_default();
-    survey.add_to(&mut facts);
+    let notes = match notes::load(&pod.settings.data_dir) {
+        Ok(notes) => {
+            facts.notes = notes;
+            NotesRead::Yes
+        }
+        Err(error) => {
+            tracing::error!("what this cluster has replaced is not known: {error:#}");
+            NotesRead::Unknown
+        }
+    };
     if let Some(host) = &pod.host {
         (facts.host_configured, facts.marker) = (true, host.marker().await);
     }
-    beside(&facts, cluster, Rules::ALL)
+    beside(&facts, cluster, notes, Rules::ALL)
 }

@@ -21,6 +21,8 @@ pub enum Action {
     /// By a syncer that is not beside the leader.
     PlanBeside(usize, usize),
     Upkeep(usize),
+    /// A pod that serves looks at the others' clusters.
+    Compare(usize),
     Leave(usize),
     Hurry(usize),
     Create(usize),
@@ -67,6 +69,8 @@ impl World {
         use Action::*;
         let b = &self.budget;
         let n = self.pods.len();
+        let mut clusters = self.volumes.iter().filter_map(|v| v.dir.as_ref()).map(|d| d.cluster);
+        let several = clusters.next().is_some_and(|first| clusters.any(|other| other != first));
         for o in 0..n {
             let pod = &self.pods[o];
             match &pod.process {
@@ -83,6 +87,7 @@ impl World {
                     }
                 }
                 Process::Etcd if !pod.terminating && !self.answers(o) => out.push(Boot(o)),
+                Process::Etcd if !pod.terminating && several => out.push(Compare(o)),
                 _ => {}
             }
             if pod.terminating {
@@ -209,6 +214,7 @@ impl World {
                 let write = crate::boot::marker::upkeep(&observe::marker(&w, c), &list, c.rules)?;
                 w.swap(&write);
             }
+            Compare(o) => w.compare(c, o),
             Leave(o) => w.leave(c, o, false),
             Hurry(o) => w.leave(c, o, true),
             Create(o) => {

@@ -41,7 +41,8 @@ impl Model for Config {
 
 /// What must never be.
 pub fn harm(w: &World) -> Option<&'static str> {
-    let mut servers = (0..w.pods.len()).filter(|o| w.serves(*o));
+    let counts = |o: &usize| w.serves(*o) && w.dir(*o).map(|d| d.cluster) != w.stray;
+    let mut servers = (0..w.pods.len()).filter(counts);
     if servers.clone().count() > 1 {
         return Some("two clusters serve");
     }

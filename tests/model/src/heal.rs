@@ -38,6 +38,9 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<(), String
     if healthy(c, &w) {
         return Ok(());
     }
+    if w.stray.is_some() {
+        return one_goes_on(c, &w);
+    }
     let said = says(c, &w);
     if c.graceful {
         return Err(format!("needs help: {said:?} {}", short(&w)));
@@ -57,6 +60,22 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<(), String
         return Ok(());
     }
     Err(format!("does not end well: {said:?} {}", short(&w)))
+}
+
+/// Beside a stray volume: one cluster serves at most, and by the marker's word the formed one does.
+fn one_goes_on(c: &Config, w: &World) -> Result<(), String> {
+    let strays = |o: &usize| w.dir(*o).map(|d| d.cluster) == w.stray;
+    let (stray, right): (Vec<_>, Vec<_>) = (0..w.pods.len()).filter(|o| w.serves(*o)).partition(strays);
+    if !stray.is_empty() && !right.is_empty() {
+        return Err(format!("two clusters go on side by side: {}", short(w)));
+    }
+    if c.host && right.is_empty() {
+        return Err(format!("the formed cluster does not serve: {:?} {}", says(c, w), short(w)));
+    }
+    if stray.is_empty() && right.is_empty() && !says(c, w).contains(&Says::Choose) {
+        return Err(format!("nobody serves, and nobody says why: {:?} {}", says(c, w), short(w)));
+    }
+    Ok(())
 }
 
 /// Runs until it is healthy or nothing changes any more.

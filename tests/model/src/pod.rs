@@ -1,5 +1,6 @@
 //! A pod's syncer: the boot decision and its steps, and a stop.
 
+use crate::boot::beside::{self, Beside, NotesRead};
 use crate::boot::reset::{self, ResetStep};
 use crate::boot::{BootDecision, Marker, MarkerSeen, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
@@ -36,6 +37,18 @@ impl World {
             }
         };
         self.stop_etcd(o, process);
+    }
+
+    pub(crate) fn compare(&mut self, c: &Config, o: usize) {
+        let facts = observe::facts(self, c, o, false);
+        let Some(cluster) = self.dir(o).map(|d| ClusterId(d.cluster.into())) else { return };
+        if !beside::another(&facts, cluster) {
+            return;
+        }
+        match beside::beside(&facts, cluster, NotesRead::Yes, c.rules) {
+            Some((Beside::Superseded | Beside::Overtaken(_), _)) => self.stop_etcd(o, Process::Waits),
+            Some((Beside::Stray(_), _)) | None => {}
+        }
     }
 
     pub(crate) fn act(&mut self, c: &Config, o: usize, late: bool) {

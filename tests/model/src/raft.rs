@@ -150,7 +150,9 @@ impl World {
             return None;
         }
         let gone = !dir.peers().iter().any(|p| p.id == dir.member);
-        self.acked |= acked;
+        if Some(dir.cluster) != self.stray {
+            self.acked |= acked;
+        }
         if gone {
             self.pods[l].leads = None;
         }

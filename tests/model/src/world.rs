@@ -56,6 +56,8 @@ pub enum Start {
     Running,
     /// The same, with zero replicas: each voter has noted its last entry.
     Paused,
+    /// A cluster of all replicas but the last, and in the last one's volume another cluster's only member.
+    Stray,
     /// Pods of another program, which are to be rolled out of the way.
     OtherProgram,
 }
@@ -133,6 +135,8 @@ pub struct World {
     pub next_cluster: u8,
     pub budget: Budget,
     pub bad_step: Option<&'static str>,
+    /// A cluster that was put on a volume by hand: nobody's data is counted there.
+    pub stray: Option<u8>,
 }
 
 impl World {
@@ -154,6 +158,7 @@ impl World {
             next_cluster: 1,
             budget: c.budget,
             bad_step: None,
+            stray: None,
         };
         if c.start == Start::OtherProgram {
             for o in 0..usize::from(c.desired) {
@@ -161,8 +166,8 @@ impl World {
                 w.pods[o] = Pod { exists: true, process: Process::Other, ..Pod::default() };
             }
         }
-        if matches!(c.start, Start::Running | Start::Paused) {
-            let n = c.desired;
+        if matches!(c.start, Start::Running | Start::Paused | Start::Stray) {
+            let n = c.desired - u8::from(c.start == Start::Stray);
             let mut log = vec![Entry { term: 1, op: Op::Found(1, 0) }, Entry { term: 1, op: Op::Write(0) }];
             for o in 1..n {
                 log.push(Entry { term: 1, op: Op::AddLearner(o + 1, o) });
@@ -176,6 +181,13 @@ impl World {
             w.pods[0].leads = Some(1);
             (w.acked, w.next_write, w.next_id, w.next_cluster) = (1, 1, n + 1, 2);
             w.marker = c.host.then(|| Marker::new(MarkerPhase::Formed(ClusterId(1))));
+        }
+        if c.start == Start::Stray {
+            let (cluster, member, o) = (2, w.next_id, usize::from(c.desired) - 1);
+            (w.stray, w.next_cluster, w.next_id) = (Some(cluster), cluster + 1, member + 1);
+            let log = vec![Entry { term: 1, op: Op::Found(member, o as u8) }];
+            let dir = Dir { cluster, member, term: 1, log, commit: 1 };
+            w.volumes[o] = Volume { claim: true, dir: Some(dir), notes: Notes::default() };
         }
         if c.start == Start::Paused {
             w.desired = 0;

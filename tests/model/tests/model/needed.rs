@@ -50,6 +50,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::FormingNoted, "two, first start", Walks(3_000)),
     needed(Rule::LinearizableProof, "three, lost and killed", Walks(1_500)),
     needed(Rule::OneCluster, "two, first start", Walks(1_500)),
+    needed(Rule::RunningCompared, "three, a stray volume", Walks(1_500)),
     needed(Rule::SetAsideNeverForms, "two, lost, to one, no host", States(150_000)),
     needed(Rule::ReplaceListed, "three, lost, then killed", States(1_500_000)),
     needed(Rule::AskLeader, "two, marker and volume lost", States(40_000)),

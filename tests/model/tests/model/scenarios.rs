@@ -173,6 +173,16 @@ pub fn targeted() -> Vec<Config> {
             graceful: true,
             ..of("three, restored in parallel", 3, true)
         },
+        Config {
+            start: Start::Stray,
+            budget: Budget { cuts: 1, blind: 1, hides: 1, host: 1, ..KILL },
+            ..of("three, a stray volume", 3, true)
+        },
+        Config {
+            start: Start::Stray,
+            budget: Budget { cuts: 1, blind: 1, ..KILL },
+            ..of("three, a stray volume, no host", 3, false)
+        },
         Config { start: Start::OtherProgram, graceful: true, ..ordered("another program, rolled", 3, false) },
         Config {
             start: Start::Nothing,
