@@ -105,16 +105,15 @@ fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
 
 fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
     telemetry::init(None, "info");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     match command {
         SnapshotCommand::Save(args) => {
             let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
             print(&runtime.block_on(snapshot::take(&args, &settings))?)
         }
-        SnapshotCommand::List { from, output } => print(&snapshot::list(&from, output)?),
+        SnapshotCommand::List { from, output } => print(&runtime.block_on(snapshot::list(&from, output))?),
         SnapshotCommand::Verify { file, skip_hash_check, output } => {
-            print(&snapshot::verify(&file, skip_hash_check, output)?)
+            print(&runtime.block_on(snapshot::verify(&file, skip_hash_check, output))?)
         }
     }
 }

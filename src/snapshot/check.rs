@@ -14,7 +14,6 @@ use crate::datadir::schema;
 use crate::disk::at;
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
-use crate::migrate::progress::Meter;
 
 /// What is read at a time.
 const PIECE: usize = 1 << 20;
@@ -27,6 +26,15 @@ pub struct CheckedSnapshot {
     pub bytes: u64,
     /// Whether it ends with a checksum, which was right. A copy of a backend file has none.
     pub checksum: bool,
+    /// What is in it.
+    #[serde(flatten)]
+    pub content: StoreContent,
+}
+
+/// What is in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreContent {
     /// The store's revision.
     pub revision: Revision,
     /// Values in it: every key's newest, older ones that are not compacted, and deletions.
@@ -75,17 +83,14 @@ impl SnapshotError {
 
 /// Reads all of the file at `path`, twice: its bytes for the checksum, its pages for what is in them. Without `checksum`,
 /// one that has none is taken as it is.
-pub fn check(path: &Path, checksum: bool, meter: &Meter) -> Result<CheckedSnapshot, SnapshotError> {
+pub fn check(path: &Path, checksum: bool) -> Result<CheckedSnapshot, SnapshotError> {
     let mut file = File::open(path).map_err(|e| at(path, e))?;
     let mut digest = SnapshotDigest::default();
     let mut piece = vec![0; PIECE];
     loop {
         match file.read(&mut piece).map_err(|e| at(path, e))? {
             0 => break,
-            read => {
-                digest.update(&piece[..read]);
-                meter.advance(0, read as u64);
-            }
+            read => digest.update(&piece[..read]),
         }
     }
     let bytes = digest.bytes();
@@ -94,13 +99,12 @@ pub fn check(path: &Path, checksum: bool, meter: &Meter) -> Result<CheckedSnapsh
         Err(DigestError::Length(_)) if !checksum => false,
         Err(error) => return Err(error.into()),
     };
-    Ok(CheckedSnapshot { bytes, checksum, ..content(path, meter)? })
+    Ok(CheckedSnapshot { bytes, checksum, content: content(path)? })
 }
 
 /// Reads the pages of the file at `path`, and not its checksum: what is in them.
-pub fn content(path: &Path, meter: &Meter) -> Result<CheckedSnapshot, SnapshotError> {
+pub fn content(path: &Path) -> Result<StoreContent, SnapshotError> {
     let file = File::open(path).map_err(|e| at(path, e))?;
-    let bytes = file.metadata().map_err(|e| at(path, e))?.len();
     let reader = BoltReader::open(file)?;
     let (mut hash, mut revisions) = (0, 0);
     let mut has_keys = false;
@@ -114,7 +118,6 @@ pub fn content(path: &Path, meter: &Meter) -> Result<CheckedSnapshot, SnapshotEr
             hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
             if is_keys {
                 revisions += 1;
-                meter.advance(1, 0);
             }
         }
     }
@@ -123,7 +126,7 @@ pub fn content(path: &Path, meter: &Meter) -> Result<CheckedSnapshot, SnapshotEr
     }
     let members = stored_members(path).map_err(|e| SnapshotError::Foreign(e.to_string()))?.members;
     let members = members.into_iter().map(|member| member.name).collect();
-    Ok(CheckedSnapshot { bytes, checksum: false, revision: revision(&reader)?, revisions, members, hash })
+    Ok(StoreContent { revision: revision(&reader)?, revisions, members, hash })
 }
 
 #[cfg(test)]
@@ -166,13 +169,13 @@ mod tests {
     fn what_is_in_it_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = snapshot(dir.path());
-        let found = check(&path, true, &Meter::default()).unwrap();
-        assert_eq!((found.revision, found.revisions, found.checksum), (Revision(700), 598, true));
-        assert_eq!(found.members, ["a"]);
+        let found = check(&path, true).unwrap();
+        assert_eq!((found.content.revision, found.content.revisions, found.checksum), (Revision(700), 598, true));
+        assert_eq!(found.content.members, ["a"]);
         let backend = dir.path().join("etcd/member/snap/db");
-        let bare = check(&backend, false, &Meter::default()).unwrap();
-        assert_eq!((bare.checksum, bare.hash, bare.bytes + 32), (false, found.hash, found.bytes));
-        let error = check(&backend, true, &Meter::default()).unwrap_err();
+        let bare = check(&backend, false).unwrap();
+        assert_eq!((bare.checksum, bare.content.hash, bare.bytes + 32), (false, found.content.hash, found.bytes));
+        let error = check(&backend, true).unwrap_err();
         assert!(matches!(error, SnapshotError::Digest(DigestError::Length(_))), "{error}");
     }
 
@@ -183,7 +186,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], checksum| {
             std::fs::write(&path, bytes).unwrap();
-            check(&path, checksum, &Meter::default()).unwrap_err()
+            check(&path, checksum).unwrap_err()
         };
         assert!(matches!(refused(&whole[..whole.len() - 512], true), SnapshotError::Digest(DigestError::Mismatch)));
         assert!(matches!(refused(&whole[..8000], true), SnapshotError::Digest(DigestError::Length(8000))));
@@ -194,7 +197,7 @@ mod tests {
         let sum = Sha256::digest(&damaged);
         damaged.extend_from_slice(&sum);
         assert!(matches!(refused(&damaged, true), SnapshotError::Backend(_)));
-        assert!(check(&dir.path().join("none"), true, &Meter::default()).is_err());
+        assert!(check(&dir.path().join("none"), true).is_err());
         // A right checksum that does not match is damage, also where none is needed.
         let mut changed = whole;
         changed[5000] ^= 1;

@@ -1,8 +1,7 @@
 //! `syncer snapshot`: take one, list them, look through one.
 
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,6 +10,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::check::check;
+use super::fetched::Fetched;
 use super::name::{SnapshotName, expired};
 use super::save::save;
 use super::target::Target;
@@ -19,7 +19,6 @@ use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::migrate::command::Output;
-use crate::migrate::progress::{Meter, Show, shown};
 use crate::pki::PkiPaths;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
@@ -34,16 +33,19 @@ pub enum SnapshotCommand {
     #[command(
         long_about = "Streams a snapshot from a running member, checks it, and only then gives it its name. By default the \
             member is the one of this pod, with this pod's certificates; --endpoint names another etcd, whose certificates \
-            --cacert, --cert and --key name.",
+            --cacert, --cert and --key name.\n\nA place is a directory, or a bucket of an object storage that speaks S3: \
+            s3://BUCKET/PREFIX, with endpoint, region and credentials from the environment as the AWS tools have them \
+            (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or a web identity's).",
         after_long_help = "Examples:\n  \
             syncer snapshot save --to /backups\n      \
             in a pod: kubectl exec my-vcluster-0 -- syncer snapshot save --to /data/snapshots\n  \
+            syncer snapshot save --to s3://my-backups/my-vcluster --keep 7\n  \
             syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster"
     )]
     Save(Box<SaveArgs>),
     /// List the snapshots that are kept in a place.
     List {
-        /// The place: a directory.
+        /// The place: a directory, or s3://BUCKET/PREFIX.
         #[arg(long, value_name = "PLACE")]
         from: Target,
         /// Form of the list.
@@ -54,7 +56,8 @@ pub enum SnapshotCommand {
     #[command(after_long_help = "The hash is the one that `etcdutl snapshot status` shows.\n\n\
         Exit codes: 0 it can be relied on   1 it cannot be read   4 it is damaged, cut off, or no snapshot")]
     Verify {
-        /// The file: a snapshot of syncer's or etcdctl's.
+        /// The file: a snapshot of syncer's or etcdctl's. One in a bucket, s3://BUCKET/PREFIX/NAME, is fetched to TMPDIR
+        /// first.
         file: PathBuf,
         /// Take a file without a checksum at its end, such as a copy of etcd's own member/snap/db.
         #[arg(long)]
@@ -68,7 +71,7 @@ pub enum SnapshotCommand {
 /// Arguments of `syncer snapshot save`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SaveArgs {
-    /// Where to keep it: a directory, made when it is missing.
+    /// Where to keep it: a directory, made when it is missing, or s3://BUCKET/PREFIX.
     #[arg(long, value_name = "PLACE")]
     pub to: Target,
     /// Afterwards remove the oldest of this virtual cluster, so that so many are left.
@@ -92,8 +95,8 @@ pub struct SaveArgs {
 ///
 /// # Errors
 /// [`Exit::Fault`] if it cannot be read.
-pub fn list(from: &Target, output: Output) -> anyhow::Result<String> {
-    let found = from.list().with_context(|| format!("list the snapshots in {from}"))?;
+pub async fn list(from: &Target, output: Output) -> anyhow::Result<String> {
+    let found = from.list().await?;
     if output == Output::Json {
         return Ok(format!("{:#}\n", json!({ "place": from, "snapshots": found })));
     }
@@ -107,14 +110,14 @@ pub fn list(from: &Target, output: Output) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Looks through a file.
+/// Looks through a snapshot; one in a bucket is fetched first.
 ///
 /// # Errors
 /// [`Exit::RefusedSource`] if it is not a snapshot that can be relied on.
-pub fn verify(file: &std::path::Path, skip_hash_check: bool, output: Output) -> anyhow::Result<String> {
-    let meter = Meter::default();
-    let show = if output == Output::Json { Show::Nothing } else { Show::Auto };
-    let found = shown(show, &meter, || check(file, !skip_hash_check, &meter));
+pub async fn verify(file: &Path, skip_hash_check: bool, output: Output) -> anyhow::Result<String> {
+    let here = Fetched::from(file, &RealDisk, &std::env::temp_dir()).await?;
+    let path = here.path().to_owned();
+    let found = tokio::task::spawn_blocking(move || check(&path, !skip_hash_check)).await.context("read it")?;
     let found = found.map_err(|e| e.refused(&file.display().to_string()))?;
     if output == Output::Json {
         return Ok(format!("{:#}\n", serde_json::to_value(&found)?));
@@ -124,10 +127,10 @@ pub fn verify(file: &std::path::Path, skip_hash_check: bool, output: Output) -> 
     line("file", file.display().to_string())?;
     line("bytes", found.bytes.to_string())?;
     line("checksum", if found.checksum { "right" } else { "none" }.to_owned())?;
-    line("revision", found.revision.to_string())?;
-    line("revisions", format!("{} of keys are in it", found.revisions))?;
-    line("members", found.members.join(", "))?;
-    line("hash", format!("{:x}", found.hash))?;
+    line("revision", found.content.revision.to_string())?;
+    line("revisions", format!("{} of keys are in it", found.content.revisions))?;
+    line("members", found.content.members.join(", "))?;
+    line("hash", format!("{:x}", found.content.hash))?;
     Ok(text)
 }
 
@@ -143,29 +146,25 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
         let what = format!("the etcd at {} is a learner, which may lack what the others have", endpoint.url);
         return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
     }
-    let meter = Arc::new(Meter::default());
     let name = SnapshotName::new(&settings.name, OffsetDateTime::now_utc());
-    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size, &meter).await?;
+    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size).await?;
     let mut removed = Vec::new();
     if let Some(keep) = args.keep {
-        let kept = args.to.list().context("list the snapshots")?.into_iter().map(|stored| stored.name);
+        let kept = args.to.list().await?.into_iter().map(|stored| stored.name);
         for old in expired(kept, &settings.name, keep as usize) {
-            args.to.remove(&RealDisk, &old).context("remove an old snapshot")?;
+            args.to.remove(&RealDisk, &old).await?;
             removed.push(old);
         }
     }
-    let content = &saved.content;
     Ok(match args.output {
         Output::Json => format!("{:#}\n", json!({ "place": args.to, "snapshot": saved, "removed": removed })),
         Output::Text => {
-            let place = args.to.file(&saved.name);
-            let mut text = format!(
-                "saved {} ({} bytes) at revision {}; hash {:x}\n",
-                place.display(),
-                content.bytes,
-                content.revision,
-                content.hash
-            );
+            let place = args.to.place_of(&saved.name);
+            let mut text = format!("saved {place} ({} bytes)", saved.bytes);
+            if let Some(content) = &saved.content {
+                write!(text, " at revision {}; hash {:x}", content.revision, content.hash)?;
+            }
+            text.push('\n');
             for old in removed {
                 writeln!(text, "removed {old}")?;
             }

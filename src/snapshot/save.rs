@@ -6,15 +6,16 @@ use anyhow::{Context, ensure};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::check::{CheckedSnapshot, content};
+use super::bucket::Bucket;
+use super::check::{StoreContent, content};
 use super::digest::SnapshotDigest;
+use super::directory::{Directory, Upload};
 use super::name::SnapshotName;
-use super::target::{Target, Upload};
+use super::target::Target;
 use crate::crash_point;
-use crate::disk::{Disk, parent_of};
-use crate::etcd::client::EtcdClient;
+use crate::disk::Disk;
+use crate::etcd::client::{EtcdClient, SnapshotStream};
 use crate::exit::{Exit, refuse};
-use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
@@ -28,12 +29,15 @@ const LEFT_FREE: u64 = 256 << 20;
 pub struct Saved {
     /// Its name.
     pub name: SnapshotName,
-    /// What is in it.
-    #[serde(flatten)]
-    pub content: CheckedSnapshot,
+    /// Its length in bytes, checksum included.
+    pub bytes: u64,
+    /// What is in it; not known of one in a bucket, which is not read again.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub content: Option<StoreContent>,
 }
 
-/// Takes a snapshot of the member that `etcd` asks, whose backend has `size` bytes, and keeps it in `target` as `name`, or as the next that is not taken.
+/// Takes a snapshot of the member that `etcd` asks, whose backend has `size` bytes, and keeps it in `target` as `name`, or
+/// as the next that is not taken.
 ///
 /// # Errors
 /// Nothing is left in the target then; what cannot be removed is removed by the next save. etcd's end of the stream, a
@@ -44,27 +48,54 @@ pub async fn save<D: Disk + Clone + 'static>(
     target: &Target,
     name: &SnapshotName,
     size: u64,
-    meter: &std::sync::Arc<Meter>,
 ) -> anyhow::Result<Saved> {
-    meter.begin(Stage::Copy, 0);
-    let mut stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
+    let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
+    match target {
+        Target::Directory(dir) => into_directory(disk, stream, dir, name, size).await,
+        Target::Bucket(bucket) => into_bucket(stream, bucket, name).await,
+    }
+}
+
+async fn into_bucket(mut stream: SnapshotStream, bucket: &Bucket, name: &SnapshotName) -> anyhow::Result<Saved> {
+    let mut upload = bucket.begin(name).await?;
+    let received = async {
+        while let Some(piece) = stream.next().await.context("receive the snapshot from etcd")? {
+            upload.write(&piece).await?;
+            crash_point!("snapshot-half-written");
+        }
+        anyhow::Ok(())
+    };
+    if let Err(error) = received.await {
+        upload.abort().await;
+        return Err(error);
+    }
+    let name = upload.name().clone();
+    let bytes = upload.commit().await.with_context(|| format!("keep the snapshot {name} in {bucket}"))?;
+    Ok(Saved { name, bytes, content: None })
+}
+
+async fn into_directory<D: Disk + Clone + 'static>(
+    disk: &D,
+    mut stream: SnapshotStream,
+    dir: &Directory,
+    name: &SnapshotName,
+    size: u64,
+) -> anyhow::Result<Saved> {
     let mut name = name.clone();
     let upload = loop {
-        match target.begin(disk, &name) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && target.file(&name).exists() => {
-                name = name.later()
-            }
-            begun => break begun.map_err(|e| not_begun(e, target))?,
+        match dir.begin(disk, &name) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && dir.file(&name).exists() => name = name.later(),
+            begun => break begun.map_err(|e| not_begun(e, dir))?,
         }
     };
-    if let Err(refusal) = room(&parent_of(upload.path()), size, space::free(&parent_of(upload.path()))?) {
+    if let Err(refusal) = room(&dir.0, size, space::free(&dir.0)?) {
         upload.abort(disk).context("remove what was begun")?;
         return Err(refusal);
     }
     let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
-    let (disk, counted) = (disk.clone(), meter.clone());
+    let disk = disk.clone();
     // Disks block, and whoever calls this looks after more than a snapshot.
-    let writing = tokio::task::spawn_blocking(move || written(&disk, upload, arriving, &counted));
+    let writing = tokio::task::spawn_blocking(move || written(&disk, upload, arriving));
     let received = async {
         while let Some(piece) = stream.next().await? {
             // The writer is gone only when it has failed: its own word counts.
@@ -79,12 +110,12 @@ pub async fn save<D: Disk + Clone + 'static>(
     drop(pieces);
     let written = writing.await.context("write the snapshot")?;
     received.context("receive the snapshot from etcd")?;
-    let content = written.with_context(|| format!("keep the snapshot {name} in {target}"))?;
-    Ok(Saved { name, content })
+    let (bytes, content) = written.with_context(|| format!("keep the snapshot {name} in {}", dir.0.display()))?;
+    Ok(Saved { name, bytes, content: Some(content) })
 }
 
 /// Refuses if a snapshot of `size` bytes would leave too little of `free`.
-fn room(dir: &Path, size: u64, free: u64) -> anyhow::Result<()> {
+pub(super) fn room(dir: &Path, size: u64, free: u64) -> anyhow::Result<()> {
     if size.saturating_add(LEFT_FREE) <= free {
         return Ok(());
     }
@@ -105,8 +136,8 @@ enum Piece {
     End,
 }
 
-fn not_begun(error: std::io::Error, target: &Target) -> anyhow::Error {
-    let what = format!("a snapshot cannot be kept in {target}: {error}");
+fn not_begun(error: std::io::Error, dir: &Directory) -> anyhow::Error {
+    let what = format!("a snapshot cannot be kept in {}: {error}", dir.0.display());
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             refuse(Exit::RefusedSpace, what, "make room, or name another place")
@@ -120,9 +151,8 @@ fn written(
     disk: &dyn Disk,
     mut upload: Upload,
     mut arriving: mpsc::Receiver<Piece>,
-    meter: &Meter,
-) -> anyhow::Result<CheckedSnapshot> {
-    let checked = take(&mut upload, &mut arriving, meter);
+) -> anyhow::Result<(u64, StoreContent)> {
+    let checked = take(&mut upload, &mut arriving);
     match checked {
         Ok(content) => {
             crash_point!("snapshot-before-commit");
@@ -139,7 +169,7 @@ fn written(
     }
 }
 
-fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>, meter: &Meter) -> anyhow::Result<CheckedSnapshot> {
+fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>) -> anyhow::Result<(u64, StoreContent)> {
     let mut digest = SnapshotDigest::default();
     let mut whole = false;
     while let Some(piece) = arriving.blocking_recv() {
@@ -147,7 +177,6 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>, meter: &Meter
             Piece::Bytes(bytes) => {
                 upload.write(&bytes)?;
                 digest.update(&bytes);
-                meter.advance(0, bytes.len() as u64);
                 crash_point!("snapshot-half-written");
             }
             Piece::End => whole = true,
@@ -157,10 +186,9 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>, meter: &Meter
     let bytes = digest.bytes();
     digest.finish().context("check what etcd has sent")?;
     upload.sync()?;
-    meter.begin(Stage::Verify, 0);
     // The checksum of what was sent is right; what was written is read back for what is in it.
-    let content = content(upload.path(), meter).map_err(|e| e.refused("what was written"))?;
-    Ok(CheckedSnapshot { bytes, checksum: true, ..content })
+    let content = content(upload.path()).map_err(|e| e.refused("what was written"))?;
+    Ok((bytes, content))
 }
 
 #[cfg(test)]

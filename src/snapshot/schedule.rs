@@ -5,7 +5,12 @@ use std::str::FromStr;
 
 use cronexpr::{Crontab, FallbackTimezoneOption, MakeTimestamp, ParseOptions};
 use serde::{Serialize, Serializer};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
+
+use super::name::SnapshotName;
+
+/// So far the clocks of pods may differ.
+const CLOCKS: Duration = Duration::minutes(1);
 
 /// Names for whole expressions, as in CronJobs.
 const NAMED: [(&str, &str); 7] = [
@@ -76,10 +81,19 @@ impl Schedule {
         OffsetDateTime::from_unix_timestamp(next.timestamp().as_second()).ok()
     }
 
-    /// When the next snapshot is due, if the newest was taken at `newest`; if there is none, after `since`. A time in the
-    /// past: it was missed, and is made up for at once, once for however many were missed.
-    pub fn due(&self, newest: Option<OffsetDateTime>, since: OffsetDateTime) -> Option<OffsetDateTime> {
-        self.after(newest.unwrap_or(since))
+    /// When the next snapshot of `cluster` is due at `now`, where `kept` are there; after `since` if none is. A time in the
+    /// past: it was missed, and is made up for at once, once for however many were missed. `None`: never again.
+    ///
+    /// One that a wrong clock has named after a time to come must not keep others from being taken until then.
+    pub fn due<'a>(
+        &self,
+        kept: impl IntoIterator<Item = &'a SnapshotName>,
+        cluster: &str,
+        now: OffsetDateTime,
+        since: OffsetDateTime,
+    ) -> Option<OffsetDateTime> {
+        let taken = kept.into_iter().filter(|kept| kept.cluster() == cluster).map(SnapshotName::taken);
+        self.after(taken.filter(|taken| *taken <= now + CLOCKS).max().unwrap_or(since))
     }
 }
 
@@ -108,11 +122,19 @@ mod tests {
     #[test]
     fn missed_ones_are_made_up_for_once() {
         let schedule: Schedule = "@hourly".parse().unwrap();
-        let since = at("2026-11-24T10:30:00Z");
-        assert_eq!(schedule.due(None, since), Some(at("2026-11-24T11:00:00Z")));
-        let long_ago = schedule.due(Some(at("2026-11-20T00:00:00Z")), since).unwrap();
-        assert!(long_ago < since, "{long_ago}");
-        assert_eq!(schedule.due(Some(since), since), Some(at("2026-11-24T11:00:00Z")));
+        let (since, now) = (at("2026-11-24T10:30:00Z"), at("2026-11-24T10:45:00Z"));
+        let due = |kept: &[&str]| {
+            let kept: Vec<_> = kept.iter().map(|name| name.parse::<SnapshotName>().unwrap()).collect();
+            schedule.due(&kept, "vc", now, since).unwrap()
+        };
+        let (missed, next) = (at("2026-11-20T01:00:00Z"), at("2026-11-24T11:00:00Z"));
+        assert_eq!(due(&[]), next);
+        assert_eq!(due(&["vc-20261120T000000Z.db"]), missed);
+        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20261124T104500Z.db"]), next);
+        // Another cluster's does not count, and neither does one of a time to come; clocks may differ a little.
+        assert_eq!(due(&["vc-20261120T000000Z.db", "o-20261124T104500Z.db"]), missed);
+        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20270101T000000Z.db"]), missed);
+        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20261124T104600Z.db"]), next);
     }
 
     #[test]

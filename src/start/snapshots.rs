@@ -4,19 +4,15 @@
 //! up for, and one that another pod has taken is not taken again where they share the place.
 
 use std::convert::Infallible;
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use time::OffsetDateTime;
 
 use super::pod::{ETCD_DEADLINE, Pod};
-use crate::migrate::progress::Meter;
 use crate::settings::SnapshotSettings;
 use crate::snapshot::name::{SnapshotName, expired};
 use crate::snapshot::save::save;
-use crate::snapshot::target::Stored;
 
 /// Between two looks at the clock at most: it may be set.
 const LOOK: Duration = Duration::from_secs(15 * 60);
@@ -24,9 +20,7 @@ const LOOK: Duration = Duration::from_secs(15 * 60);
 const FOLLOWER: Duration = Duration::from_secs(30);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(60);
-/// So far the clocks of pods may differ.
-const CLOCKS: time::Duration = time::Duration::minutes(1);
-/// A file system that hangs must not keep this from seeing changed settings.
+/// A place that hangs must not keep this from seeing changed settings.
 const LISTING: Duration = Duration::from_secs(60);
 
 /// Takes snapshots for as long as it is polled.
@@ -61,10 +55,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
 async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> anyhow::Result<Duration> {
     let name = &pod.settings.name;
     let now = OffsetDateTime::now_utc();
-    // One that a wrong clock has named after a time to come must not keep this from taking any until then.
-    let counts = |kept: &SnapshotName| kept.cluster() == name && kept.taken() <= now + CLOCKS;
-    let newest = kept(wanted).await?.into_iter().map(|stored| stored.name).filter(counts).max();
-    let due = wanted.schedule.due(newest.map(|newest| newest.taken()), since).context("the schedule has ended")?;
+    let due = wanted.schedule.due(&kept(wanted).await?, name, now, since).context("the schedule has ended")?;
     if due > now {
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
     }
@@ -73,20 +64,19 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> an
     if status.leader != Some(status.member) {
         return Ok(FOLLOWER);
     }
-    let (name_now, meter) = (SnapshotName::new(name, now), Arc::new(Meter::default()));
-    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &meter).await?;
-    let content = &saved.content;
-    tracing::info!(name = %saved.name, target = %wanted.target, bytes = content.bytes, revision = content.revision.0, "snapshot kept");
-    for old in expired(kept(wanted).await?.into_iter().map(|stored| stored.name), name, wanted.keep as usize) {
-        wanted.target.remove(&pod.disk, &old).with_context(|| format!("remove the old snapshot {old}"))?;
+    let name_now = SnapshotName::new(name, now);
+    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size).await?;
+    let revision = saved.content.map(|content| content.revision.0);
+    tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
+    for old in expired(kept(wanted).await?, name, wanted.keep as usize) {
+        wanted.target.remove(&pod.disk, &old).await?;
         tracing::info!(name = %old, "old snapshot removed");
     }
     Ok(Duration::ZERO)
 }
 
-async fn kept(wanted: &SnapshotSettings) -> anyhow::Result<Vec<Stored>> {
-    let target = wanted.target.clone();
-    let listing = tokio::task::spawn_blocking(move || target.list());
-    let listed = tokio::time::timeout(LISTING, listing).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut));
-    listed.and_then(|joined| joined.map_err(io::Error::other)).flatten().context("list the snapshots")
+async fn kept(wanted: &SnapshotSettings) -> anyhow::Result<Vec<SnapshotName>> {
+    let listed = tokio::time::timeout(LISTING, wanted.target.list()).await;
+    let listed = listed.with_context(|| format!("list the snapshots in {}", wanted.target))??;
+    Ok(listed.into_iter().map(|stored| stored.name).collect())
 }

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, against real etcd, kine and kube-apiserver (`scripts/parts`).
 
+mod bucket;
 mod cli;
 mod container;
 mod datadir;

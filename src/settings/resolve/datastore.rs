@@ -116,7 +116,7 @@ impl Resolver<'_> {
         let schedule = self.take("etcd.snapshots.schedule", given, "none are taken", || None)?;
         let keep = self.take("etcd.snapshots.keep", self.spot(values.keep), "", || 5);
         let dir = data_dir.join("snapshots");
-        let target = self.take("etcd.snapshots.target", self.spot(values.target), "", || Target::Directory(dir));
+        let target = self.take("etcd.snapshots.target", self.spot(values.target), "", || Target::directory(dir));
         Some(SnapshotSettings { schedule, keep, target })
     }
 

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use super::section::{Fault, Section, Spot};
+use crate::snapshot::directory::Directory;
 use crate::snapshot::schedule::Schedule;
 use crate::snapshot::target::Target;
 
@@ -110,8 +111,9 @@ fn snapshot_count(spot: Spot<i64>) -> Spot<u64> {
 fn snapshots(section: &Section<'_>) -> Result<SnapshotValues, Fault> {
     section.only(&["schedule", "keep", "target"], &[])?;
     let schedule = parsed(section, "schedule", "such as \"0 */6 * * *\" or \"@daily\", in UTC")?;
-    let target: Option<Spot<Target>> = parsed(section, "target", "an absolute path of a directory in the pod")?;
-    if let Some(Spot { value: Target::Directory(dir), line }) = &target
+    let target: Option<Spot<Target>> =
+        parsed(section, "target", "an absolute path of a directory in the pod, or s3://BUCKET/PREFIX")?;
+    if let Some(Spot { value: Target::Directory(Directory(dir)), line }) = &target
         && !dir.is_absolute()
     {
         let what = format!("{} is {}, which is not absolute", section.name("target"), dir.display());

@@ -14,6 +14,7 @@ pub mod pod;
 pub mod populate;
 pub mod processes;
 pub mod statefulset;
+pub mod versitygw;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,0 +1,158 @@
+//! Snapshots in a bucket of a real S3 server.
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::etcd::{Etcd, EtcdSpec, output, program, run};
+use crate::support::pod::TestPod;
+use crate::support::versitygw::{ACCESS_KEY, SECRET_KEY, VersityGw};
+use crate::support::{free_port, poll, syncer};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn snapshot(server: &VersityGw, args: &[&str]) -> Command {
+    let mut command = Command::new(syncer());
+    command.arg("snapshot").args(args).env_clear().envs(server.env());
+    command
+}
+
+/// Runs it; whatever it prints, the credentials are not in it.
+fn ran(command: &mut Command) -> Output {
+    let out = command.output().expect("syncer runs");
+    for said in [&out.stdout, &out.stderr] {
+        let said = String::from_utf8_lossy(said);
+        assert!(!said.contains(SECRET_KEY) && !said.contains(ACCESS_KEY), "{said}");
+    }
+    out
+}
+
+fn error_of(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+fn json(out: &Output) -> Value {
+    assert!(out.status.success(), "{}", error_of(out));
+    serde_json::from_slice(&out.stdout).expect("JSON")
+}
+
+/// An etcd whose snapshot has several parts, the last of them a short one.
+fn etcd(home: &std::path::Path) -> Etcd {
+    let etcd = EtcdSpec::new("3.6", "a", &home.join("etcd")).start();
+    run(async {
+        let mut client = etcd.client().await;
+        for n in 0..24u32 {
+            let value: Vec<u8> = (0..1_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> (n % 24)) as u8).collect();
+            client.put(format!("/registry/configmaps/default/{n}"), value, None).await.expect("put");
+        }
+    });
+    etcd
+}
+
+#[test]
+fn one_in_a_bucket_is_what_etcd_has_sent() {
+    for tls in [false, true] {
+        let server = VersityGw::start(tls, &["backups"]);
+        let home = tempfile::tempdir().unwrap();
+        let etcd = etcd(home.path());
+        let url = etcd.spec.client_url();
+        let place = "s3://backups/vc";
+        for foreign in ["vc/notes.txt", "vc/deeper/vc-20200101T000000Z.db", "vc-20200101T000000Z.db"] {
+            let file = server.object("backups", foreign);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "x").unwrap();
+        }
+        let save = ["save", "--to", place, "--endpoint", &url, "--name", "vc", "--keep", "2", "-o", "json"];
+        let names: Vec<_> = (0..3)
+            .map(|_| json(&ran(&mut snapshot(&server, &save)))["snapshot"]["name"].as_str().expect("a name").to_owned())
+            .collect();
+        let listed = json(&ran(&mut snapshot(&server, &["list", "--from", place, "-o", "json"])));
+        let listed: Vec<_> = listed["snapshots"].as_array().unwrap().iter().map(|kept| kept["name"].clone()).collect();
+        assert_eq!(listed, names[1..], "the oldest went, and the others' are let be");
+        assert_eq!(server.objects("backups", "vc").len(), 3);
+        assert!(server.object("backups", "vc-20200101T000000Z.db").exists());
+
+        let object = server.object("backups", &format!("vc/{}", names[2]));
+        assert!(object.metadata().unwrap().len() > 3 * (8 << 20), "it has several parts");
+        let mut status = Command::new(program("etcdutl", "3.6"));
+        let status = output(status.args(["snapshot", "status", "-w", "json"]).arg(&object));
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let at = format!("{place}/{}", names[2]);
+        let scratch = home.path().join("scratch");
+        std::fs::create_dir(&scratch).unwrap();
+        let verified = ran(snapshot(&server, &["verify", &at, "-o", "json"]).env("TMPDIR", &scratch));
+        let hash = format!("{:x}", status["hash"].as_u64().expect("a hash"));
+        assert_eq!(json(&verified)["hash"], hash);
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "the copy is gone");
+
+        // Damage in the bucket, and what is not there.
+        let mut bytes = std::fs::read(&object).unwrap();
+        bytes[5_000_000] ^= 1;
+        std::fs::write(&object, bytes).unwrap();
+        for (of, code, want) in [
+            (at.as_str(), 4, "damaged"),
+            ("s3://backups/vc/vc-20990101T000000Z.db", 4, "there is no vc-20990101T000000Z.db in s3://backups/vc"),
+            ("s3://backups", 2, "name a snapshot"),
+        ] {
+            let out = ran(&mut snapshot(&server, &["verify", of]));
+            assert_eq!(out.status.code(), Some(code), "{of}: {}", error_of(&out));
+            assert!(error_of(&out).contains(want), "{of}: {}", error_of(&out));
+        }
+    }
+}
+
+#[test]
+fn a_save_that_fails_leaves_nothing_that_looks_whole() {
+    let server = VersityGw::start(false, &["backups"]);
+    let home = tempfile::tempdir().unwrap();
+    let etcd = etcd(home.path());
+    let url = etcd.spec.client_url();
+    let save = ["save", "--to", "s3://backups", "--endpoint", &url, "--name", "vc", "-o", "json"];
+    for point in ["snapshot-half-written", "snapshot-before-commit"] {
+        let out = ran(snapshot(&server, &save).env("SYNCER_CRASH_AT", point));
+        assert_eq!(out.status.code(), None, "{point}: {}", error_of(&out));
+        let listed = json(&ran(&mut snapshot(&server, &["list", "--from", "s3://backups", "-o", "json"])));
+        assert_eq!((listed["snapshots"].as_array().map(Vec::len), server.objects("backups", "").len()), (Some(0), 0));
+    }
+    let out = ran(snapshot(&server, &save).env("SYNCER_CRASH_AT", "snapshot-committed"));
+    assert_eq!(out.status.code(), None, "{}", error_of(&out));
+    let name = server.objects("backups", "").remove(0);
+    json(&ran(&mut snapshot(&server, &["verify", &format!("s3://backups/{name}"), "-o", "json"])));
+
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    for (name, value, place, code, want) in [
+        ("AWS_SECRET_ACCESS_KEY", "another", "s3://backups", 2, "403 Forbidden"),
+        ("AWS_ACCESS_KEY_ID", "another", "s3://backups", 2, "credentials"),
+        ("AWS_REGION", "us-east-1", "s3://no-such-bucket", 2, "s3://no-such-bucket"),
+        ("AWS_ENDPOINT_URL", nobody.as_str(), "s3://backups", 1, "s3://backups"),
+    ] {
+        for args in [&["save", "--to", place, "--endpoint", &url][..], &["list", "--from", place]] {
+            let out = ran(snapshot(&server, args).env(name, value));
+            assert_eq!(out.status.code(), Some(code), "{name} {args:?}: {}", error_of(&out));
+            assert!(error_of(&out).contains(want), "{name} {args:?}: {}", error_of(&out));
+        }
+    }
+    assert_eq!(server.objects("backups", "").len(), 1);
+}
+
+#[test]
+fn a_pod_keeps_snapshots_in_a_bucket() {
+    let server = VersityGw::start(false, &["backups"]);
+    let old = server.object("backups", "syncer-20240102T000000Z.db");
+    std::fs::write(&old, "x").unwrap();
+    let mut pod = TestPod::new();
+    pod.values(
+        "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '@yearly'\n    keep: 1\n    target: s3://backups\n",
+    );
+    let mut command = pod.command("none", &[]);
+    command.envs(server.env());
+    pod.spawn(command);
+    let name = poll("a snapshot is kept, and the old one is gone", SOON, || {
+        let mut kept = server.objects("backups", "");
+        (kept.len() == 1 && !old.exists()).then(|| kept.remove(0))
+    });
+    json(&ran(&mut snapshot(&server, &["verify", &format!("s3://backups/{name}"), "-o", "json"])));
+    assert!(pod.stop().success());
+    assert!(!pod.log().contains(SECRET_KEY) && !pod.log().contains(ACCESS_KEY), "{}", pod.log());
+}
