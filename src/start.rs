@@ -21,7 +21,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -162,7 +162,21 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let files = crate::settings::watch::follow(Arc::clone(&loader), settings.clone());
     let (now, wanted) = wanted::follow(files, host.as_ref());
     let etcd = version.map(|version| (etcd, version));
-    let pod = Pod { settings, loader, now, pki, shared_ca, disk, lock, etcd, own, surveyor, host, health };
+    let pod = Pod {
+        settings,
+        loader,
+        now,
+        pki,
+        shared_ca,
+        disk,
+        lock,
+        etcd,
+        own,
+        surveyor,
+        host,
+        health,
+        broken: Mutex::default(),
+    };
     let result = Box::pin(live(&pod, &servers, &companions, &mut stop)).await;
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
     tasks.into_iter().flatten().for_each(|task| task.abort());
@@ -193,7 +207,8 @@ async fn live(
         };
         // A joiner's list of the members holds for one start; whom the cluster does not know may join it anew.
         let joins = matches!(bootstrap, Some(Bootstrap::Existing { .. }));
-        let anew = Anew { unserved: joins, refused: pod.surveyor.is_some() };
+        let among_others = pod.surveyor.is_some();
+        let anew = Anew { unserved: joins, refused: among_others, damaged: among_others };
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
@@ -216,9 +231,7 @@ async fn live(
         let certificates =
             crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
         let stopped = tokio::select! {
-            stopped = supervise::run(plan, stop, pod.health.clone()) => {
-                stopped.inspect_err(|error| boot::note_damage(pod, error))?
-            }
+            stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
             never = follow_settings(pod, &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
@@ -236,6 +249,7 @@ async fn live(
             }
             Stopped::ByControl => {}
             Stopped::ByEtcd(error) => {
+                boot::note_damage(pod, &error);
                 let pause = rounds.failed(begun.elapsed());
                 if rounds.failures() >= FAILURES_MAX {
                     return Err(error);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 
 use super::back;
-use super::pod::{Look, Pod};
+use super::pod::{Broken, Look, Pod};
 use super::readiness;
 use crate::boot::{
     self, BootDecision, DataDirFact, Facts, Known, MarkerWrite, Notes, PeerFact, PeerState, Record, Warning,
@@ -16,7 +16,7 @@ use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
 use crate::etcd::{client, launch};
-use crate::exit::{Exit, exit_of, refuse};
+use crate::exit::{Exit, ExitError, exit_of, refuse};
 use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
@@ -30,7 +30,6 @@ use crate::reset;
 use crate::rules::Rules;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
-use crate::supervise::exit::INCONSISTENT;
 use crate::telemetry::{self, Phase};
 
 /// Between two looks of a pod that waits, at first and at most.
@@ -387,10 +386,12 @@ impl Boot<'_> {
 }
 
 /// Notes that etcd ended because of damage to this volume's data dir, if `error` says so: an inspection need not see what
-/// etcd stumbles over. Not if members differ, as nothing tells which of them is right.
+/// etcd stumbles over. This process starts etcd on it no more: it waits for the others, or refuses where there are none.
 pub fn note_damage(pod: &Pod, error: &anyhow::Error) {
-    let Some((member, _)) = pod.own.member() else { return };
-    if exit_of(error) == Exit::RefusedDataDir && !format!("{error:#}").contains(INCONSISTENT) {
+    let Some((member, cluster)) = pod.own.member() else { return };
+    if exit_of(error) == Exit::RefusedDataDir {
+        let why = error.downcast_ref::<ExitError>().map_or_else(|| error.to_string(), |error| error.what.clone());
+        pod.is_broken(Broken { member, cluster, why });
         let noted = notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.damaged = Some(member));
         if let Err(error) = noted {
             tracing::warn!("the damage could not be noted: {error:#}");

@@ -2,18 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::boot::{Desired, Facts};
+use crate::boot::{DataDirFact, Desired, Facts, Known};
 use crate::datadir::DatadirLock;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::version::EtcdVersion;
 use crate::host::{self, Host};
-use crate::ids::Ordinal;
+use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::observe;
 use crate::peer::Own;
 use crate::peer::survey::{Survey, Surveyor};
@@ -51,6 +51,31 @@ pub struct Pod {
     pub host: Option<Host>,
     /// What probes are told.
     pub health: watch::Sender<Health>,
+    /// The data dir on which etcd has ended, if it did so for damage.
+    pub broken: Mutex<Option<Broken>>,
+}
+
+/// A data dir that is damaged by etcd's word, whatever an inspection says.
+#[derive(Clone, Debug)]
+pub struct Broken {
+    /// Whose it is.
+    pub member: MemberId,
+    /// Which cluster it belongs to.
+    pub cluster: ClusterId,
+    /// What etcd said.
+    pub why: String,
+}
+
+impl Broken {
+    /// As long as it is this data dir that is there.
+    fn add_to(&self, facts: &mut Facts) {
+        let Broken { member, cluster, why } = self.clone();
+        if facts.data_dir == (DataDirFact::Valid { member, cluster }) {
+            facts.log = Known::Unknown(why.clone());
+            facts.damaged = Some((member, cluster));
+            facts.data_dir = DataDirFact::Damaged(why);
+        }
+    }
 }
 
 impl Pod {
@@ -109,6 +134,11 @@ impl Pod {
         Look { survey, host: Some(view) }
     }
 
+    /// From now on this data dir is taken for damaged.
+    pub fn is_broken(&self, broken: Broken) {
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken);
+    }
+
     fn has_wal(&self) -> bool {
         self.settings.etcd_dir().join("member/wal").exists()
     }
@@ -123,6 +153,9 @@ impl Pod {
         facts.migrate_from = self.settings.etcd.migrate_from.is_some();
         if self.surveyor.is_some() {
             look.survey.add_to(&mut facts);
+        }
+        if let Some(broken) = &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {
+            broken.add_to(&mut facts);
         }
         facts.shared_ca |= self.shared_ca;
         if let Some(view) = &look.host {

@@ -57,6 +57,7 @@ const DAMAGE: &[&str] = &[
     "failed to find db file from snapshot",
     "of the backend is missing",
     "failed to read WAL",
+    "failed to unmarshal mvccpb.KeyValue",
     INCONSISTENT,
 ];
 

@@ -67,6 +67,8 @@ pub struct Anew {
     pub unserved: bool,
     /// The cluster is not as the command line or the data dir says, or the member was removed from it.
     pub refused: bool,
+    /// Its data is damaged, and others may have it.
+    pub damaged: bool,
 }
 
 /// Why a supervisor has stopped everything.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::child::{self, Child};
-use super::exit::ExitCause;
+use super::exit::{ExitCause, INCONSISTENT};
 use super::probe::{self, EtcdAccess, Watch};
 use super::relay::{self, Relay};
 use super::spec::{ChildSpec, Role};
@@ -417,6 +417,8 @@ impl Running {
             && match cause {
                 ExitCause::StoppedAsAsked => false,
                 ExitCause::Removed | ExitCause::BootstrapRefused(_) => self.anew.refused,
+                // Where members differ, nothing tells which of them is right.
+                ExitCause::Corrupt(said) => self.anew.damaged && !said.contains(INCONSISTENT),
                 cause => cause.restart_helps() && !served && self.anew.unserved,
             }
     }

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use syncer::datadir::inspect::SchemaVersion;
 use syncer::datadir::wal::read_wal;
+use syncer::datadir::{InspectedDatadir, inspect};
 
 use super::{Access, CHANGE, Scene, ask};
 use crate::statefulset_box::protocol::Policy;
@@ -29,11 +31,94 @@ fn garble_backend(etcd: &Path) {
     db.write_all_at(&noise, 8192).expect("write noise");
 }
 
+/// Where in the backend the first key of the writer stands, stale copies of its page among them.
+fn first_key(db: &[u8]) -> Vec<usize> {
+    let (prefix, len) = (b"/written/", b"/written/00000000".len());
+    let starts = db.windows(prefix.len()).enumerate().filter(|(_, w)| w == prefix).map(|(at, _)| at);
+    let keys: Vec<_> = starts.filter_map(|at| Some((db.get(at..at + len)?, at))).collect();
+    let first = keys.iter().map(|(key, _)| *key).min().expect("a key is in the backend");
+    keys.iter().filter(|(key, _)| *key == first).map(|(_, at)| *at).collect()
+}
+
+/// A page of the keys' bucket, which nothing reads before etcd builds its index.
+fn garble_keys(etcd: &Path) {
+    let file = etcd.join("member/snap/db");
+    let mut db = fs::read(&file).expect("read the backend");
+    for at in first_key(&db) {
+        let page = at / 4096 * 4096;
+        db[page..page + 4096].fill(0x5a);
+    }
+    fs::write(&file, db).expect("write the backend");
+}
+
+/// Values that are none, in pages that are whole.
+fn garble_values(etcd: &Path) {
+    let file = etcd.join("member/snap/db");
+    let mut db = fs::read(&file).expect("read the backend");
+    for at in first_key(&db) {
+        // The tag and the length before the key: no field has this tag.
+        db[at - 2] = 0x0f;
+    }
+    fs::write(&file, db).expect("write the backend");
+}
+
+type Damage = fn(&Path);
+/// What an inspection does not see, with what etcd then says.
+const ETCD_ALONE_SEES: [(Damage, &str); 2] =
+    [(garble_keys, "Page expected to be"), (garble_values, "failed to unmarshal mvccpb.KeyValue")];
+
+fn passes_inspection(etcd: &Path) {
+    let found = inspect(etcd, SchemaVersion { major: 3, minor: 7 }).expect("look at the data dir");
+    assert!(matches!(found, InspectedDatadir::Usable(_)), "{found:?}");
+}
+
+/// All pods are stopped and one data dir damaged: in order, those above the pod with the damage come only if it lets them.
+#[test]
+fn damage_that_only_etcd_sees_is_replaced_too() {
+    let mut scene = Scene::begin(Policy::OrderedReady);
+    poll("several hundred writes", CHANGE, || (scene.writer.acknowledged().len() > 300).then_some(()));
+    for (pod, (damage, said)) in (0..).zip(ETCD_ALONE_SEES) {
+        scene.set.scale_only(0).expect("stop the pods");
+        scene.set.wait("no pods", CHANGE, |s| s.settled && s.pods.is_empty()).expect("they stop");
+        let etcd = scene.set.volume(&format!("vc-{pod}")).join("etcd");
+        damage(&etcd);
+        passes_inspection(&etcd);
+        scene.set.scale_only(3).expect("start the pods");
+        let settled = scene.set.wait("three pods", CHANGE, |s| s.settled && s.pods.len() == 3);
+        settled.unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+        scene.rests(&format!("pod {pod} had a damaged data dir"), 3);
+        let log = scene.set.log(&format!("vc-{pod}"));
+        assert!(log.contains(said) && log.contains("DamagedReplaced") && log.contains("set aside"), "{}", scene.logs());
+    }
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// Nobody has what is lost: it is refused with what to do, and the data dir stays where it is.
+#[test]
+fn damage_that_only_etcd_sees_is_refused_where_there_is_nobody_else() {
+    for (damage, said) in ETCD_ALONE_SEES {
+        let scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
+        // More than a page of them: an inspection looks at the last one.
+        poll("several hundred writes", CHANGE, || (scene.writer.acknowledged().len() > 300).then_some(()));
+        assert!(!scene.writer.finish().is_empty());
+        let (set, name) = (scene.set, "vc-0");
+        set.scale_only(0).expect("stop the pod");
+        set.until("it has stopped", |s| s.settled && s.pods.is_empty());
+        let etcd = set.volume(name).join("etcd");
+        damage(&etcd);
+        passes_inspection(&etcd);
+        set.scale_only(1).expect("start the pod");
+        let refused = |log: &str| log.contains(said) && log.contains("restore a snapshot");
+        poll("it says what to do", CHANGE, || refused(&set.log(name)).then_some(()));
+        set.until("it has ended", |s| s.pods.get(&0).is_none_or(|pod| pod.failures > 0));
+        passes_inspection(&etcd);
+    }
+}
+
 /// In order: a pod that waits with a damaged data dir must let those above it come, for they have the quorum.
 #[test]
 fn a_damaged_data_dir_of_one_of_three_is_replaced_without_loss() {
     let mut scene = Scene::begin(Policy::OrderedReady);
-    type Damage = fn(&Path);
     let damages: [(u32, Damage); 3] = [(1, cut_wal), (2, empty_backend), (0, garble_backend)];
     for (pod, damage) in damages {
         // The values say three all the while: the pods only stop.
