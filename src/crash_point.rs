@@ -43,6 +43,17 @@ pub const BACK_CRASH_POINTS: &[&str] =
 /// And those that only a boot passes, behind `back-after-flip`.
 pub const BACK_BOOT_CRASH_POINTS: &[&str] = &["back-before-commit", "back-after-commit"];
 
+/// Every crash point of a move from a running etcd, beside those of the import, in the order in which it passes them.
+pub const FENCE_CRASH_POINTS: &[&str] = &[
+    "fence-recorded",
+    "fence-half-raised",
+    "fence-raised",
+    "fence-snapshot-taken",
+    "fence-held",
+    "fence-kept",
+    "fence-half-lifted",
+];
+
 /// Every crash point of a snapshot, in the order in which taking one passes them.
 pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-before-commit", "snapshot-committed"];
 
@@ -50,9 +61,16 @@ pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
     assert!(
-        [CRASH_POINTS, RESET_CRASH_POINTS, BACK_CRASH_POINTS, BACK_BOOT_CRASH_POINTS, SNAPSHOT_CRASH_POINTS]
-            .concat()
-            .contains(&name),
+        [
+            CRASH_POINTS,
+            FENCE_CRASH_POINTS,
+            RESET_CRASH_POINTS,
+            BACK_CRASH_POINTS,
+            BACK_BOOT_CRASH_POINTS,
+            SNAPSHOT_CRASH_POINTS
+        ]
+        .concat()
+        .contains(&name),
         "crash point {name} is not in the list"
     );
     // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.

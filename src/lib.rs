@@ -10,7 +10,8 @@
 //! 4. [`boot::decide`]: facts to one decision: start, form, import, join, reset, wait, run on SQLite, or refuse.
 //! 5. [`pki`]: certificates and keys; existing ones are used, never overwritten.
 //! 6. [`migrate`]: if the decision is to import: read `state.db`, write etcd's files aside, verify them by a
-//!    running etcd on loopback, put them in place, commit by renaming `state.db` to `state.db.migrated`.
+//!    running etcd on loopback, put them in place, commit by renaming `state.db` to `state.db.migrated`. Or from the
+//!    chart's deployed etcd, which is fenced first and for good ([`migrate::fenced`]).
 //! 7. [`discovery`]: in a pod, its own name must resolve to it before etcd starts.
 //!    [`etcd`]: the arguments of the etcd child; started and watched by [`supervise`].
 //!    [`peer`]: the other pods are asked what they have and what they want, and told the same.

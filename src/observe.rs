@@ -14,7 +14,7 @@ use crate::datadir::inspect::{SchemaVersion, inspect, owner};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
 use crate::ids::{Ordinal, RaftIndex};
-use crate::migrate::journal;
+use crate::migrate::{fence, journal};
 use crate::peer::ordinal_of;
 use crate::reset;
 use crate::settings::{Distro, Settings};
@@ -37,6 +37,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         enabled: settings.etcd.enabled,
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
+        fence: fence::fact(&settings.data_dir).context("read the record of a fence")?,
         data_dir: match &found {
             InspectedDatadir::Usable(dir) => {
                 let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));

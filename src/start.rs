@@ -8,6 +8,7 @@ mod back;
 mod beside;
 mod boot;
 mod leader;
+mod migrate_from;
 mod pod;
 mod readiness;
 mod reset;

@@ -66,6 +66,9 @@ pub struct Facts {
     /// A deployed etcd is to be moved from.
     #[serde(default)]
     pub migrate_from: bool,
+    /// The fence that this volume has put around a deployed etcd.
+    #[serde(default, skip_serializing_if = "FenceFact::is_absent")]
+    pub fence: FenceFact,
     /// The data dir on this pod's volume.
     pub data_dir: DataDirFact,
     /// Whose a damaged data dir is, where its WAL still tells.
@@ -116,6 +119,7 @@ impl Facts {
             enabled: true,
             migrate_back: false,
             migrate_from: false,
+            fence: FenceFact::Absent,
             data_dir,
             damaged: None,
             log: Known::default(),
@@ -209,6 +213,39 @@ pub enum JournalFact {
     },
     /// There is a journal that cannot be read.
     Damaged(String),
+}
+
+/// The record of a fence around a deployed etcd: that it takes no writes because of us.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum FenceFact {
+    /// There is none: nothing was ever moved from a running etcd.
+    #[default]
+    Absent,
+    /// It may be up. With a data dir in place the move is committed.
+    Raised {
+        /// The etcd's URL.
+        source: String,
+    },
+    /// It was lifted, and nothing was moved.
+    Lifted {
+        /// The etcd's URL.
+        source: String,
+    },
+    /// The move is committed, and the source is to take no more writes.
+    Kept {
+        /// The etcd's URL.
+        source: String,
+    },
+    /// There is a record that cannot be read.
+    Damaged(String),
+}
+
+impl FenceFact {
+    /// Whether there is no record.
+    pub fn is_absent(&self) -> bool {
+        *self == FenceFact::Absent
+    }
 }
 
 /// SQLite stores on the volume.

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, MemberId};
 use crate::rules::{Rule, Rules};
 pub use facts::{
-    DataDirFact, Desired, Facts, JournalFact, Known, LogFact, LogPosition, Member, MemberList, Notes, PeerFact,
-    PeerState, PodFact, Role, StoresFact,
+    DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, LogPosition, Member, MemberList, Notes,
+    PeerFact, PeerState, PodFact, Role, StoresFact,
 };
 pub use marker::{Marker, MarkerPhase, MarkerSeen, MarkerWrite, Stopped};
 pub use refusal::Refusal;
@@ -53,6 +53,14 @@ pub enum BootDecision {
     Import {
         /// The `state.db`.
         source: PathBuf,
+    },
+    /// Move the deployed etcd's store into a new cluster of one member: fence it, read it, put the data dir in place, which
+    /// commits. Before that any failure lifts the fence. Then decide again.
+    MigrateFrom,
+    /// Lift the fence around this etcd, from which nothing was moved; then decide again.
+    LiftFence {
+        /// Its URL.
+        source: String,
     },
     /// Do this one durable thing, then decide again. If the write's outcome is not known, decide again too.
     Record(Record),
@@ -116,6 +124,8 @@ pub enum Record {
     NoSurvivor(MarkerWrite),
     /// Remove the note `resetting`, once the reset has been seen to be complete.
     ResetDone,
+    /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
+    FenceKept,
 }
 
 /// Something the operator should know, which stops nothing.
@@ -144,6 +154,15 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
 
     if let JournalFact::Damaged(why) = &facts.journal {
         return (Refuse(Refusal::DamagedJournal(why.clone())), Rule::JournalTrue);
+    }
+    // Nothing else before the source of an unfinished move takes writes again, or is known to never do so.
+    match &facts.fence {
+        FenceFact::Damaged(why) => return (Refuse(Refusal::DamagedJournal(why.clone())), Rule::JournalTrue),
+        FenceFact::Raised { source } if facts.data_dir == DataDirFact::Empty => {
+            return (BootDecision::LiftFence { source: source.clone() }, Rule::JournalTrue);
+        }
+        FenceFact::Raised { .. } => return (BootDecision::Record(Record::FenceKept), Rule::JournalTrue),
+        FenceFact::Absent | FenceFact::Lifted { .. } | FenceFact::Kept { .. } => {}
     }
     if !facts.enabled {
         let decision = match &facts.data_dir {
@@ -305,16 +324,30 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     if let JournalFact::Done { source } = &facts.journal {
         return refuse(Refusal::MigratedButNoDataDir(source.clone()), Rule::JournalTrue);
     }
-    if facts.migrate_from {
-        return refuse(Refusal::MigrateFromNotYet, Rule::Settings);
+    match &facts.fence {
+        FenceFact::Kept { source } => {
+            return refuse(Refusal::MovedButNoDataDir(source.clone()), Rule::JournalTrue);
+        }
+        // The cluster's data is there; a new one would be empty.
+        FenceFact::Lifted { source } if !facts.migrate_from => {
+            return refuse(Refusal::MoveUnfinished(source.clone()), Rule::JournalTrue);
+        }
+        _ => {}
     }
     if let Some(refusal) = store_refused(facts) {
         return refuse(refusal, Rule::JournalTrue);
+    }
+    if facts.migrate_from
+        && facts.ordinal == facts.seed
+        && let Some(store) = facts.stores.state_dbs.first()
+    {
+        return refuse(Refusal::TwoSources(store.clone()), Rule::StoreOfSeed);
     }
     if let Some(verdict) = form::hindrance(facts, rules) {
         return verdict;
     }
     match facts.stores.state_dbs.as_slice() {
+        _ if facts.migrate_from => (BootDecision::MigrateFrom, Rule::StoreOfSeed),
         [] => (BootDecision::Form, Rule::SeedForms),
         [source] => (BootDecision::Import { source: source.clone() }, Rule::StoreOfSeed),
         several => refuse(Refusal::SeveralStores(several.to_vec()), Rule::JournalTrue),

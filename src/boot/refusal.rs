@@ -21,8 +21,12 @@ pub enum Refusal {
     DamagedJournal(String),
     /// Embedded etcd is off, but its data dir exists.
     EtcdDirWhileDisabled,
-    /// A deployed etcd is to be moved from.
-    MigrateFromNotYet,
+    /// A deployed etcd is to be moved from, and a SQLite store lies on the volume.
+    TwoSources(PathBuf),
+    /// A move from this etcd was begun and not committed, and is not asked for any more.
+    MoveUnfinished(String),
+    /// A move from this etcd was committed, but there is no data dir now.
+    MovedButNoDataDir(String),
     /// Several SQLite stores, and nothing says which is the right one.
     SeveralStores(Vec<PathBuf>),
     /// The distro has kept its objects in an etcd of its own on this volume.
@@ -83,12 +87,14 @@ impl Refusal {
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::ResetVanished
+            | Refusal::MovedButNoDataDir(_)
             | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
             | Refusal::OrphanWal(_)
             | Refusal::DistroStore(_)
             | Refusal::SourceVanished(_)
-            | Refusal::MigrateFromNotYet => Exit::RefusedSource,
+            | Refusal::TwoSources(_)
+            | Refusal::MoveUnfinished(_) => Exit::RefusedSource,
             Refusal::FormedElsewhere(_)
             | Refusal::NotTheSeed { .. }
             | Refusal::StoreElsewhere { .. }
@@ -111,7 +117,17 @@ impl Refusal {
             Refusal::EtcdDirWhileDisabled => {
                 "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
             }
-            Refusal::MigrateFromNotYet => "migrating from a deployed etcd is not part of this release".into(),
+            Refusal::TwoSources(store) => {
+                format!("a deployed etcd is to be moved from, and {} lies on this volume too", store.display())
+            }
+            Refusal::MoveUnfinished(source) => {
+                format!(
+                    "a move from {source} was begun on this volume and not completed, and is not asked for any more"
+                )
+            }
+            Refusal::MovedButNoDataDir(source) => {
+                format!("the store of {source} was moved to this volume earlier, but the etcd data dir is gone")
+            }
             Refusal::SeveralStores(files) => format!("several SQLite stores lie on this volume: {}", paths(files)),
             Refusal::OrphanWal(wal) => {
                 format!("{} has content, but its database file is gone: part of a store is missing", wal.display())
@@ -167,14 +183,25 @@ impl Refusal {
             Refusal::OlderDataDir(_) => "nothing was changed: run the minor version in between on every member until each \
                  has taken a raft snapshot (with snapshotCount: 100 in the values, a hundred writes), then this one"
                 .into(),
-            Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move the \
-                 migration.journal file away; if state.db is, move both the journal and the data dir away"
+            Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move that file \
+                 away; if state.db is, move both the file and the data dir away; if a deployed etcd is, lift the fence around it \
+                 (`etcdctl alarm disarm`), then move the file away"
                 .into(),
             Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true, or have the store written back into SQLite \
                  with embeddedEtcd.migrateBack: true; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
                  state.db (with its -wal)"
                 .into(),
-            Refusal::MigrateFromNotYet => "unset migrateFromEtcd, or stay on the deployed etcd".into(),
+            Refusal::TwoSources(_) => {
+                "move away the store that is not this cluster's, or unset migrateFromEtcd: the deployed etcd was not touched"
+                    .into()
+            }
+            Refusal::MoveUnfinished(_) => "set migrateFromEtcd (since 0.20: migrateFromDeployedEtcd) to true again; to \
+                 begin with an empty cluster instead, move migration.fence away"
+                .into(),
+            Refusal::MovedButNoDataDir(_) => "restore the data dir, or a snapshot of it; or, to move again and lose what \
+                 was written since, lift the fence around that etcd (`etcdctl alarm disarm`) and move migration.fence and \
+                 migration.journal away"
+                .into(),
             Refusal::SeveralStores(_) => {
                 "move away the ones that are not this cluster's store, so that one state.db is left".into()
             }

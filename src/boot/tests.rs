@@ -1,6 +1,7 @@
 use super::*;
 use crate::ids::Ordinal;
 
+mod fence;
 mod many;
 
 fn facts() -> Facts {
@@ -11,6 +12,7 @@ fn facts() -> Facts {
         enabled: true,
         migrate_back: false,
         migrate_from: false,
+        fence: FenceFact::Absent,
         data_dir: DataDirFact::Empty,
         damaged: None,
         log: Known::Absent,
@@ -133,7 +135,7 @@ fn each_refusal_has_its_facts() {
         ),
         (Facts { journal: source.clone(), ..back() }, Refusal::SourceVanished(db())),
         (Facts { enabled: false, desired: Desired::Values(3), ..facts() }, Refusal::SqliteReplicas(3)),
-        (Facts { migrate_from: true, ..facts() }, Refusal::MigrateFromNotYet),
+        (Facts { migrate_from: true, stores: one_store.clone(), ..facts() }, Refusal::TwoSources(db())),
         (
             Facts { stores: StoresFact { state_dbs: two.clone(), ..StoresFact::default() }, ..facts() },
             Refusal::SeveralStores(two),
@@ -276,7 +278,7 @@ fn check(f: &Facts) {
         explained(f, Rules::without(&[*rule]));
     }
     let committed_data = matches!(f.data_dir, DataDirFact::Valid { .. }) && uncommitted(f).is_none();
-    let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
+    let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. } | BootDecision::MigrateFrom);
     if forms || decision == BootDecision::RunOnSqlite {
         assert_eq!(f.distro_store, None, "a store is begun beside the distro's own: {f:?}");
         let told_of = matches!(&f.journal, JournalFact::Importing { .. } | JournalFact::Done { .. });
@@ -316,6 +318,18 @@ fn check(f: &Facts) {
             assert!(f.enabled && committed_data, "starts without data: {f:?}");
         }
         BootDecision::Join { .. } => assert!(f.enabled && f.data_dir == DataDirFact::Empty, "joins with data: {f:?}"),
+        BootDecision::MigrateFrom => {
+            assert!(f.migrate_from && f.data_dir == DataDirFact::Empty, "moves unasked, or over data: {f:?}");
+            assert!(f.stores.state_dbs.is_empty(), "one of two stores is left behind: {f:?}");
+            let fresh = matches!(f.fence, FenceFact::Absent | FenceFact::Lifted { .. });
+            assert!(fresh, "moves from a source whose fence stands: {f:?}");
+        }
+        BootDecision::LiftFence { .. } => {
+            assert!(matches!(f.fence, FenceFact::Raised { .. }) && f.data_dir == DataDirFact::Empty, "{f:?}");
+        }
+        BootDecision::Record(Record::FenceKept) => {
+            assert!(matches!(f.fence, FenceFact::Raised { .. }) && f.data_dir != DataDirFact::Empty, "{f:?}");
+        }
         BootDecision::Record(_) | BootDecision::Wait(_) => assert!(f.enabled, "{f:?}"),
         BootDecision::Refuse(_) => {}
     }

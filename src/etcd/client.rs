@@ -70,6 +70,18 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether etcd knows us as no user, or as one who may not ask: asking again is no use.
+    pub fn is_denied(&self) -> bool {
+        let ClientError::Etcd { source, .. } = self else { return false };
+        // `ErrUserEmpty`, `ErrPermissionDenied`, `ErrInvalidAuthToken` and `ErrAuthOldRevision` of etcd's `rpctypes`.
+        let words = source.to_string();
+        ["user name is empty", "permission denied", "invalid auth token", "revision of auth"]
+            .iter()
+            .any(|said| words.contains(said))
+    }
+}
+
 /// A member list and what it was read at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberList {
@@ -306,12 +318,31 @@ impl EtcdClient {
         within(SNAPSHOT, STALLED, self.client.snapshot()).await.map(SnapshotStream)
     }
 
-    /// Takes a member's NOSPACE alarm back.
-    pub async fn disarm_no_space(&mut self, member: MemberId, deadline: Duration) -> Result<(), ClientError> {
-        let mut of = AlarmOptions::new();
-        of.with_member(member.0);
-        let disarmed = self.client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of));
-        within("disarm NOSPACE", deadline, disarmed).await.map(drop)
+    /// Raises an alarm in the name of `member`; none is raised twice.
+    pub async fn raise_alarm(&mut self, member: MemberId, alarm: Alarm, deadline: Duration) -> Result<(), ClientError> {
+        let raised = self.client.alarm(AlarmAction::Activate, alarm.into(), Some(alarm_of(member)));
+        within("raise an alarm", deadline, raised).await.map(drop)
+    }
+
+    /// Takes a member's alarm back; one that is not raised is no error.
+    pub async fn disarm_alarm(
+        &mut self,
+        member: MemberId,
+        alarm: Alarm,
+        deadline: Duration,
+    ) -> Result<(), ClientError> {
+        let disarmed = self.client.alarm(AlarmAction::Deactivate, alarm.into(), Some(alarm_of(member)));
+        within("disarm an alarm", deadline, disarmed).await.map(drop)
+    }
+
+    /// Whether writes are refused because of the alarm CORRUPT, by an attempt to delete `key`, which must not exist.
+    pub async fn refuses_writes(&mut self, key: &str, deadline: Duration) -> Result<bool, ClientError> {
+        match within("delete what is not there", deadline, self.client.delete(key, None)).await {
+            Ok(_) => Ok(false),
+            // `ErrCorrupt` in `etcdserver/errors.go`.
+            Err(ClientError::Etcd { source, .. }) if source.to_string().contains("corrupt cluster") => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Raised alarms, each with the member that raised it.
@@ -329,6 +360,21 @@ impl EtcdClient {
             .collect();
         alarms.sort();
         Ok(alarms)
+    }
+}
+
+fn alarm_of(member: MemberId) -> AlarmOptions {
+    let mut of = AlarmOptions::new();
+    of.with_member(member.0);
+    of
+}
+
+impl From<Alarm> for AlarmType {
+    fn from(alarm: Alarm) -> AlarmType {
+        match alarm {
+            Alarm::NoSpace => AlarmType::Nospace,
+            Alarm::Corrupt => AlarmType::Corrupt,
+        }
     }
 }
 

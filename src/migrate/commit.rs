@@ -91,6 +91,9 @@ pub fn finish_commit(disk: &dyn Disk, data_dir: &Path, state_dbs: &[PathBuf], no
     }
     let path = data_dir.join(journal::FILE_NAME);
     let Some(journal) = journal::load(&path).context("read the migration journal")? else { return Ok(()) };
+    if journal.source.is_remote() {
+        return Ok(());
+    }
     let db = journal::absolute(&path, &journal.source.path);
     match finish(disk, &path, &db, now)? {
         Some(_) => Ok(()),

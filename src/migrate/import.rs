@@ -84,15 +84,18 @@ pub struct ImportPlan {
 
 impl ImportPlan {
     /// The import of a boot: into `data_dir/etcd`, journalled in `data_dir`.
-    pub fn of_boot(source: PathBuf, data_dir: &Path, identity: MemberIdentity, etcd: PathBuf) -> Self {
+    pub fn of_boot(source: Origin, data_dir: &Path, identity: MemberIdentity, etcd: PathBuf) -> Self {
         ImportPlan {
-            source: Origin::Sqlite(source),
+            commit: match source {
+                Origin::Sqlite(_) => Commit::RenameSource,
+                _ => Commit::KeepSource,
+            },
+            source,
             etcd_dir: data_dir.join("etcd"),
             journal: data_dir.join(journal::FILE_NAME),
             identity,
             etcd,
             verify: Verify::Hash,
-            commit: Commit::RenameSource,
             bump: 0,
             show: Show::Auto,
             lock: None,
@@ -206,6 +209,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
 
     let (copied, written) = match built(disk, plan, version, &mut *store, &mut journal, meter)
         .and_then(|built| unchanged(&*store, &before).map(|()| built))
+        .and_then(|built| store.confirm().map(|()| built))
     {
         Ok(built) => built,
         Err(e) => {
@@ -276,6 +280,19 @@ pub(super) fn finish_kept(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<
             done(disk, &plan.journal, journal, unix_seconds()).map(Some)
         }
         _ => Ok(None),
+    }
+}
+
+/// Closes the journal at `path` of an import from a running etcd, if its data dir is the one at `etcd_dir`.
+pub fn close_kept(disk: &dyn Disk, path: &Path, etcd_dir: &Path) -> anyhow::Result<()> {
+    let journal = journal::load(path).context("read the migration journal")?;
+    let Some(journal) = journal.filter(|j| j.phase == Phase::Importing && j.source.is_remote()) else { return Ok(()) };
+    let ours = journal.written.map(|written| written.cluster);
+    match inspect(etcd_dir, NEWEST)? {
+        InspectedDatadir::Usable(found) if Some(found.cluster()) == ours => {
+            done(disk, path, journal, unix_seconds()).map(drop)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -49,7 +49,7 @@ pub struct Journal {
     pub written: Option<Written>,
 }
 
-/// The SQLite file that is moved.
+/// What is moved: a SQLite file, or a running etcd, of which only the URL says anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceFile {
@@ -77,6 +77,18 @@ pub struct Written {
     pub hash: u32,
     /// The largest request that the values need, in bytes: etcd's limit must not be below it, at this start or any later.
     pub max_request_bytes: u64,
+}
+
+impl SourceFile {
+    /// Whether it is a running etcd, named by its URL.
+    pub fn is_remote(&self) -> bool {
+        is_url(&self.path)
+    }
+}
+
+/// Whether a source is named by a URL rather than a path.
+fn is_url(source: &Path) -> bool {
+    source.to_str().is_some_and(|text| text.starts_with("https://") || text.starts_with("http://"))
 }
 
 impl Journal {
@@ -115,6 +127,8 @@ pub fn fact(data_dir: &Path) -> io::Result<JournalFact> {
         Ok(Some(journal)) => {
             let source = absolute(&path, &journal.source.path);
             match journal.phase {
+                // Its commit is that the data dir is in place; whether it was begun, the fence tells.
+                Phase::Importing if journal.source.is_remote() => JournalFact::Absent,
                 Phase::Importing => JournalFact::Importing { source },
                 Phase::Done => JournalFact::Done { source },
             }
@@ -136,7 +150,7 @@ pub fn relative(journal: &Path, source: &Path) -> PathBuf {
 
 /// The path that [`relative`] was made from.
 pub fn absolute(journal: &Path, source: &Path) -> PathBuf {
-    parent_of(journal).join(source)
+    if is_url(source) { source.to_owned() } else { parent_of(journal).join(source) }
 }
 
 #[cfg(test)]
@@ -178,6 +192,8 @@ mod tests {
             assert_eq!(load(&path).unwrap(), Some(journal));
             assert_eq!(fact(dir.path()).unwrap(), want);
         }
+        let url = Path::new("https://vc-etcd:2379");
+        assert_eq!((relative(&path, url).as_path(), absolute(&path, url).as_path()), (url, url));
         assert_eq!(relative(&path, Path::new("/elsewhere/state.db")), Path::new("/elsewhere/state.db"));
         assert_eq!(absolute(&path, Path::new("/elsewhere/state.db")), Path::new("/elsewhere/state.db"));
     }

@@ -5,7 +5,7 @@
 //! etcd, [`progress`] shows it. A new kind of source or sink is one file.
 //!
 //! Reading order: [`origin`] (what can be read), [`kine`] and [`convert`] (a SQLite store), [`backend`] and [`remote`] (etcd's), [`import`] (the order of
-//! durable steps), [`export`], [`renumber`] and [`sqlite`] (the way back), [`estimate`] (a dry run), [`command`] (`syncer migrate`).
+//! durable steps), [`export`], [`renumber`] and [`sqlite`] (the way back), [`fence`] and [`fenced`] (a running etcd that takes no more writes), [`estimate`] (a dry run), [`command`] (`syncer migrate`).
 
 pub mod backend;
 pub mod command;
@@ -13,6 +13,8 @@ pub mod commit;
 pub mod convert;
 pub mod estimate;
 pub mod export;
+pub mod fence;
+pub mod fenced;
 pub mod import;
 pub mod journal;
 pub mod kine;

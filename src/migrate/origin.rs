@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
+use super::fenced::Fenced;
 use super::kine::{KineStore, name_source};
 use super::remote;
 use super::source::Source;
@@ -27,13 +28,15 @@ pub enum Origin {
     Snapshot(PathBuf),
     /// A running etcd.
     Etcd(EtcdEndpoint),
+    /// A running etcd with our fence around it.
+    Fenced(Fenced),
 }
 
 impl Origin {
     /// Where it is; the URL of a running etcd.
     pub fn path(&self) -> &Path {
         match self {
-            Origin::Etcd(etcd) => Path::new(&etcd.url),
+            Origin::Etcd(etcd) | Origin::Fenced(Fenced { etcd, .. }) => Path::new(&etcd.url),
             Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
         }
     }
@@ -56,6 +59,7 @@ impl Origin {
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
             Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy)?),
+            Origin::Fenced(fenced) => Box::new(fenced.open(disk, copy)?),
         })
     }
 
@@ -63,7 +67,9 @@ impl Origin {
     pub fn name_in(&self, error: anyhow::Error) -> anyhow::Error {
         match self {
             Origin::Sqlite(path) => name_source(error, path),
-            Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_) => name_backend(error, self.path()),
+            Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_) | Origin::Fenced(_) => {
+                name_backend(error, self.path())
+            }
         }
     }
 }

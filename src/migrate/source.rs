@@ -29,6 +29,11 @@ pub trait Source: Send {
     fn files(&self) -> anyhow::Result<Vec<FileState>>;
     /// Sends every live key, and gives what had to be changed. It may be called again and sends the same.
     fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings>;
+    /// The last question before the target takes the source's place: whether it may. From a yes on the source is as it was
+    /// read for good.
+    fn confirm(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// A check of the whole source that can run beside the next reading, if there is one. What it finds fails the copy.
     fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>>;
 }

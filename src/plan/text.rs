@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::Shown;
 use crate::boot::{
-    BootDecision, DataDirFact, Desired, Facts, JournalFact, Known, LogFact, Marker, MarkerPhase, MarkerSeen, Member,
-    MemberList, Notes, PeerFact, PeerState, PodFact, Record, Role, StoresFact, Warning,
+    BootDecision, DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, Marker, MarkerPhase, MarkerSeen,
+    Member, MemberList, Notes, PeerFact, PeerState, PodFact, Record, Role, StoresFact, Warning,
 };
 
 /// Width of the first column.
@@ -53,6 +53,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     }
     if f.migrate_from {
         lines.push(("migrateFrom", "a deployed etcd".into()));
+    }
+    if !f.fence.is_absent() {
+        lines.push(("fence", fence(&f.fence)));
     }
     lines.push(("data dir", data_dir(&f.data_dir)));
     if f.data_dir != DataDirFact::Empty {
@@ -160,6 +163,16 @@ fn journal(journal: &JournalFact) -> String {
     }
 }
 
+fn fence(fence: &FenceFact) -> String {
+    match fence {
+        FenceFact::Absent => "none".into(),
+        FenceFact::Raised { source } => format!("around {source}, which takes no writes"),
+        FenceFact::Lifted { source } => format!("around {source}, lifted"),
+        FenceFact::Kept { source } => format!("around {source}, to stay: its store was moved"),
+        FenceFact::Damaged(why) => format!("damaged: {why}"),
+    }
+}
+
 fn stores(found: &StoresFact) -> String {
     let lists = [
         ("", &found.state_dbs),
@@ -240,6 +253,10 @@ fn decision(decision: &BootDecision) -> String {
         }
         BootDecision::Form => "form a new, empty cluster of one member".into(),
         BootDecision::Import { source } => format!("move {} into a new cluster of one member", source.display()),
+        BootDecision::MigrateFrom => {
+            "fence the deployed etcd, and move its store into a new cluster of one member".into()
+        }
+        BootDecision::LiftFence { source } => format!("lift the fence around {source}, then decide again"),
         BootDecision::Record(record) => format!("record, then decide again: {}", recorded(record)),
         BootDecision::Join { cluster, replace: None } => format!("ask to be added to cluster {cluster}"),
         BootDecision::Join { cluster, replace: Some(member) } => {
@@ -272,6 +289,7 @@ fn recorded(record: &Record) -> &'static str {
         Record::WithdrawnAlready => "on the volume that this member is about to start",
         Record::Survivor(_) => "in the marker that this member goes on alone",
         Record::NoSurvivor(_) => "in the marker that no member goes on alone",
+        Record::FenceKept => "on the volume that the move from the deployed etcd is committed",
         Record::ResetDone => "on the volume that the reset is done",
     }
 }

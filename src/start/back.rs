@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 
 use super::pod::Pod;
-use crate::boot::JournalFact;
+use crate::boot::{FenceFact, JournalFact};
 use crate::crash_point;
 use crate::datadir::quarantine;
 use crate::disk::Disk;
@@ -17,13 +17,15 @@ use crate::ids::{ClusterId, MemberId};
 use crate::migrate::commit::finish_commit;
 use crate::migrate::export::{self, ExportPlan, export};
 use crate::migrate::progress::Show;
-use crate::migrate::{Origin, Verify, journal};
+use crate::migrate::{Origin, Verify, fence, journal};
 use crate::record_file::unix_seconds;
 
 /// Its journal, beside that of the way there.
 const JOURNAL: &str = "migration-back.journal";
 /// What the journal of the way there becomes once the store is SQLite's again.
 const FORMER: &str = "migration.journal.former";
+/// And the record of the fence, if the way there began at a deployed etcd.
+const FORMER_FENCE: &str = "migration.fence.former";
 
 /// Writes the store back and sets the data dir aside. On a thread of its own, as the import is.
 pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {
@@ -87,6 +89,10 @@ pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
         let disk: &dyn Disk = &pod.disk;
         disk.rename_durable(&dir.join(journal::FILE_NAME), &dir.join(FORMER))
             .context("put the journal of the way into etcd away")?;
+    }
+    if let FenceFact::Kept { .. } = fence::fact(dir).context("read the record of a fence")? {
+        let disk: &dyn Disk = &pod.disk;
+        disk.rename_durable(&fence::path(dir), &dir.join(FORMER_FENCE)).context("put the record of a fence away")?;
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
-use super::back;
 use super::pod::{Broken, Look, Pod};
 use super::readiness;
+use super::{back, migrate_from};
 use crate::boot::{
     self, BootDecision, DataDirFact, Facts, Known, MarkerWrite, Notes, PeerFact, PeerState, Record, Warning,
 };
@@ -20,7 +20,9 @@ use crate::exit::{Exit, ExitError, exit_of, refuse};
 use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::membership::Request;
+use crate::migrate::Origin;
 use crate::migrate::commit::finish_commit;
+use crate::migrate::fenced::Gate;
 use crate::migrate::import::{ImportOutcome, ImportPlan, import};
 use crate::observe::notes;
 use crate::peer::survey::Survey;
@@ -76,15 +78,18 @@ pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
         reset_seen: None,
         others: Vec::new(),
     };
+    // One for each boot: it decides between the commit of a move and a stop.
+    let gate = Gate::default();
     loop {
         let step = async {
             let look = pod.look(boot.others.iter().copied(), true).await;
-            boot.step(&look).await
+            boot.step(&look, &gate).await
         };
         tokio::select! {
             booted = step => if let Some(booted) = booted? { return Ok(booted) },
             signal = stop.next() => {
                 tracing::info!(signal, "told to stop before etcd was started");
+                migrate_from::give_up(pod, &gate).await;
                 return Ok(Booted::Stopped);
             }
         }
@@ -106,7 +111,7 @@ struct Boot<'a> {
 
 impl Boot<'_> {
     /// One decision carried out; `None`: decide again.
-    async fn step(&mut self, look: &Look) -> anyhow::Result<Option<Booted>> {
+    async fn step(&mut self, look: &Look, gate: &Gate) -> anyhow::Result<Option<Booted>> {
         let (pod, survey) = (self.pod, &look.survey);
         let facts = pod.facts(look).context("look at the volume")?;
         let others = others(&facts);
@@ -123,7 +128,7 @@ impl Boot<'_> {
             self.said = Some((decision.clone(), Instant::now()));
             tracing::info!(?decision, %rule, "boot decision");
         }
-        let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. });
+        let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. } | BootDecision::MigrateFrom);
         if forms && pod.surveyor.is_some() && !self.silent {
             // Nobody may act on this pod's being empty while it forms: it says so no more, and looks once more.
             self.silent = true;
@@ -157,6 +162,16 @@ impl Boot<'_> {
                 }
                 self.import(&source).await?;
                 Ok(pod.surveyor.is_none().then_some(Booted::Etcd(Bootstrap::Restart)))
+            }
+            BootDecision::MigrateFrom => {
+                pod.own.runs(None);
+                telemetry::set_phase(Phase::Migrate);
+                migrate_from::migrate(pod, gate).await?;
+                Ok(None)
+            }
+            BootDecision::LiftFence { .. } => {
+                migrate_from::lift(pod, migrate_from::PATIENCE).await?;
+                Ok(None)
             }
             BootDecision::Join { cluster, replace } => self.join(survey, cluster, replace).await,
             BootDecision::SetAside { member, cluster } => {
@@ -219,6 +234,7 @@ impl Boot<'_> {
                 }
             }
             Record::WithdrawnAlready => note(|notes| notes.stopped = false)?,
+            Record::FenceKept => migrate_from::keep(pod)?,
             Record::ResetDone => self.reset(facts).await?,
         }
         Ok(())
@@ -278,7 +294,7 @@ impl Boot<'_> {
         let pod = self.pod;
         pod.own.runs(None);
         telemetry::set_phase(Phase::Migrate);
-        let outcome = imported(pod, source).await?;
+        let outcome = imported(pod, Origin::Sqlite(source.to_owned())).await?;
         telemetry::set_member(Some(outcome.member));
         tracing::info!(
             source = %source.display(),
@@ -455,10 +471,10 @@ fn initial_cluster(pod: &Pod, list: &client::MemberList) -> Vec<InitialMember> {
 
 /// Imports on a thread of its own, which also starts and ends the etcd that verifies. Dropped when told to stop: the
 /// thread ends with the process, and what it leaves is begun anew by the next start.
-async fn imported(pod: &Pod, source: &Path) -> anyhow::Result<ImportOutcome> {
+pub async fn imported(pod: &Pod, source: Origin) -> anyhow::Result<ImportOutcome> {
     let settings = &pod.settings;
     let (etcd, _) = pod.etcd.as_ref().context("an import needs etcd")?;
-    let mut plan = ImportPlan::of_boot(source.to_owned(), &settings.data_dir, identity(settings), etcd.clone());
+    let mut plan = ImportPlan::of_boot(source, &settings.data_dir, identity(settings), etcd.clone());
     plan.lock = Some(Arc::clone(&pod.lock));
     let disk = pod.disk;
     let (done, outcome) = tokio::sync::oneshot::channel();

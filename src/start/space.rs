@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::etcd::args::quota;
-use crate::etcd::client::{ClientError, EtcdClient, Status};
+use crate::etcd::client::{Alarm, ClientError, EtcdClient, Status};
 use crate::etcd::space::{Hold, Repair, Space, Store, repair};
 use crate::ids::{MemberId, Revision};
 use crate::kinds::Kinds;
@@ -203,7 +203,7 @@ async fn take(
             tracing::info!(%member, before, after, "defragmented a member's store");
         }
         Repair::Disarm(member) => {
-            etcd.disarm_no_space(member, ETCD_DEADLINE).await?;
+            etcd.disarm_alarm(member, Alarm::NoSpace, ETCD_DEADLINE).await?;
             tracing::info!(%member, "disarmed NOSPACE");
         }
     }

@@ -8,6 +8,7 @@ mod discovery;
 mod host;
 mod journey;
 mod migrate;
+mod migrate_from;
 mod pki;
 mod plan;
 mod reset;

@@ -14,7 +14,7 @@ use syncer::datadir::MemberIdentity;
 use syncer::disk::RealDisk;
 use syncer::migrate::command::fresh_token;
 use syncer::migrate::progress::Show;
-use syncer::migrate::{ImportOutcome, ImportPlan, Verify, import};
+use syncer::migrate::{ImportOutcome, ImportPlan, Origin, Verify, import};
 
 use crate::support::etcd::{EtcdSpec, all_keys, program, run};
 use crate::support::kine_db::Live;
@@ -35,7 +35,7 @@ fn plan(db: &Path, data_dir: &Path, line: &str) -> ImportPlan {
     ImportPlan {
         verify: Verify::Full,
         show: Show::Nothing,
-        ..ImportPlan::of_boot(db.to_owned(), data_dir, identity(), program("etcd", line))
+        ..ImportPlan::of_boot(Origin::Sqlite(db.to_owned()), data_dir, identity(), program("etcd", line))
     }
 }
 

@@ -23,6 +23,9 @@ pub use error::{BackendError, name_backend};
 use live::{LiveRows, NAMES_AT_ONCE};
 use rows::walk;
 
+/// Says whether the target may take the store's place.
+pub type LastWord = Box<dyn FnMut() -> anyhow::Result<()> + Send>;
+
 /// etcd's store, open for reading.
 pub struct BackendStore {
     name: String,
@@ -37,6 +40,7 @@ pub struct BackendStore {
     bytes: u64,
     auth: u64,
     checksum: snapshot::Checksum,
+    confirm: Option<LastWord>,
     /// What ends with it: locks, a copy that is removed.
     _kept: Vec<Box<dyn Send + Sync>>,
 }
@@ -59,6 +63,7 @@ impl BackendStore {
             bytes,
             auth: auth(&reader)?,
             checksum: snapshot::Checksum::None,
+            confirm: None,
             keys,
             reader,
             _kept: Vec::new(),
@@ -79,6 +84,11 @@ impl BackendStore {
     pub fn name_and_keep(&mut self, name: String, kept: Box<dyn Send + Sync>) {
         self.name = name;
         self._kept.push(kept);
+    }
+
+    /// The store, with somebody to be asked before it is given up for the target.
+    pub fn confirmed_by(self, confirm: LastWord) -> Self {
+        BackendStore { confirm: Some(confirm), ..self }
     }
 
     fn lease(&self, id: i64) -> KeyLease {
@@ -198,6 +208,10 @@ impl Source for BackendStore {
             warnings.no_checksums.add(1, || self.name.clone());
         }
         Ok(warnings)
+    }
+
+    fn confirm(&mut self) -> anyhow::Result<()> {
+        self.confirm.as_mut().map_or(Ok(()), |confirm| confirm())
     }
 
     fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {

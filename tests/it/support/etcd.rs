@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use syncer::pki::layout::EtcdTlsFiles;
 
 use super::{free_port, part, poll};
 
@@ -43,6 +44,8 @@ pub struct EtcdSpec {
     pub token: String,
     /// More flags.
     pub flags: Vec<String>,
+    /// The certificates of its client port, which asks clients for theirs; `None`: plain HTTP.
+    pub tls: Option<EtcdTlsFiles>,
 }
 
 impl EtcdSpec {
@@ -58,12 +61,16 @@ impl EtcdSpec {
             existing: false,
             token: "etcd-cluster".to_owned(),
             flags: vec![],
+            tls: None,
         }
     }
 
     /// The client URL.
     pub fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        match self.tls {
+            Some(_) => format!("https://localhost:{}", self.client_port),
+            None => format!("http://127.0.0.1:{}", self.client_port),
+        }
     }
 
     /// The peer URL.
@@ -88,6 +95,14 @@ impl EtcdSpec {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
+        if let Some(tls) = &self.tls {
+            for (flag, file) in
+                [("--trusted-ca-file", &tls.ca), ("--cert-file", &tls.server_cert), ("--key-file", &tls.server_key)]
+            {
+                args.push(format!("{flag}={}", file.display()));
+            }
+            args.push("--client-cert-auth".to_owned());
+        }
         args.extend(self.flags.iter().cloned());
         args
     }
@@ -138,14 +153,14 @@ impl Etcd {
 
     /// Waits until it answers a linearizable read.
     pub fn wait_until_serving(&mut self) {
-        let (url, log) = (self.spec.client_url(), self.log.clone());
+        let (url, log, tls) = (self.spec.client_url(), self.log.clone(), self.spec.tls.clone());
         let child = &mut self.child;
         poll(&format!("etcd serves at {url}; see {}", log.display()), PATIENCE, || {
             if let Some(status) = child.try_wait().expect("wait for etcd") {
                 panic!("etcd ended with {status}:\n{}", tail(&log));
             }
             run(async {
-                let mut client = connect(&url).await;
+                let mut client = connect_to(&url, tls.as_ref()).await;
                 client.get("probe", None).await.ok().map(|_| ())
             })
         });
@@ -153,7 +168,7 @@ impl Etcd {
 
     /// A client of this member alone.
     pub async fn client(&self) -> Client {
-        connect(&self.spec.client_url()).await
+        connect_to(&self.spec.client_url(), self.spec.tls.as_ref()).await
     }
 
     /// Waits until it has ended by itself; gives its exit code and the end of its log.
@@ -182,6 +197,9 @@ impl Etcd {
     pub fn ctl(&self, args: &[&str]) -> String {
         let mut command = Command::new(program("etcdctl", self.spec.line));
         command.arg("--endpoints").arg(self.spec.client_url()).args(args);
+        if let Some(tls) = &self.spec.tls {
+            command.arg("--cacert").arg(&tls.ca).arg("--cert").arg(&tls.client_cert).arg("--key").arg(&tls.client_key);
+        }
         output(&mut command)
     }
 }
@@ -194,7 +212,18 @@ impl Drop for Etcd {
 
 /// A client with a short deadline for each call.
 pub async fn connect(url: &str) -> Client {
-    let options = ConnectOptions::new().with_timeout(Duration::from_secs(10));
+    connect_to(url, None).await
+}
+
+/// The same, with certificates.
+pub async fn connect_to(url: &str, tls: Option<&EtcdTlsFiles>) -> Client {
+    let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(10));
+    if let Some(tls) = tls {
+        let read = |file: &Path| std::fs::read(file).expect("read a certificate");
+        let identity = Identity::from_pem(read(&tls.client_cert), read(&tls.client_key));
+        let ca = Certificate::from_pem(read(&tls.ca));
+        options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+    }
     Client::connect([url], Some(options)).await.expect("make an etcd client")
 }
 

@@ -97,6 +97,7 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
         enabled: true,
         migrate_back: false,
         migrate_from: false,
+        fence: Default::default(),
         // A joiner's that has received nothing is taken for an empty one, unless its etcd runs.
         data_dir: dir.filter(|d| w.runs(o) || !d.log.is_empty()).map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
             member: MemberId(d.member.into()),

@@ -27,12 +27,17 @@ impl World {
                 Record::WithdrawnAlready => Act::Write(None, Note::Withdrawn),
                 Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
+                Record::FenceKept => unreachable!("nothing is moved from a deployed etcd in the model"),
             }),
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),
             BootDecision::Reset { .. } => will(Act::Reset),
             BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
-            BootDecision::RunOnSqlite | BootDecision::MigrateBack { .. } | BootDecision::Import { .. } => {
+            BootDecision::RunOnSqlite
+            | BootDecision::MigrateBack { .. }
+            | BootDecision::MigrateFrom
+            | BootDecision::LiftFence { .. }
+            | BootDecision::Import { .. } => {
                 unreachable!("embedded etcd without a store")
             }
         };

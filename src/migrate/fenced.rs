@@ -1,0 +1,384 @@
+//! A fence around a running etcd: it takes no writes, and goes on answering reads, while and after it is moved.
+//!
+//! The fence is etcd's own alarm CORRUPT. Raising an alarm is an entry of the raft log. Every member answers each write by
+//! what it finds when it applies that write's entry, so the entry of the alarm divides all writes: those before it
+//! are in the store of whoever has applied it, and those behind it are refused, whichever member is asked (`applierV3Corrupt`
+//! in etcd's `etcdserver`). Leases neither expire nor are granted, and nothing is compacted: the revision stands still.
+//! So the store's revision behind the alarm, read linearizably, is the last that was ever acknowledged, and a snapshot of
+//! that revision has every acknowledged write.
+//!
+//! Before 3.6 a NOSPACE alarm that is raised while CORRUPT stands replaces it in the applying member, and deletions go
+//! through (`applierV3backend.Alarm` in `etcdserver/apply.go` of 3.5), unless a NOSPACE alarm was there before. So one is
+//! raised first.
+//!
+//! Alarms are kept in the store and survive restarts of the source. To lift the fence by hand: `etcdctl alarm disarm`.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, ensure};
+
+use super::backend::BackendStore;
+use super::fence::{self, FencePhase, FenceRecord};
+use super::remote;
+use crate::crash_point;
+use crate::disk::Disk;
+use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint};
+use crate::exit::{Exit, exit_of, refuse};
+use crate::ids::{ClusterId, MemberId, Revision};
+use crate::record_file::unix_seconds;
+
+/// One answer of the source. A fenced one may be restarted by whoever watches its health.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long a source that does not answer is asked again before anything has been changed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// And when it has been fenced: its health check fails then, and a kubelet may restart it for that.
+const PATIENCE_FENCED: Duration = Duration::from_secs(60);
+/// Between two questions.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often a snapshot that breaks off, or lags behind the fence, is taken, and the pause before the next.
+const SNAPSHOTS: u32 = 10;
+const BETWEEN_SNAPSHOTS: Duration = Duration::from_secs(3);
+
+/// How the fence is lifted by hand.
+pub const BY_HAND: &str = "by hand: `etcdctl alarm disarm` there, with the source's certificates";
+
+/// Whether the move may still be given up: the commit and the lifting of the fence exclude each other.
+#[derive(Clone, Debug, Default)]
+pub struct Gate(Arc<AtomicU8>);
+
+const OPEN: u8 = 0;
+const COMMITTING: u8 = 1;
+const GIVEN_UP: u8 = 2;
+
+impl Gate {
+    /// The move is committed next; `false` if it was given up.
+    pub fn commit(&self) -> bool {
+        self.leave_open(COMMITTING)
+    }
+
+    /// The move is given up; `false` if it is being committed.
+    pub fn give_up(&self) -> bool {
+        self.leave_open(GIVEN_UP)
+    }
+
+    fn leave_open(&self, to: u8) -> bool {
+        let before = self.0.compare_exchange(OPEN, to, Ordering::SeqCst, Ordering::SeqCst);
+        before.is_ok_and(|_| true) || before == Err(to)
+    }
+}
+
+impl PartialEq for Gate {
+    fn eq(&self, other: &Gate) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Gate {}
+
+/// An etcd with our fence around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fenced {
+    /// Where it is.
+    pub etcd: EtcdEndpoint,
+    /// In whose name the alarms are raised.
+    pub alarm: MemberId,
+    /// Its last revision.
+    pub revision: Revision,
+    /// Asked before the commit.
+    pub gate: Gate,
+}
+
+/// What a source is before it is fenced.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its members.
+    pub members: Vec<MemberId>,
+    /// Size of its backend file in bytes.
+    pub db_size: u64,
+}
+
+/// Looks whether the source can be fenced and read. Nothing is changed anywhere. `ours`: the record of an earlier fence.
+///
+/// # Errors
+/// [`Exit::RefusedSource`]: it does not answer, has no quorum, asks for a user, or has an alarm CORRUPT of its own.
+pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Result<Looked> {
+    let refused = |what: String, remedy: String| refuse(Exit::RefusedSource, what, remedy);
+    let looked = patiently(PATIENCE, async || {
+        let mut client = EtcdClient::connect(etcd).await?;
+        client.linearizable_read(ANSWER).await?;
+        Ok((client.member_list(ANSWER).await?, client.status(ANSWER).await?, client.alarms(ANSWER).await?))
+    });
+    let (list, status, alarms) = looked.await.map_err(|error| no_answer(etcd, error))?;
+    let members: Vec<_> = list.members.iter().map(|member| member.id).collect();
+    let corrupt = alarms.iter().filter(|(_, alarm)| *alarm == Alarm::Corrupt).map(|(member, _)| *member);
+    let mut foreign = corrupt.filter(|member| ours.is_none_or(|ours| ours.alarm != *member));
+    if let Some(member) = foreign.next() {
+        return Err(if members.contains(&member) {
+            refused(
+                format!("{} says of itself that the data of member {member} is corrupt (alarm CORRUPT)", etcd.url),
+                "find the member that differs (`etcdctl endpoint hashkv --cluster`), replace it, and disarm the alarm; \
+                 nothing has been changed"
+                    .to_owned(),
+            )
+        } else {
+            refused(
+                format!(
+                    "{} has a fence around it (alarm CORRUPT of {member}, no member) that is not this volume's",
+                    etcd.url
+                ),
+                format!(
+                    "another move was begun from it, and may be complete: find the virtual cluster that goes on from there, or \
+                     the volume that had it. Only if there is none and writes were taken nowhere else, lift the fence {BY_HAND}"
+                ),
+            )
+        });
+    }
+    let theirs = |member: &MemberId| ours.is_none_or(|ours| ours.alarm != *member);
+    if alarms.iter().any(|(member, alarm)| *alarm == Alarm::NoSpace && theirs(member)) {
+        tracing::warn!(source = etcd.url, "the source has used up its quota; the move goes on, and leaves that behind");
+    }
+    if status.learner {
+        return Err(refused(format!("{} is a learner", etcd.url), "name a voter, or the Service".to_owned()));
+    }
+    tracing::info!(
+        source = etcd.url, cluster = %list.cluster, version = status.version, members = members.len(), bytes = status.db_size,
+        "the source can be moved from"
+    );
+    Ok(Looked { cluster: list.cluster, members, db_size: status.db_size })
+}
+
+/// Records a fence, raises it and makes sure that it holds.
+///
+/// # Errors
+/// The record may be *raised* then: [`lift`] is due.
+pub async fn raise(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    etcd: &EtcdEndpoint,
+    looked: &Looked,
+    gate: Gate,
+) -> anyhow::Result<Fenced> {
+    // The name of an earlier fence is used again: one of its alarms that comes late is known by it.
+    let earlier = fence::load(data_dir).context("read the record of an earlier fence")?;
+    let earlier = earlier.filter(|earlier| earlier.cluster == looked.cluster).map(|earlier| earlier.alarm);
+    let mut alarm = earlier.unwrap_or(MemberId(rand::random()));
+    while alarm.0 == 0 || looked.members.contains(&alarm) {
+        alarm = MemberId(rand::random());
+    }
+    let record = FenceRecord {
+        phase: FencePhase::Raised,
+        source: etcd.url.clone(),
+        cluster: looked.cluster,
+        alarm,
+        since: unix_seconds(),
+    };
+    fence::store(disk, data_dir, &record)?;
+    crash_point!("fence-recorded");
+    let begun = Instant::now();
+    patiently(PATIENCE_FENCED, async || {
+        let mut client = EtcdClient::connect(etcd).await?;
+        client.raise_alarm(alarm, Alarm::NoSpace, ANSWER).await?;
+        crash_point!("fence-half-raised");
+        client.raise_alarm(alarm, Alarm::Corrupt, ANSWER).await
+    })
+    .await
+    .map_err(|error| no_answer(etcd, error))?;
+    crash_point!("fence-raised");
+    let mut fenced = Fenced { etcd: etcd.clone(), alarm, revision: Revision(0), gate };
+    fenced.revision = fenced.held().await?;
+    tracing::warn!(
+        source = etcd.url,
+        revision = fenced.revision.0,
+        %alarm,
+        took = format!("{:?}", begun.elapsed()),
+        "the source is fenced: it takes no writes from now on; if this pod never returns, lift that {BY_HAND}"
+    );
+    Ok(fenced)
+}
+
+impl Fenced {
+    /// Takes a snapshot into `file`, which has every write that the source has acknowledged, and opens it.
+    pub fn open(&self, disk: &dyn Disk, file: &Path) -> anyhow::Result<BackendStore> {
+        for attempt in 1.. {
+            let error = match remote::open(disk, &self.etcd, file) {
+                Ok(store) if store.revision() == self.revision => {
+                    crash_point!("fence-snapshot-taken");
+                    let fenced = self.clone();
+                    return Ok(store.confirmed_by(Box::new(move || fenced.last_word())));
+                }
+                // A member that has not applied everything yet may have been asked.
+                Ok(store) => refuse(
+                    Exit::RefusedSource,
+                    format!(
+                        "the snapshot of {} is of revision {}, and the fence of {}",
+                        self.etcd.url,
+                        store.revision(),
+                        self.revision
+                    ),
+                    "look at its members (`etcdctl endpoint status --cluster`), then try again",
+                ),
+                Err(error) if exit_of(&error) == Exit::RefusedSpace => return Err(error),
+                Err(error) => error,
+            };
+            if attempt == SNAPSHOTS {
+                return Err(error);
+            }
+            tracing::warn!(attempt, "{error:#}; taking another snapshot");
+            std::thread::sleep(BETWEEN_SNAPSHOTS);
+        }
+        Err(anyhow!("no snapshot was taken"))
+    }
+
+    /// Makes sure, as the last thing before the commit, that the source has taken no write since the fence was raised.
+    /// From then on the fence is not lifted.
+    fn last_word(&self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let revision = runtime.block_on(self.held())?;
+        if revision != self.revision {
+            return Err(refuse(
+                Exit::RefusedSource,
+                format!(
+                    "{} was written to in spite of the fence: it is at revision {revision}, not {}",
+                    self.etcd.url, self.revision
+                ),
+                "whoever has disarmed its alarm is to leave it until the move is done; then try again",
+            ));
+        }
+        ensure!(self.gate.commit(), "told to stop before the commit");
+        crash_point!("fence-held");
+        Ok(())
+    }
+
+    /// Makes sure that the fence holds, and gives the revision that a majority agrees on.
+    async fn held(&self) -> anyhow::Result<Revision> {
+        let (ours, refuses, revision) = patiently(PATIENCE_FENCED, async || {
+            let mut client = EtcdClient::connect(&self.etcd).await?;
+            let ours = client.alarms(ANSWER).await?.contains(&(self.alarm, Alarm::Corrupt));
+            let refuses = client.refuses_writes(&format!("syncer/fence/{}", self.alarm), ANSWER).await?;
+            // Last: what was written before the fence had been lifted for a moment shows in it.
+            Ok((ours, refuses, client.linearizable_read(ANSWER).await?))
+        })
+        .await
+        .map_err(|error| no_answer(&self.etcd, error))?;
+        if ours && refuses {
+            return Ok(revision);
+        }
+        let found = if ours { "it takes writes all the same" } else { "somebody has disarmed the alarm" };
+        Err(refuse(
+            Exit::RefusedSource,
+            format!("the fence around {} does not hold: {found}", self.etcd.url),
+            "leave the alarms of the source alone until the move is done, then try again",
+        ))
+    }
+}
+
+/// Takes the fence of `record` down, and records that. It is not asked again for longer than `patience`.
+///
+/// Only ever to be called while no data dir is in place: from the commit on the fence stays.
+pub async fn lift(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    etcd: &EtcdEndpoint,
+    record: &FenceRecord,
+    patience: Duration,
+) -> anyhow::Result<()> {
+    let cluster = patiently(patience, async || {
+        let mut client = EtcdClient::connect(etcd).await?;
+        let cluster = client.status(ANSWER).await?.cluster;
+        if cluster != record.cluster {
+            return Ok(cluster);
+        }
+        client.disarm_alarm(record.alarm, Alarm::Corrupt, ANSWER).await?;
+        crash_point!("fence-half-lifted");
+        client.disarm_alarm(record.alarm, Alarm::NoSpace, ANSWER).await?;
+        Ok(cluster)
+    })
+    .await
+    .map_err(|error| not_lifted(data_dir, etcd, &format!("{:#}", anyhow::Error::from(error))))?;
+    if cluster != record.cluster {
+        let what = format!("cluster {cluster} serves there, and the fence was put around {}", record.cluster);
+        return Err(not_lifted(data_dir, etcd, &what));
+    }
+    fence::store(disk, data_dir, &FenceRecord { phase: FencePhase::Lifted, ..record.clone() })?;
+    tracing::info!(source = etcd.url, "the fence around the source is lifted: it takes writes again");
+    Ok(())
+}
+
+fn not_lifted(data_dir: &Path, etcd: &EtcdEndpoint, why: &str) -> anyhow::Error {
+    refuse(
+        Exit::RefusedSource,
+        format!("the fence around {} is not lifted, and it may refuse writes: {why}", etcd.url),
+        format!(
+            "it is lifted as soon as that etcd answers this pod; or {BY_HAND}, and then remove {}",
+            fence::path(data_dir).display()
+        ),
+    )
+}
+
+fn no_answer(etcd: &EtcdEndpoint, error: ClientError) -> anyhow::Error {
+    let denied = error.is_denied();
+    let what = format!("{} cannot be moved from: {:#}", etcd.url, anyhow::Error::from(error));
+    let remedy = if denied {
+        "it asks for a user: turn authentication off for the move (`etcdctl auth disable`); users and roles are not moved"
+    } else {
+        "check that it runs and has a quorum (`etcdctl endpoint status --cluster`), that this pod reaches it, and that its \
+         certificates are of the CA that this pod has (etcd/ca.crt)"
+    };
+    refuse(Exit::RefusedSource, what, remedy)
+}
+
+/// Asks until there is an answer, or one that asking again does not change.
+async fn patiently<T>(
+    patience: Duration,
+    mut ask: impl AsyncFnMut() -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
+    let begun = Instant::now();
+    let mut said: Option<Instant> = None;
+    loop {
+        match ask().await {
+            Err(error) if !error.is_denied() && begun.elapsed() + AGAIN < patience => {
+                if said.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                    tracing::warn!("the source does not answer: {:#}; asking again", Chain(&error));
+                    said = Some(Instant::now());
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_is_committed_or_given_up() {
+        let gate = Gate::default();
+        assert!(gate.commit() && gate.commit() && !gate.clone().give_up());
+        let gate = Gate::default();
+        assert!(gate.clone().give_up() && gate.give_up() && !gate.commit());
+        assert!(gate == gate.clone() && gate != Gate::default());
+    }
+}

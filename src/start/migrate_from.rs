@@ -1,0 +1,126 @@
+//! Moving a deployed etcd into this pod's at boot (`migrateFromEtcd`).
+//!
+//! The chart may run the old API server against the source meanwhile. So a fence is put around it first
+//! ([`crate::migrate::fenced`]), recorded before it is raised. Putting the data dir in place commits: whatever ends before
+//! that lifts the fence (a failure, a stop, the next boot after a crash), and nothing does from then on. The record of
+//! that is durable before etcd serves anybody here.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::boot::imported;
+use super::pod::Pod;
+use crate::boot::DataDirFact;
+use crate::crash_point;
+use crate::datadir::inspect;
+use crate::disk::parent_of;
+use crate::etcd::client::EtcdEndpoint;
+use crate::migrate::fence::{self, FencePhase, FenceRecord};
+use crate::migrate::fenced::{self, Gate};
+use crate::migrate::import::{ImportOutcome, close_kept};
+use crate::migrate::{Origin, journal, space};
+use crate::observe::{self, notes};
+use crate::telemetry;
+
+/// How long a source that does not answer is asked to let a fence be lifted.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The same while the pod's grace runs.
+const WITHIN_GRACE: Duration = Duration::from_secs(5);
+
+/// Moves the source's store into a data dir here. When it fails, the source takes writes as before.
+pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    let url = settings.etcd.migrate_from.as_deref().context("there is nothing to move from")?;
+    let etcd = endpoint(pod, url);
+    let earlier = fence::load(&settings.data_dir).context("read the record of an earlier fence")?;
+    tracing::info!(source = url, "moving the store of a deployed etcd");
+    let looked = fenced::look(&etcd, earlier.as_ref()).await?;
+    // Its snapshot, and at least what etcd writes for itself: the import looks closer.
+    let volume = parent_of(&settings.etcd_dir());
+    space::check(&volume, looked.db_size.saturating_add(space::needed(0, 0)), space::free(&volume)?)?;
+    if pod.surveyor.is_some() {
+        notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
+    }
+    let outcome = match moved(pod, &etcd, &looked, gate).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // Both are told: the one is why, the other is what the source is left as.
+            let left = lift(pod, PATIENCE).await;
+            return Err(match left {
+                Ok(()) => error,
+                Err(left) => error.context(format!("{left:#}")),
+            });
+        }
+    };
+    keep(pod)?;
+    telemetry::set_member(Some(outcome.member));
+    tracing::info!(
+        source = url,
+        keys = outcome.keys,
+        bytes = outcome.bytes,
+        revision = outcome.revision.0,
+        leases = outcome.leases,
+        cluster = %outcome.cluster,
+        seconds = outcome.duration.as_secs_f64(),
+        "moved and committed; the source stays fenced, and can be deleted once this virtual cluster has been looked at"
+    );
+    for warning in outcome.warnings.lines() {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+async fn moved(pod: &Pod, etcd: &EtcdEndpoint, looked: &fenced::Looked, gate: &Gate) -> anyhow::Result<ImportOutcome> {
+    let fenced = fenced::raise(&pod.disk, &pod.settings.data_dir, etcd, looked, gate.clone()).await?;
+    imported(pod, Origin::Fenced(fenced)).await
+}
+
+/// Notes that the move is committed.
+pub fn keep(pod: &Pod) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    close_kept(&pod.disk, &settings.data_dir.join(journal::FILE_NAME), &settings.etcd_dir())?;
+    let Some(record) = raised(pod)? else { return Ok(()) };
+    fence::store(&pod.disk, &settings.data_dir, &FenceRecord { phase: FencePhase::Kept, ..record })?;
+    crash_point!("fence-kept");
+    Ok(())
+}
+
+/// Lifts the fence, if one was raised and nothing was moved.
+pub async fn lift(pod: &Pod, patience: Duration) -> anyhow::Result<()> {
+    let settings = &pod.settings;
+    let Some(record) = raised(pod)? else { return Ok(()) };
+    let found = inspect(&settings.etcd_dir(), observe::schema(None)).context("inspect etcd's data dir")?;
+    if found.fact() != DataDirFact::Empty {
+        tracing::warn!(source = record.source, "the data dir is in place: the source stays fenced");
+        return Ok(());
+    }
+    fenced::lift(&pod.disk, &settings.data_dir, &endpoint(pod, &record.source), &record, patience).await
+}
+
+/// Told to stop: a move that is not being committed is given up, and its fence lifted.
+pub async fn give_up(pod: &Pod, gate: &Gate) {
+    match raised(pod) {
+        Ok(None) => return,
+        Ok(Some(_)) if !gate.give_up() => {
+            tracing::warn!("told to stop while a move is committed: the source stays fenced until the next start");
+            return;
+        }
+        Ok(Some(_)) => {}
+        Err(error) => return tracing::error!("{error:#}"),
+    }
+    if let Err(error) = lift(pod, WITHIN_GRACE).await {
+        tracing::error!("{error:#}");
+    }
+}
+
+fn raised(pod: &Pod) -> anyhow::Result<Option<FenceRecord>> {
+    let record = fence::load(&pod.settings.data_dir).context("read the record of the fence")?;
+    Ok(record.filter(|record| record.phase == FencePhase::Raised))
+}
+
+/// The source's certificates are those of this virtual cluster: the chart gives its etcd the same ones.
+fn endpoint(pod: &Pod, url: &str) -> EtcdEndpoint {
+    let tls = url.starts_with("https://").then(|| pod.pki.paths.etcd_tls().client());
+    EtcdEndpoint { url: url.to_owned(), tls, server_name: None }
+}

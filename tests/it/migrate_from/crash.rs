@@ -1,0 +1,106 @@
+//! Killed at any instant, or told to stop: the source takes writes again, or the pod goes on with everything.
+
+use std::os::unix::process::ExitStatusExt;
+
+use super::*;
+use crate::support::poll;
+
+/// The crash points of a move, in order, and whether the source is fenced for good from there on.
+const POINTS: [(&str, bool); 15] = [
+    ("fence-recorded", false),
+    ("fence-half-raised", false),
+    ("fence-raised", false),
+    ("fence-snapshot-taken", false),
+    ("migrate-before-journal", false),
+    ("migrate-after-journal", false),
+    ("migrate-staging-half-written", false),
+    ("migrate-backend-written", false),
+    ("migrate-staging-synced", false),
+    ("migrate-etcd-started", false),
+    ("migrate-verified", false),
+    ("fence-held", false),
+    ("migrate-after-flip", true),
+    ("migrate-journal-done", true),
+    ("fence-kept", true),
+];
+
+fn killed_at(pod: &mut TestPod, point: &str, extra: &[&str]) {
+    let mut command = pod.command("none", extra);
+    command.env("SYNCER_CRASH_AT", point);
+    pod.spawn(command);
+    let status = pod.wait_end(Duration::from_secs(120));
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{point}: {status}\n{}", pod.log());
+}
+
+#[test]
+fn killed_at_every_crash_point_the_source_or_the_pod_goes_on() {
+    let source = Deployed::start("3.6", 1, None);
+    // Enough that the backend has more than a page to be half written.
+    source.fill(400);
+    let url = from(&source.url());
+    for (point, committed) in POINTS {
+        let mut pod = TestPod::new();
+        killed_at(&mut pod, point, &[&url]);
+        assert_eq!(pod.data().join("etcd").exists(), committed, "{point}");
+        // The setting is gone by then: what was not moved is no reason for an empty cluster.
+        if committed {
+            let want = source.everything();
+            pod.start("none", &[]);
+            pod.wait_serving();
+            assert_eq!(moved(&pod), want, "{point}");
+            assert!(!source.takes_writes(), "{point}: the source takes writes that are lost");
+            source.one().ctl(&["alarm", "disarm"]);
+        } else {
+            let (code, log) = ended(&mut pod, &[]);
+            assert_eq!(code, Some(4), "{point}: {log}");
+            assert!(log.contains("was begun on this volume and not completed"), "{point}: {log}");
+            assert!(!pod.data().join("etcd").exists(), "{point}");
+            assert!(source.takes_writes(), "{point}: the source is left fenced");
+            assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "", "{point}");
+            let want = source.everything();
+            pod.start("none", &[&url]);
+            pod.wait_serving();
+            assert_eq!(moved(&pod), want, "{point}");
+            assert!(!source.takes_writes(), "{point}");
+            source.one().ctl(&["alarm", "disarm"]);
+        }
+    }
+}
+
+#[test]
+fn killed_while_the_fence_is_lifted_it_is_lifted_by_the_next_start() {
+    let source = Deployed::start("3.5", 1, None);
+    source.fill(20);
+    let url = from(&source.url());
+    let mut pod = TestPod::new();
+    killed_at(&mut pod, "fence-raised", &[&url]);
+    killed_at(&mut pod, "fence-half-lifted", &[&url]);
+    // Embedded etcd is off by now, and its etcd is to serve again.
+    pod.values("embeddedEtcd:\n  enabled: false\n");
+    pod.start("none", &["--", "/bin/sleep", "60"]);
+    poll("the fence is lifted", Duration::from_secs(60), || source.takes_writes().then_some(()));
+    pod.stop();
+    assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "");
+    pod.values(ON);
+    let want = source.everything();
+    pod.start("none", &[&url]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want);
+}
+
+#[test]
+fn told_to_stop_it_lifts_the_fence_unless_it_commits() {
+    let source = Deployed::start("3.6", 1, None);
+    source.fill(3000);
+    let url = from(&source.url());
+    let mut pod = TestPod::new();
+    pod.start("none", &[&url]);
+    poll("the source is fenced", Duration::from_secs(60), || pod.log().contains("the source is fenced").then_some(()));
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+    let committed = pod.data().join("etcd").exists();
+    assert_eq!(source.takes_writes(), !committed, "{}", pod.log());
+    let want = source.everything();
+    pod.start("none", &[&url]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want);
+}

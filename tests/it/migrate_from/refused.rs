@@ -1,0 +1,88 @@
+//! Sources that cannot be moved from: each with its own words, and left as it was.
+
+use super::*;
+use crate::support::free_port;
+
+/// Refused with exit code 4 and these words, nothing moved, and the source as it was.
+#[track_caller]
+fn refused(pod: &mut TestPod, url: &str, words: &str) {
+    let (code, log) = ended(pod, &[&from(url)]);
+    assert_eq!(code, Some(4), "{log}");
+    assert!(log.contains(words), "not {words:?}: {log}");
+    assert!(!pod.data().join("etcd").exists(), "{log}");
+}
+
+#[test]
+fn a_source_that_is_corrupt_or_fenced_by_another_is_left_alone() {
+    let source = Deployed::start("3.6", 1, None);
+    source.fill(20);
+    let url = source.url();
+    let mut first = TestPod::new();
+    first.start("none", &[&from(&url)]);
+    first.wait_serving();
+    // Another volume, such as the first one's after its loss: what the source has is not the newest any more.
+    refused(&mut TestPod::new(), &url, "has a fence around it");
+    assert!(!source.takes_writes());
+}
+
+#[test]
+fn a_source_that_asks_for_a_user_is_not_moved() {
+    let source = Deployed::start("3.6", 1, None);
+    source.fill(20);
+    for args in [&["user", "add", "root:secret"][..], &["user", "grant-role", "root", "root"], &["auth", "enable"]] {
+        source.one().ctl(args);
+    }
+    refused(&mut TestPod::new(), &source.url(), "it asks for a user");
+    source.one().ctl(&["--user=root:secret", "put", "/a", "x"]);
+}
+
+#[test]
+fn a_source_that_is_away_or_without_a_quorum_is_not_moved() {
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    refused(&mut TestPod::new(), &nobody, "cannot be moved from");
+
+    let mut source = Deployed::start("3.6", 3, None);
+    source.fill(20);
+    source.members[0].kill();
+    source.members[1].kill();
+    let mut pod = TestPod::new();
+    refused(&mut pod, &source.url(), "has a quorum");
+    assert!(!pod.data().join("migration.fence").exists(), "something was begun");
+}
+
+#[test]
+fn a_source_of_another_ca_is_not_moved() {
+    let other = tempfile::tempdir().expect("a folder");
+    let tls = certificates(other.path(), Distro::None, 6443);
+    let source = Deployed::start("3.6", 1, Some(&tls));
+    refused(&mut TestPod::new(), &source.url(), "etcd/ca.crt");
+    assert!(source.takes_writes());
+}
+
+/// What fails behind the fence lifts it: here a journal that tells of another source.
+#[test]
+fn a_failure_lifts_the_fence() {
+    let (one, other) = (Deployed::start("3.6", 1, None), Deployed::start("3.6", 1, None));
+    let mut pod = TestPod::new();
+    let mut command = pod.command("none", &[&from(&one.url())]);
+    command.env("SYNCER_CRASH_AT", "migrate-after-journal");
+    pod.spawn(command);
+    pod.wait_end(Duration::from_secs(120));
+    refused_with(&mut pod, &other.url(), 3, "was begun here, not of");
+    assert!(one.takes_writes() && other.takes_writes(), "{}", pod.log());
+    assert!(pod.log().contains("the source is fenced"), "{}", pod.log());
+}
+
+#[track_caller]
+fn refused_with(pod: &mut TestPod, url: &str, code: i32, words: &str) {
+    let (found, log) = ended(pod, &[&from(url)]);
+    assert_eq!(found, Some(code), "{log}");
+    assert!(log.contains(words), "not {words:?}: {log}");
+}
+
+#[test]
+fn a_store_of_sqlite_on_the_volume_is_not_left_behind() {
+    let source = Deployed::start("3.6", 1, None);
+    refused(&mut TestPod::with_small_store(), &source.url(), "lies on this volume too");
+    assert!(source.takes_writes());
+}
