@@ -5,7 +5,7 @@
 //! that lifts the fence (a failure, a stop, the next boot after a crash), and nothing does from then on. The record of
 //! that is durable before etcd serves anybody here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -102,8 +102,15 @@ pub async fn lift(pod: &Pod, patience: Duration) -> anyhow::Result<()> {
 pub async fn give_up(pod: &Pod, gate: &Gate) {
     match raised(pod) {
         Ok(None) => return,
+        // The data dir is put in place next, on the import's thread. Ended before that, the pod would leave a source behind
+        // that serves nobody until the next start.
         Ok(Some(_)) if !gate.give_up() => {
-            tracing::warn!("told to stop while a move is committed: the source stays fenced until the next start");
+            let begun = Instant::now();
+            while !pod.settings.etcd_dir().exists() && begun.elapsed() < WITHIN_GRACE {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let committed = pod.settings.etcd_dir().exists();
+            tracing::warn!(committed, "told to stop while a move is committed: the source stays fenced");
             return;
         }
         Ok(Some(_)) => {}
