@@ -8,8 +8,8 @@
 //! that revision has every acknowledged write.
 //!
 //! Before 3.6 a NOSPACE alarm that is raised while CORRUPT stands replaces it in the applying member, and deletions go
-//! through (`applierV3backend.Alarm` in `etcdserver/apply.go` of 3.5), unless a NOSPACE alarm was there before. So one is
-//! raised first.
+//! through (`applierV3backend.Alarm` in `etcdserver/apply.go` of 3.4 and 3.5), unless a NOSPACE alarm was there before. So
+//! one is raised first. In the same way the end of either alarm is the end of both, until that member is restarted.
 //!
 //! Alarms are kept in the store and survive restarts of the source. To lift the fence by hand: `etcdctl alarm disarm`.
 

@@ -7,7 +7,8 @@ use syncer::migrate::fence::{self, FencePhase};
 use syncer::migrate::fenced::{self, Fenced, Gate};
 
 use super::*;
-use crate::support::etcd::LINES;
+use crate::support::etcd::{PATIENCE, SOURCES};
+use crate::support::poll;
 
 fn endpoint(source: &Deployed) -> EtcdEndpoint {
     EtcdEndpoint { url: source.url(), tls: None, server_name: None }
@@ -40,7 +41,7 @@ fn alarm(source: &Deployed, action: AlarmAction, member: u64, kind: AlarmType) {
 
 #[test]
 fn nothing_is_written_while_it_stands_and_everything_when_it_is_lifted() {
-    for line in LINES {
+    for line in SOURCES {
         let volume = tempfile::tempdir().expect("a volume");
         let mut source = Deployed::start(line, 1, None);
         source.fill(50);
@@ -88,7 +89,7 @@ fn nothing_is_written_while_it_stands_and_everything_when_it_is_lifted() {
 /// Before 3.6 a NOSPACE alarm would take the place of CORRUPT, under which deletions go through.
 #[test]
 fn it_holds_when_the_source_runs_out_of_space_meanwhile() {
-    for line in LINES {
+    for line in SOURCES {
         let volume = tempfile::tempdir().expect("a volume");
         let source = Deployed::start(line, 1, None);
         source.fill(20);
@@ -102,6 +103,36 @@ fn it_holds_when_the_source_runs_out_of_space_meanwhile() {
         assert!(!source.takes_writes(), "{line}");
         lifted(&source, volume.path());
         assert!(source.takes_writes(), "{line}");
+    }
+}
+
+/// A lease whose time is over keeps its keys until the fence is lifted: their deletion would be a write.
+#[test]
+fn leases_do_not_expire_behind_it() {
+    let sources: Vec<_> = SOURCES
+        .into_iter()
+        .map(|line| {
+            let (volume, source) = (tempfile::tempdir().expect("a volume"), Deployed::start(line, 1, None));
+            source.asked(async |mut client| {
+                client.lease_grant(2, Some(LeaseGrantOptions::new().with_id(5))).await.expect("a lease");
+                let leased = PutOptions::new().with_lease(5);
+                client.put("/registry/events/short", "x", Some(leased)).await.expect("put");
+            });
+            let fenced = raised(&source, volume.path());
+            (line, volume, source, fenced)
+        })
+        .collect();
+    for (line, volume, source, fenced) in sources {
+        let log = &source.one().log;
+        poll(&format!("{line}: it tries to revoke the lease"), PATIENCE, || {
+            std::fs::read_to_string(log).expect("etcd's log").contains("failed to revoke").then_some(())
+        });
+        let (revision, keys) = source.everything();
+        assert_eq!((revision, keys.len()), (fenced.revision.0, 1), "{line}");
+        lifted(&source, volume.path());
+        poll(&format!("{line}: the key goes with its lease"), PATIENCE, || {
+            source.everything().1.is_empty().then_some(())
+        });
     }
 }
 

@@ -15,6 +15,9 @@ use super::{free_port, part, poll};
 /// The etcd versions that everything is proven on, as `scripts/parts` names them.
 pub const LINES: [&str; 3] = ["3.5", "3.6", "3.7"];
 
+/// The versions that a deployed etcd may have. No pod runs the oldest, so it is no line of ours.
+pub const SOURCES: [&str; 4] = ["3.4", "3.5", "3.6", "3.7"];
+
 /// How long a start, a stop, or a join may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -26,7 +29,7 @@ pub fn program(name: &str, line: &str) -> PathBuf {
 /// What to start. Fields may be changed between [`EtcdSpec::new`] and [`EtcdSpec::start`].
 #[derive(Clone, Debug)]
 pub struct EtcdSpec {
-    /// `3.5`, `3.6` or `3.7`.
+    /// `3.4` to `3.7`.
     pub line: &'static str,
     /// `--name`.
     pub name: String,
