@@ -4,6 +4,7 @@ mod crash;
 mod fence;
 mod refused;
 mod switch;
+mod trouble;
 
 use std::path::Path;
 use std::time::Duration;

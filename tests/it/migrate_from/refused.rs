@@ -1,5 +1,8 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::*;
 use crate::support::free_port;
 
@@ -37,17 +40,27 @@ fn a_source_that_asks_for_a_user_is_not_moved() {
 }
 
 #[test]
-fn a_source_that_is_away_or_without_a_quorum_is_not_moved() {
+fn a_source_that_is_away_silent_or_without_a_quorum_is_not_moved() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
-    refused(&mut TestPod::new(), &nobody, "cannot be moved from");
-
-    let mut source = Deployed::start("3.6", 3, None);
-    source.fill(20);
-    source.members[0].kill();
-    source.members[1].kill();
-    let mut pod = TestPod::new();
-    refused(&mut pod, &source.url(), "has a quorum");
-    assert!(!pod.data().join("migration.fence").exists(), "something was begun");
+    let mut few = Deployed::start("3.6", 3, None);
+    few.fill(20);
+    few.members[0].kill();
+    few.members[1].kill();
+    // It takes connections, and says nothing.
+    let silent = Deployed::start("3.5", 1, None);
+    let pid = Pid::from_raw(i32::try_from(silent.one().pid()).expect("a pid fits"));
+    kill(pid, Signal::SIGSTOP).expect("halt the source");
+    let cases = [(nobody, "cannot be moved from"), (few.url(), "has a quorum"), (silent.url(), "no answer within")];
+    // Each is asked for half a minute.
+    std::thread::scope(|scope| {
+        for (url, words) in &cases {
+            scope.spawn(move || {
+                let mut pod = TestPod::new();
+                refused(&mut pod, url, words);
+                assert!(!pod.data().join("migration.fence").exists(), "something was begun");
+            });
+        }
+    });
 }
 
 #[test]

@@ -1,0 +1,173 @@
+//! Sources that are restarted, compacted, defragmented, large, or half dead while they are moved.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use etcd_client::{Txn, TxnOp};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::*;
+use crate::support::etcd::PATIENCE;
+use crate::support::poll;
+
+/// What syncer may take of memory that is its own, whatever the size of the store.
+const MEMORY: u64 = 64 << 20;
+
+fn signal(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).expect("a pid fits")), signal).expect("send a signal");
+}
+
+/// Starts the pod and holds it when the source is fenced and nothing is committed; the caller lets it go on.
+fn held_behind_the_fence(pod: &mut TestPod, url: &str) {
+    pod.start("none", &[&from(url)]);
+    poll("the source is fenced", PATIENCE, || {
+        pod.assert_running();
+        pod.log().contains("the source is fenced").then_some(())
+    });
+    signal(pod.pid().as_raw().cast_unsigned(), Signal::SIGSTOP);
+    assert!(!pod.data().join("etcd").exists(), "the move is committed already: {}", pod.log());
+}
+
+fn goes_on(pod: &TestPod) {
+    signal(pod.pid().as_raw().cast_unsigned(), Signal::SIGCONT);
+}
+
+/// As kubelets do: etcd's `/health` fails under the fence, at all members at the same time.
+#[test]
+fn a_source_whose_members_are_all_restarted_in_the_midst_is_moved() {
+    for (line, members) in [("3.4", 1), ("3.5", 3), ("3.6", 1)] {
+        let mut source = Deployed::start(line, members, None);
+        source.fill(1000);
+        let want = source.everything();
+        let mut pod = TestPod::new();
+        held_behind_the_fence(&mut pod, &source.url());
+        source.members.iter_mut().for_each(Etcd::kill);
+        goes_on(&pod);
+        poll("the pod misses the source", PATIENCE, || {
+            let log = pod.log();
+            ["asking again", "taking another snapshot"].iter().any(|said| log.contains(said)).then_some(())
+        });
+        let specs: Vec<_> = source.members.drain(..).map(|member| member.spec.clone()).collect();
+        source.members = specs.iter().map(EtcdSpec::spawn).collect();
+        source.members.iter_mut().for_each(Etcd::wait_until_serving);
+        pod.wait_serving();
+        assert_eq!(moved(&pod), want, "{line}");
+        assert_eq!(source.everything(), want, "{line}");
+        assert!(!source.takes_writes(), "{line}: the fence does not outlive a restart");
+    }
+}
+
+/// An API server's compaction, and a job that defragments.
+#[test]
+fn a_source_that_is_compacted_and_defragmented_meanwhile_is_moved() {
+    for line in ["3.5", "3.6"] {
+        let source = Deployed::start(line, 1, None);
+        source.fill(2000);
+        let (stop, compacted, refused) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        let spec = source.one().spec.clone();
+        let mut pod = TestPod::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                run(async {
+                    let mut client = crate::support::etcd::connect(&spec.client_url()).await;
+                    while !stop.load(Ordering::Relaxed) {
+                        let put = client.put("/registry/changing", "x", None).await;
+                        let fenced = put.is_err_and(|error| error.to_string().contains("corrupt cluster"));
+                        let read = client.get("/registry/changing", None).await.expect("read");
+                        match client.compact(read.header().expect("a header").revision(), None).await {
+                            Ok(_) if fenced => panic!("compacted behind the fence"),
+                            Ok(_) => drop(compacted.fetch_add(1, Ordering::Relaxed)),
+                            Err(error) if fenced => {
+                                assert!(error.to_string().contains("corrupt cluster"), "{error}");
+                                refused.fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(_) => {}
+                        }
+                        client.defragment().await.expect("defragment");
+                    }
+                });
+            });
+            poll("it is compacted", PATIENCE, || (compacted.load(Ordering::Relaxed) > 3).then_some(()));
+            pod.start("none", &[&from(&source.url())]);
+            pod.wait_serving();
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(refused.load(Ordering::Relaxed) > 0, "{line}: it was not behind the fence");
+        assert_eq!(moved(&pod), source.everything(), "{line}");
+    }
+}
+
+/// It takes connections and says nothing: before the fence nothing is begun, behind it a stop is in time all the same.
+#[test]
+fn a_source_that_hangs_behind_the_fence_holds_up_no_stop() {
+    let source = Deployed::start("3.6", 1, None);
+    source.fill(1000);
+    let want = source.everything();
+    let mut pod = TestPod::new();
+    held_behind_the_fence(&mut pod, &source.url());
+    signal(source.one().pid(), Signal::SIGSTOP);
+    goes_on(&pod);
+    let begun = Instant::now();
+    let status = pod.stop();
+    signal(source.one().pid(), Signal::SIGCONT);
+    assert_eq!(status.code(), Some(0), "{}", pod.log());
+    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}: {}", begun.elapsed(), pod.log());
+    assert!(pod.log().contains("is not lifted, and it may refuse writes"), "{}", pod.log());
+    // It lifts the fence first, and raises it again.
+    pod.start("none", &[&from(&source.url())]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want);
+}
+
+/// Writes 240 MiB in transactions of 50 keys.
+fn fill_much(source: &Deployed) {
+    let value = |n: usize| format!("{n:0>8}").repeat(512);
+    std::thread::scope(|scope| {
+        for writer in 0..8 {
+            let source = &source;
+            scope.spawn(move || {
+                source.asked(async |mut client| {
+                    for batch in (writer..1200).step_by(8) {
+                        let keys = (0..50).map(|n| batch * 50 + n);
+                        let put = |n: usize| TxnOp::put(format!("/registry/configmaps/{n:08}"), value(n), None);
+                        client.txn(Txn::new().and_then(keys.map(put).collect::<Vec<_>>())).await.expect("write");
+                    }
+                });
+            });
+        }
+    });
+}
+
+#[test]
+fn a_large_source_is_moved_in_bounded_memory() {
+    let source = Deployed::start("3.5", 1, None);
+    fill_much(&source);
+    let mut pod = TestPod::new();
+    let begun = Instant::now();
+    pod.start("none", &[&from(&source.url())]);
+    let pid = pod.pid().as_raw();
+    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                peak.fetch_max(anonymous(pid).unwrap_or(0), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        pod.wait_serving();
+        done.store(true, Ordering::Relaxed);
+    });
+    let (took, peak) = (begun.elapsed(), peak.into_inner());
+    let size = source.asked(async |mut client| client.status().await.expect("status").db_size());
+    eprintln!("migrate_from: {} MiB in {took:?}, {} MiB of memory", size >> 20, peak >> 20);
+    assert!(size > 200 << 20 && peak <= MEMORY, "{peak} bytes for {size}");
+    assert!(moved(&pod) == source.everything(), "the target differs from the source");
+}
+
+/// Anonymous memory of a process, in bytes.
+fn anonymous(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    kib.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
