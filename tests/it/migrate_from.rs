@@ -1,5 +1,6 @@
 //! `migrateFromEtcd`: a deployed etcd, fenced, moved into a pod's own, and left fenced.
 
+mod apiserver;
 mod crash;
 mod fence;
 mod refused;

@@ -1,0 +1,162 @@
+//! The switch under a real kube-apiserver, which writes to the source until it is fenced and reads from it afterwards.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use syncer::serve::distro::{Backend, specs};
+use syncer::serve::prepare::prepare;
+use syncer::settings::flags::{DistroFlag, Flags};
+use syncer::settings::load::{Loader, Surroundings};
+use syncer::supervise::spec::Role;
+
+use super::*;
+use crate::support::kube::{Kube, status_of};
+use crate::support::processes::Processes;
+use crate::support::{free_port, part};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const WRITERS: usize = 24;
+/// Acknowledged writes before the pod is started, and the rate that they are to reach in a release's test: 10,000 a minute.
+const BEFORE: u64 = 2000;
+
+/// What the API server last acknowledged of each object: the object as it answered, or `None` when it is deleted.
+type Ledger = Mutex<BTreeMap<String, Option<Value>>>;
+
+/// The kube-apiserver that the chart had beside its etcd, on a port of its own.
+async fn old_apiserver(pod: &TestPod, source: &Deployed, home: &Path) -> (Processes, Kube) {
+    let port = free_port();
+    let flags = Flags {
+        distro: Some(DistroFlag::K8s),
+        etcd_embedded: Some(true),
+        data_dir: Some(home.join("old")),
+        pki_dir: Some(pod.data().join("pki")),
+        binaries: Some(vec![part("kube-apiserver").parent().expect("a folder").to_owned()]),
+        client_port: Some(source.one().spec.client_port),
+        apiserver_port: Some(port),
+        ..Flags::default()
+    };
+    let surroundings =
+        Surroundings { values_files: Vec::new(), namespace_file: PathBuf::from("/nonexistent"), folders: Vec::new() };
+    let env: BTreeMap<String, std::ffi::OsString> = BTreeMap::new();
+    let loader = Loader { flags, wrapped: None, env: Box::new(env), surroundings };
+    let settings = loader.load().expect("settings").settings;
+    std::fs::create_dir_all(&settings.data_dir).expect("make a folder");
+    let prepared = prepare(&settings, &Backend::Etcd, &RealDisk).expect("prepare");
+    let mut specs = specs(&settings, &Backend::Etcd, &prepared).expect("specs");
+    specs.retain(|spec| spec.role == Role::ApiServer);
+    let processes = Processes::start(&specs, &home.join("logs")).await.expect("the old API server");
+    let admin = pod.data().join("pki/admin.conf");
+    (processes, Kube::through(&admin, ([127, 0, 0, 1], port).into()).expect("a client"))
+}
+
+/// Creates, changes and deletes objects of its own until it is told to stop; how many writes the fence refused.
+async fn write(
+    kube: Arc<Kube>,
+    writer: usize,
+    ledger: Arc<Ledger>,
+    count: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+) -> u64 {
+    let mut refused = 0;
+    for n in 0_usize.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let name = format!("map-{writer}-{}", n / 4);
+        let path = format!("{MAPS}/{name}");
+        let outcome = match n % 4 {
+            0 => {
+                let map = json!({"metadata": {"name": name}, "data": {"n": n.to_string(), "fill": "x".repeat(400)}});
+                kube.create(MAPS, &map).await.map(Some)
+            }
+            3 if n % 8 == 7 => kube.delete(&path).await.map(|_| None),
+            _ => kube.merge(&path, &json!({"data": {"n": n.to_string()}})).await.map(Some),
+        };
+        match outcome {
+            Ok(state) => {
+                ledger.lock().expect("the ledger").insert(name, state);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                let words = format!("{error:#}");
+                if words.contains("corrupt cluster") || words.contains("database space exceeded") {
+                    refused += 1;
+                } else if status_of(&error) != Some(404) {
+                    // Neither acknowledged nor refused: it may be there or not. (404: its creation was refused.)
+                    ledger.lock().expect("the ledger").remove(&name);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    refused
+}
+
+/// Every object but the identity leases, which each running kube-apiserver renews by itself.
+async fn objects(client: &Kube) -> BTreeMap<String, Value> {
+    let mut objects = client.everything().await.expect("read every object");
+    objects.retain(|path, _| !(path.contains("leases/kube-system/") && path.contains("apiserver-")));
+    objects
+}
+
+#[test]
+fn every_write_that_a_real_api_server_acknowledged_is_moved() {
+    if std::env::var_os("SYNCER_QUICK").is_some() {
+        eprintln!("skipped: --quick");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let home = tempfile::tempdir().expect("a folder");
+    let (mut pod, tls) = pod_with_certificates(Distro::K8s);
+    let source = Deployed::start("3.5", 1, Some(&tls));
+    let (old, kube) = runtime.block_on(old_apiserver(&pod, &source, home.path()));
+    let kube = Arc::new(kube);
+
+    let (ledger, stop) = (Arc::new(Ledger::default()), Arc::new(AtomicBool::new(false)));
+    let count = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|n| runtime.spawn(write(kube.clone(), n, ledger.clone(), count.clone(), stop.clone())))
+        .collect();
+    crate::support::poll("the API server writes", Duration::from_secs(60), || {
+        (count.load(Ordering::Relaxed) >= BEFORE).then_some(())
+    });
+    let rate = BEFORE as f64 / begun.elapsed().as_secs_f64();
+    pod.values(&format!("{ON}controller:\n  disabled: true\n"));
+    pod.start("k8s", &[&from(&source.url())]);
+    pod.wait_ready();
+    stop.store(true, Ordering::Relaxed);
+    let refused: u64 = writers.into_iter().map(|writer| runtime.block_on(writer).expect("a writer ends")).sum();
+    let count = count.load(Ordering::Relaxed);
+    eprintln!("migrate_from: {count} writes acknowledged, {:.0} a minute; then {refused} refused", rate * 60.0);
+    assert!(count > BEFORE && refused > 0, "nobody wrote at the moment of the switch");
+
+    let new = Kube::from_kubeconfig(&pod.data().join("pki/admin.conf")).expect("a client");
+    runtime.block_on(async {
+        let (before, after) = (objects(&kube).await, objects(&new).await);
+        for (name, state) in ledger.lock().expect("the ledger").iter() {
+            let found = after.get(&format!("/api/v1/configmaps/default/{name}"));
+            let found = found.map(|object| (&object["data"], &object["metadata"]));
+            let want = state.as_ref().map(|object| (&object["data"], &object["metadata"]));
+            assert_eq!(found, want, "{name} is not as it was acknowledged");
+        }
+        // The old API server still reads from the source, and can change nothing.
+        for (path, object) in &before {
+            assert_eq!(after.get(path), Some(object), "{path} differs");
+        }
+        let map = json!({"metadata": {"name": "too-late"}});
+        let error = format!("{:#}", kube.create(MAPS, &map).await.expect_err("a write to the source"));
+        assert!(error.contains("corrupt cluster"), "{error}");
+        // And the new one goes on above.
+        let made = new.create(MAPS, &map).await.expect("create");
+        let version =
+            |object: &Value| object["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<i64>().ok());
+        assert!(before.values().all(|object| version(object) < version(&made)));
+    });
+    drop(old);
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+}
