@@ -6,6 +6,7 @@ mod container;
 mod datadir;
 mod discovery;
 mod host;
+mod instants;
 mod journey;
 mod migrate;
 mod migrate_from;

@@ -1,6 +1,6 @@
 //! Moving a store against real programs: real etcd serves what was in it, real kine wrote some of it.
 
-mod back;
+pub mod back;
 mod backend;
 mod crash;
 mod layouts;

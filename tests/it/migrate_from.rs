@@ -46,13 +46,13 @@ fn certificates(pki_dir: &Path, distro: Distro, apiserver_port: u16) -> EtcdTlsF
 }
 
 /// A deployed etcd of so many members.
-struct Deployed {
+pub struct Deployed {
     members: Vec<Etcd>,
     _home: tempfile::TempDir,
 }
 
 impl Deployed {
-    fn start(line: &'static str, members: usize, tls: Option<&EtcdTlsFiles>) -> Deployed {
+    pub fn start(line: &'static str, members: usize, tls: Option<&EtcdTlsFiles>) -> Deployed {
         Deployed::with(line, members, tls, &[])
     }
 
@@ -76,11 +76,11 @@ impl Deployed {
     }
 
     /// The member that the tests ask and move from.
-    fn one(&self) -> &Etcd {
+    pub fn one(&self) -> &Etcd {
         self.members.last().expect("a member")
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         self.one().spec.client_url()
     }
 
@@ -89,7 +89,7 @@ impl Deployed {
     }
 
     /// Keys with and without leases, changed and deleted ones, and some compacted.
-    fn fill(&self, keys: usize) {
+    pub fn fill(&self, keys: usize) {
         self.asked(async |mut client| {
             client.lease_grant(3600, Some(LeaseGrantOptions::new().with_id(77))).await.expect("a lease");
             let (value, leased) = ("v".repeat(300), Some(PutOptions::new().with_lease(77)));
@@ -106,11 +106,11 @@ impl Deployed {
     }
 
     /// Everything in it, and its revision.
-    fn everything(&self) -> (i64, Vec<ServedKey>) {
+    pub fn everything(&self) -> (i64, Vec<ServedKey>) {
         self.asked(async |mut client| contents(&mut client).await)
     }
 
-    fn takes_writes(&self) -> bool {
+    pub fn takes_writes(&self) -> bool {
         self.asked(async |mut client| match client.put("/probe", "x", None).await {
             Ok(_) => true,
             Err(error) => {
@@ -134,17 +134,17 @@ fn pod_with_certificates(distro: Distro) -> (TestPod, EtcdTlsFiles) {
     (pod, tls)
 }
 
-fn from(url: &str) -> String {
+pub fn from(url: &str) -> String {
     format!("--migrate-from={url}")
 }
 
 /// Everything in the pod's etcd, and its revision.
-fn moved(pod: &TestPod) -> (i64, Vec<ServedKey>) {
+pub fn moved(pod: &TestPod) -> (i64, Vec<ServedKey>) {
     pod.etcd(async |mut client| contents(&mut client).await)
 }
 
 /// Runs a pod that ends by itself, in time for a source that is asked for long.
-fn ended(pod: &mut TestPod, extra: &[&str]) -> (Option<i32>, String) {
+pub fn ended(pod: &mut TestPod, extra: &[&str]) -> (Option<i32>, String) {
     pod.start("none", extra);
     let status = pod.wait_end(Duration::from_secs(180));
     (status.code(), pod.log())

@@ -10,6 +10,6 @@ macro_rules! for_each_line {
 }
 
 mod lossless;
-mod pods;
+pub mod pods;
 mod promoted;
 mod recover;

@@ -167,7 +167,7 @@ fn kine_0_11_goes_on_with_it() {
 }
 
 /// Live keys of a `state.db`, as an import reads them.
-fn live_of(db: &Path) -> (Live, i64) {
+pub fn live_of(db: &Path) -> (Live, i64) {
     use syncer::migrate::convert::LiveKey;
     struct Read(Live);
     impl syncer::migrate::sink::Sink for Read {

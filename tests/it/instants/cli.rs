@@ -1,0 +1,196 @@
+//! `syncer migrate` and `syncer snapshot save`.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use super::*;
+use crate::migrate::back::live_of;
+use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, program, run};
+use crate::support::kine_db::Live;
+use crate::support::syncer;
+
+/// A stopped etcd's data dir, and a snapshot of it.
+struct Store {
+    home: tempfile::TempDir,
+    keys: Vec<ServedKey>,
+}
+
+impl Store {
+    fn datadir(&self) -> String {
+        format!("datadir:{}", self.home.path().join("etcd").display())
+    }
+
+    fn snapshot(&self) -> String {
+        format!("snapshot:{}", self.home.path().join("snapshot.db").display())
+    }
+}
+
+fn filled(home: &Path) -> Etcd {
+    let etcd = EtcdSpec::new("3.6", "a", &home.join("etcd")).start();
+    run(async {
+        let mut client = etcd.client().await;
+        for n in 0..600 {
+            client.put(format!("/registry/configmaps/{:03}", n % 400), vec![b'v'; 2000], None).await.expect("put");
+        }
+        client.delete("/registry/configmaps/007", None).await.expect("delete");
+    });
+    etcd
+}
+
+fn store() -> &'static Store {
+    static STORE: OnceLock<Store> = OnceLock::new();
+    STORE.get_or_init(|| {
+        let home = tempfile::tempdir().expect("a folder");
+        let mut etcd = filled(home.path());
+        etcd.ctl(&["snapshot", "save", &home.path().join("snapshot.db").display().to_string()]);
+        let keys = run(async { all_keys(&mut etcd.client().await).await });
+        // Killed, so that its log is ahead of its backend.
+        etcd.kill();
+        Store { home, keys }
+    })
+}
+
+/// `syncer migrate`.
+struct Migrate {
+    from: String,
+    to: &'static str,
+}
+
+impl Migrate {
+    fn target(&self, place: &tempfile::TempDir) -> PathBuf {
+        place.path().join(if self.to == "sqlite" { "state.db" } else { "etcd" })
+    }
+
+    fn check(&self, target: &Path, what: &str) {
+        if self.to == "sqlite" {
+            let want: Live = store().keys.iter().map(|k| (k.0.clone(), (k.1.clone(), k.2, k.3, 0))).collect();
+            assert!(live_of(target).0 == want, "{what}: another store");
+        } else {
+            let etcd = EtcdSpec::new("3.6", "seed", target).start();
+            assert!(run(async { all_keys(&mut etcd.client().await).await }) == store().keys, "{what}: another store");
+        }
+    }
+}
+
+impl Journey for Migrate {
+    type Place = tempfile::TempDir;
+
+    fn name(&self) -> String {
+        let from = self.from.split(':').next().unwrap_or_default();
+        format!("{from} to {}", self.to)
+    }
+
+    fn fresh(&self) -> tempfile::TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    fn attempt(&self, place: &tempfile::TempDir) -> Command {
+        let mut command = Command::new(syncer());
+        command.args(["migrate", "-o", "json", "--from", &self.from, "--to"]);
+        command.arg(format!("{}:{}", self.to, self.target(place).display()));
+        command.arg("--etcd").arg(program("etcd", "3.6")).env_remove("SYNCER_CRASH_AT");
+        command
+    }
+
+    fn may_end(&self, status: ExitStatus) -> bool {
+        status.success()
+    }
+
+    fn left(&self, place: &mut tempfile::TempDir, what: &str) -> bool {
+        // A target under its name is a whole one, whoever looks.
+        let target = self.target(place);
+        if target.exists() && self.to == "sqlite" {
+            self.check(&target, what);
+        }
+        target.exists()
+    }
+
+    fn end(&self, place: &mut tempfile::TempDir, what: &str) -> Duration {
+        let (was_there, begun) = (self.target(place).exists(), Instant::now());
+        let out = self.attempt(place).output().expect("run syncer");
+        let took = begun.elapsed();
+        // One that was done and whose journal says so is not built anew.
+        let done = was_there && out.status.code() == Some(3);
+        assert!(out.status.success() || done, "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        self.check(&self.target(place), what);
+        let entries = std::fs::read_dir(place.path()).expect("list");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+        // Of the etcd that was just looked at.
+        names.retain(|name| name != "etcd.log");
+        assert!(names.len() == 2, "{what}: {names:?} are left, not the target and its journal");
+        took
+    }
+}
+
+#[test]
+fn a_migration_offline_converges() {
+    let store = store();
+    for (from, to) in [
+        (store.snapshot(), "datadir"),
+        (store.datadir(), "datadir"),
+        (store.snapshot(), "sqlite"),
+        (store.datadir(), "sqlite"),
+    ] {
+        killed(&Migrate { from, to }, 8);
+    }
+}
+
+/// `syncer snapshot save` of a running etcd.
+struct Save(Etcd);
+
+impl Save {
+    fn files(&self, place: &tempfile::TempDir, ending: &str) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(place.path()).expect("list");
+        let files = entries.map(|entry| entry.expect("an entry").path());
+        files.filter(|file| file.to_string_lossy().ends_with(ending)).collect()
+    }
+}
+
+impl Journey for Save {
+    type Place = tempfile::TempDir;
+
+    fn name(&self) -> String {
+        "snapshot save".to_owned()
+    }
+
+    fn fresh(&self) -> tempfile::TempDir {
+        tempfile::tempdir().expect("a folder")
+    }
+
+    fn attempt(&self, place: &tempfile::TempDir) -> Command {
+        let mut command = Command::new(syncer());
+        command.args(["snapshot", "save", "--name", "vc", "-o", "json", "--to"]).arg(place.path());
+        command.args(["--endpoint", &self.0.spec.client_url()]).env_remove("SYNCER_CRASH_AT");
+        command
+    }
+
+    fn may_end(&self, status: ExitStatus) -> bool {
+        status.success()
+    }
+
+    fn left(&self, place: &mut tempfile::TempDir, what: &str) -> bool {
+        // What has a snapshot's name is whole.
+        let named = self.files(place, ".db");
+        for file in &named {
+            let out = Command::new(syncer()).args(["snapshot", "verify"]).arg(file).output().expect("run syncer");
+            assert!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        !named.is_empty()
+    }
+
+    fn end(&self, place: &mut tempfile::TempDir, what: &str) -> Duration {
+        let begun = Instant::now();
+        let out = self.attempt(place).output().expect("run syncer");
+        let took = begun.elapsed();
+        assert!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(self.left(place, what), "{what}: there is no snapshot");
+        assert!(self.files(place, ".part").is_empty(), "{what}: what killed ones left is not removed");
+        took
+    }
+}
+
+#[test]
+fn a_snapshot_is_whole_or_has_no_name() {
+    let home = tempfile::tempdir().expect("a folder");
+    killed(&Save(filled(home.path())), 24);
+}
