@@ -6,8 +6,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
 /// A file being written. Writes are positioned, so that a header can be written after what it describes.
 pub trait DiskFile: Send {
@@ -63,6 +67,20 @@ impl dyn Disk + '_ {
         gone(self.remove_dir_all(path))
     }
 
+    /// Makes a directory durable, with all files and directories in it.
+    pub fn sync_tree(&self, path: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(path).map_err(|e| at(path, e))? {
+            let entry = entry.map_err(|e| at(path, e))?;
+            let kind = entry.file_type().map_err(|e| at(&entry.path(), e))?;
+            if kind.is_dir() {
+                self.sync_tree(&entry.path())?;
+            } else if kind.is_file() {
+                self.open(&entry.path())?.sync()?;
+            }
+        }
+        self.sync_dir(path)
+    }
+
     /// Renames and syncs the directories concerned.
     pub fn rename_durable(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.rename(from, to)?;
@@ -89,6 +107,55 @@ pub struct RealDisk;
 struct RealFile {
     file: File,
     path: PathBuf,
+    writeback: Writeback,
+}
+
+impl RealFile {
+    fn boxed(file: File, path: &Path) -> Box<dyn DiskFile> {
+        Box::new(RealFile { file, path: path.to_owned(), writeback: Writeback::default() })
+    }
+}
+
+/// Hints to the kernel, given on a thread of their own: each waits for the disk while its queue is full, and whoever writes
+/// has better things to do.
+#[derive(Default)]
+struct Writeback {
+    thread: Option<SyncSender<Range<u64>>>,
+    /// What the thread has not been told yet.
+    due: Range<u64>,
+}
+
+impl Writeback {
+    fn start(&mut self, file: &File, range: Range<u64>) {
+        self.due = match self.due.is_empty() {
+            true => range,
+            false => self.due.start.min(range.start)..self.due.end.max(range.end),
+        };
+        if self.thread.is_none() {
+            self.thread = Self::spawn(file).ok();
+        }
+        // While it is busy with the last range, this one waits for the next.
+        if self.thread.as_ref().is_some_and(|thread| thread.try_send(self.due.clone()).is_ok()) {
+            self.due = 0..0;
+        }
+    }
+
+    fn spawn(file: &File) -> io::Result<SyncSender<Range<u64>>> {
+        let file = file.try_clone()?;
+        let (tell, told) = sync_channel::<Range<u64>>(0);
+        let run = move || {
+            for range in told {
+                // SAFETY: sync_file_range takes no pointers and the descriptor is open for as long as `file` lives. Its
+                // result is not needed: it is a hint, and `sync` reports every write error.
+                unsafe {
+                    let length = (range.end - range.start) as i64;
+                    libc::sync_file_range(file.as_raw_fd(), range.start as i64, length, libc::SYNC_FILE_RANGE_WRITE);
+                }
+            }
+        };
+        thread::Builder::new().name("writeback".to_owned()).spawn(run)?;
+        Ok(tell)
+    }
 }
 
 impl DiskFile for RealFile {
@@ -106,12 +173,7 @@ impl DiskFile for RealFile {
     }
 
     fn start_writeback(&mut self, offset: u64, len: u64) {
-        use std::os::fd::AsRawFd;
-        // SAFETY: sync_file_range takes no pointers and the descriptor is open for as long as `self.file` lives. Its
-        // result is not needed: it is a hint, and `sync` reports every write error.
-        unsafe {
-            libc::sync_file_range(self.file.as_raw_fd(), offset as i64, len as i64, libc::SYNC_FILE_RANGE_WRITE);
-        }
+        self.writeback.start(&self.file, offset..offset + len);
     }
 
     fn preallocate(&mut self, length: u64) {
@@ -123,12 +185,12 @@ impl DiskFile for RealFile {
 impl Disk for RealDisk {
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn DiskFile>> {
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|e| at(path, e))?;
-        Ok(Box::new(RealFile { file, path: path.to_owned() }))
+        Ok(RealFile::boxed(file, path))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let file = OpenOptions::new().write(true).open(path).map_err(|e| at(path, e))?;
-        Ok(Box::new(RealFile { file, path: path.to_owned() }))
+        Ok(RealFile::boxed(file, path))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -151,6 +213,63 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| at(path, e))
+    }
+}
+
+/// A disk that makes nothing durable: whoever writes to it has to, by `sync_tree`, before anything rests on what was written.
+pub struct Unsynced<'d>(pub &'d dyn Disk);
+
+struct UnsyncedFile(Box<dyn DiskFile>);
+
+impl DiskFile for UnsyncedFile {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        self.0.truncate(length)
+    }
+
+    fn start_writeback(&mut self, offset: u64, len: u64) {
+        self.0.start_writeback(offset, len);
+    }
+
+    fn preallocate(&mut self, length: u64) {
+        self.0.preallocate(length);
+    }
+}
+
+impl Disk for Unsynced<'_> {
+    fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(UnsyncedFile(self.0.create(path, mode)?)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(UnsyncedFile(self.0.open(path)?)))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir_all(path)
+    }
+
+    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
     }
 }
 

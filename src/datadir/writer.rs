@@ -141,7 +141,7 @@ impl<'d> DatadirWriter<'d> {
         }
         let snap = snap_dir(dir);
         disk.create_dir(&snap).map_err(io("create the data dir"))?;
-        let backend = BoltWriter::create(disk, &snap.join("db"))?;
+        let backend = BoltWriter::create(disk, &backend_of(dir))?;
         Ok(DatadirWriter {
             disk,
             dir: dir.to_owned(),
@@ -224,6 +224,11 @@ impl<'d> DatadirWriter<'d> {
             backend_bytes,
         })
     }
+}
+
+/// The backend file of the data dir at `dir`.
+pub fn backend_of(dir: &Path) -> PathBuf {
+    snap_dir(dir).join("db")
 }
 
 fn snap_dir(dir: &Path) -> PathBuf {

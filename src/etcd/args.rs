@@ -63,6 +63,9 @@ pub struct EtcdLaunch {
     pub store_size: u64,
     /// The largest request that migrated values need, in bytes; only ever raises etcd's own limit.
     pub max_request_bytes: Option<u64>,
+    /// Make nothing durable: whoever has started it does that, before anything rests on its data dir. Only on loopback,
+    /// where it acknowledges nobody's writes.
+    pub unsynced: bool,
     /// The user's own flags. One that we also set replaces ours, except those that a user must not set.
     pub extra_args: Vec<String>,
 }
@@ -216,6 +219,9 @@ pub fn etcd_args(launch: &EtcdLaunch, version: EtcdVersion) -> Result<Vec<OsStri
     }
     let progress = if version.minor == 5 { "experimental-watch-progress-notify-interval" } else { WATCH_PROGRESS };
     flags.set(progress, "5s");
+    if launch.unsynced {
+        flags.set("unsafe-no-fsync", "true");
+    }
     flags.set("logger", "zap");
     flags.set("log-level", "info");
     flags.set("log-outputs", "stderr");
@@ -246,6 +252,9 @@ fn check(launch: &EtcdLaunch) -> Result<(), ArgsError> {
     }
     if launch.bootstrap == Bootstrap::ForceNewCluster && !launch.loopback_only {
         return unsafe_("etcd with --force-new-cluster must stay on loopback".to_owned());
+    }
+    if launch.unsynced && !launch.loopback_only {
+        return unsafe_("etcd without fsync must stay on loopback".to_owned());
     }
     // `,` and `=` separate the entries of --initial-cluster.
     let members = launch.bootstrap.members();

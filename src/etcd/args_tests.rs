@@ -32,6 +32,7 @@ fn launch() -> EtcdLaunch {
         quota: None,
         store_size: 0,
         max_request_bytes: None,
+        unsynced: false,
         extra_args: vec![],
     }
 }
@@ -136,6 +137,16 @@ fn the_others_are_thrown_out_on_loopback_alone() {
         assert_eq!(value(&args, "listen-peer-urls").as_deref(), Some("https://127.0.0.1:2380"));
     }
     assert!(etcd_args(&EtcdLaunch { loopback_only: false, ..force }, version(6)).is_err());
+}
+
+#[test]
+fn only_on_loopback_nothing_is_made_durable() {
+    let unsynced = EtcdLaunch { unsynced: true, loopback_only: true, ..launch() };
+    for minor in [5, 6, 7] {
+        assert_eq!(value(&args(&unsynced, minor), "unsafe-no-fsync").as_deref(), Some("true"));
+        assert_eq!(value(&args(&launch(), minor), "unsafe-no-fsync"), None);
+    }
+    assert!(etcd_args(&EtcdLaunch { loopback_only: false, ..unsynced }, version(6)).is_err());
 }
 
 #[test]

@@ -73,6 +73,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         quota: settings.etcd.quota_backend_bytes,
         store_size: std::fs::metadata(&backend).map_or(0, |meta| meta.len()),
         max_request_bytes: largest.map(|bytes| bytes.saturating_add(REQUEST_OVERHEAD)),
+        unsynced: false,
         extra_args: settings.etcd.extra_args.clone(),
     };
     Ok(ChildSpec {

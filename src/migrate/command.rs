@@ -308,6 +308,7 @@ fn outcome_json(plan: &ImportPlan, done: &ImportOutcome) -> Value {
         "maxRequestBytes": done.max_request_bytes,
         "warnings": done.warnings,
         "seconds": done.duration.as_secs_f64(),
+        "stages": done.stages,
     })
 }
 
@@ -358,6 +359,7 @@ fn back_json(plan: &ExportPlan, done: &ExportOutcome) -> Value {
         "targetBytes": done.target_bytes,
         "warnings": done.warnings,
         "seconds": done.duration.as_secs_f64(),
+        "stages": done.stages,
     })
 }
 

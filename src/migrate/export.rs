@@ -25,7 +25,7 @@ use super::journal::Phase;
 use super::kine::{KineStore, StoreFiles};
 use super::origin::Origin;
 use super::pipeline::copy;
-use super::progress::{Meter, Show, Stage, shown};
+use super::progress::{Meter, Show, Stage, StageSeconds, shown};
 use super::source::{FileState, Source};
 use super::space;
 use super::sqlite::{ReadBack, SqliteSink, SqliteSum, WrittenSqlite};
@@ -93,6 +93,8 @@ pub struct ExportOutcome {
     pub target_bytes: u64,
     /// From the first look at the source to the commit.
     pub duration: Duration,
+    /// What of it each stage took.
+    pub stages: StageSeconds,
 }
 
 /// The record of an export that was begun.
@@ -200,7 +202,7 @@ fn run(disk: &dyn Disk, plan: &ExportPlan, meter: &Meter) -> anyhow::Result<(Exp
     };
     store(disk, &plan.journal, &journal)?;
     crash_point!("back-journal-begun");
-    let outcome = built(plan, &mut *source, meter).and_then(|(outcome, revision)| {
+    let outcome = built(disk, plan, &mut *source, meter).and_then(|(outcome, revision)| {
         ensure!(source.files()? == before, "{} was changed while it was read", source.name());
         let staging = plan.staging();
         disk.open(&staging).and_then(|mut file| file.sync()).context("sync the SQLite file")?;
@@ -222,18 +224,30 @@ fn run(disk: &dyn Disk, plan: &ExportPlan, meter: &Meter) -> anyhow::Result<(Exp
     meter.begin(Stage::Commit, 0);
     disk.rename_durable(&plan.staging(), &plan.target).context("put the SQLite file in place")?;
     crash_point!("back-after-flip");
-    Ok((ExportOutcome { duration: started.elapsed(), ..outcome }, journal))
+    Ok((ExportOutcome { duration: started.elapsed(), stages: meter.stages(), ..outcome }, journal))
 }
 
 /// Builds the file aside and reads it back.
-fn built(plan: &ExportPlan, source: &mut dyn Source, meter: &Meter) -> anyhow::Result<(ExportOutcome, Revision)> {
+fn built(
+    disk: &dyn Disk,
+    plan: &ExportPlan,
+    source: &mut dyn Source,
+    meter: &Meter,
+) -> anyhow::Result<(ExportOutcome, Revision)> {
     let source_revision = source.extent().revision;
     meter.begin(Stage::Copy, source.extent().keys_at_most);
     let mut sink = SqliteSink::create(&plan.staging(), source_revision)?;
     let copied = copy(source, &mut sink, meter)?;
     let written = sink.finish()?;
     meter.begin(Stage::Verify, written.keys);
-    verify(plan, source, source_revision, &written, meter)?;
+    let staging = plan.staging();
+    let synced = std::thread::scope(|scope| {
+        // The disk is busy with it while it is read back, so that little is left when it is made durable as it then is.
+        let synced = scope.spawn(|| disk.open(&staging).and_then(|mut file| file.sync()));
+        verify(plan, source, source_revision, &written, meter)?;
+        anyhow::Ok(synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    synced.context("sync the SQLite file")?;
     crash_point!("back-verified");
     let WrittenSqlite { renumbered, keys, ttls, .. } = written;
     let outcome = ExportOutcome {
@@ -247,6 +261,7 @@ fn built(plan: &ExportPlan, source: &mut dyn Source, meter: &Meter) -> anyhow::R
         warnings: copied.warnings,
         target_bytes: 0,
         duration: Duration::ZERO,
+        stages: StageSeconds::default(),
     };
     Ok((outcome, renumbered.revision))
 }

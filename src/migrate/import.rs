@@ -4,14 +4,14 @@
 //!
 //! 1. lock the source and find its live rows; nothing is written;
 //! 2. journal: importing this source (`before-journal`, `after-journal`);
-//! 3. staging directory `etcd.staging`, written and synced (`staging-half-written`, `backend-written`, `staging-synced`);
-//! 4. journal: what was written, above all its cluster ID;
-//! 5. etcd, on loopback, confirms the staging directory (`etcd-started`, `verified`);
+//! 3. staging directory `etcd.staging`, written (`staging-half-written`, `backend-written`);
+//! 4. etcd, on loopback, confirms the staging directory (`etcd-started`, `verified`), while the disk is still writing it;
+//! 5. the staging directory is synced (`staging-synced`); journal: what was written, above all its cluster ID;
 //! 6. flip: `etcd.staging` is renamed to `etcd` (`after-flip`);
 //! 7. **commit**: `state.db` is renamed to `state.db.migrated` (`before-commit`, `after-commit`);
 //! 8. `-wal` and `-shm` follow (`wal-moved`, `strays-moved`); journal: done (`journal-done`).
 //!
-//! The check of the source's pages runs beside 5 and must have ended well before 6.
+//! The check of the source's pages runs beside 3 to 5 and must have ended well before 6.
 //!
 //! Before 7 the source is the truth: the next attempt starts over, and removes a data dir only if its cluster ID is the
 //! one in the journal, so that no other can ever be lost. From 7 on the data dir is, and
@@ -31,7 +31,7 @@ use super::kine::SourceError;
 use super::loopback::{LoopbackEtcd, NO_SNAPSHOT, remove_scratch};
 use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::pipeline::{Copied, copy_then};
-use super::progress::{Meter, Show, Stage, shown};
+use super::progress::{Meter, Show, Stage, StageSeconds, shown};
 use super::sink::{DatadirSink, WrittenStore};
 use super::source::{FileState, Source};
 use super::space;
@@ -39,8 +39,9 @@ use super::verify::{Expected, Verify, verify};
 use crate::crash_point;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::quarantine::set_aside;
+use crate::datadir::writer::backend_of;
 use crate::datadir::{DatadirLock, DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
-use crate::disk::{Disk, at, parent_of};
+use crate::disk::{Disk, Unsynced, at, parent_of};
 use crate::etcd::{EtcdVersion, VersionError};
 use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
@@ -149,6 +150,8 @@ pub struct ImportOutcome {
     pub backend_bytes: u64,
     /// From the first look at the source to the commit.
     pub duration: Duration,
+    /// What of it each stage took.
+    pub stages: StageSeconds,
 }
 
 impl ImportOutcome {
@@ -236,10 +239,11 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
         cluster: written.datadir.cluster_id,
         backend_bytes: written.datadir.backend_bytes,
         duration: started.elapsed(),
+        stages: meter.stages(),
     })
 }
 
-/// Builds the data dir aside: written, durable, and confirmed by an etcd, while the check of the source may still run.
+/// Builds the data dir aside: written, confirmed by an etcd, and durable, while the check of the source may still run.
 fn built(
     disk: &dyn Disk,
     plan: &ImportPlan,
@@ -250,10 +254,12 @@ fn built(
 ) -> anyhow::Result<(Copied, WrittenStore)> {
     let revision = plan.revision_of(store);
     meter.begin(Stage::Copy, store.extent().keys_at_most);
-    let writer = DatadirWriter::create(disk, &plan.staging()).context("begin the staging directory")?;
+    let unsynced = Unsynced(disk);
+    let writer = DatadirWriter::create(&unsynced, &plan.staging()).context("begin the staging directory")?;
     let sink = DatadirSink::new(writer, store.leases().to_vec());
     copy_then(store, sink, meter, |copied, sink, source| {
         let written = sink.finish(revision, &plan.identity)?;
+        confirm_and_sync(disk, plan, || confirm(disk, plan, version, &written, source, meter))?;
         crash_point!("migrate-staging-synced");
         journal.written = Some(Written {
             cluster: written.datadir.cluster_id,
@@ -263,9 +269,27 @@ fn built(
             max_request_bytes: written.largest,
         });
         journal::store(disk, &plan.journal, journal)?;
-        confirm(disk, plan, version, &written, source, meter)?;
         Ok((copied, written))
     })
+}
+
+/// Makes the staging directory durable, and has it confirmed while the disk is busy with the backend: etcd reads what was
+/// written whether it is durable or not.
+fn confirm_and_sync(
+    disk: &dyn Disk,
+    plan: &ImportPlan,
+    confirm: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let staging = plan.staging();
+    let backend = backend_of(&staging);
+    let synced = std::thread::scope(|scope| {
+        let backend = scope.spawn(|| disk.open(&backend).and_then(|mut file| file.sync()));
+        confirm()?;
+        let synced = backend.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // And the rest, with what etcd has written.
+        Ok::<_, anyhow::Error>(synced.and_then(|()| disk.sync_tree(&staging)))
+    })?;
+    synced.and_then(|()| disk.sync_dir(&parent_of(&staging))).context("make etcd's data dir durable")
 }
 
 /// Closes the journal of an import that kept its source's name and was killed after the flip, which is its commit, and
@@ -323,6 +347,7 @@ fn confirm(
         lock: plan.lock.as_deref(),
         force_new_cluster: false,
         snapshot_count: NO_SNAPSHOT,
+        unsynced: true,
     };
     let expected = Expected { revision: plan.revision_of(source), written };
     let full = match plan.verify {

@@ -43,6 +43,8 @@ pub struct LoopbackEtcd<'a> {
     pub force_new_cluster: bool,
     /// `--snapshot-count`.
     pub snapshot_count: u64,
+    /// Whether what it writes is not made durable: the caller does that, or throws the data dir away.
+    pub unsynced: bool,
 }
 
 /// `--snapshot-count` of an etcd that is only asked: it takes none.
@@ -144,6 +146,7 @@ impl Running {
             quota: None,
             store_size: etcd.backend_bytes,
             max_request_bytes: None,
+            unsynced: etcd.unsynced,
             extra_args: vec!["--log-level=warn".to_owned()],
         };
         let spec = ChildSpec {

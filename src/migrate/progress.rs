@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 /// Between two log lines.
 const LOG_EVERY: Duration = Duration::from_secs(5);
@@ -39,10 +40,22 @@ impl Stage {
     }
 }
 
+/// How long the stages took that are over, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct StageSeconds {
+    /// Finding the live rows, and whatever must be fetched or replayed for that.
+    pub survey: f64,
+    /// Copying keys.
+    pub copy: f64,
+    /// Comparing the target with the source.
+    pub verify: f64,
+}
+
 /// How far the import is; written by its threads, read by the display.
 #[derive(Debug, Default)]
 pub struct Meter {
     stage: Mutex<(Stage, Option<Instant>)>,
+    over: Mutex<StageSeconds>,
     keys: AtomicU64,
     bytes: AtomicU64,
     keys_at_most: AtomicU64,
@@ -64,7 +77,21 @@ impl Meter {
         self.keys.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
         self.keys_at_most.store(keys_at_most, Ordering::Relaxed);
-        *self.stage.lock().unwrap_or_else(|e| e.into_inner()) = (stage, Some(Instant::now()));
+        let mut now = self.stage.lock().unwrap_or_else(|e| e.into_inner());
+        let (before, since) = std::mem::replace(&mut *now, (stage, Some(Instant::now())));
+        let mut over = self.over.lock().unwrap_or_else(|e| e.into_inner());
+        let seconds = match before {
+            Stage::Survey => &mut over.survey,
+            Stage::Copy => &mut over.copy,
+            Stage::Verify => &mut over.verify,
+            Stage::Commit => return,
+        };
+        *seconds += since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+    }
+
+    /// The stages that are over.
+    pub fn stages(&self) -> StageSeconds {
+        *self.over.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// So many more keys and bytes are done.
@@ -186,6 +213,20 @@ mod tests {
         assert_eq!(Reading { keys: 0, ..reading }.left(), None);
         assert_eq!(Reading { keys: 200, ..reading }.left(), Some(Duration::ZERO));
         assert_eq!(Reading { elapsed: Duration::ZERO, ..reading }.bytes_per_second(), 0);
+    }
+
+    #[test]
+    fn each_stage_has_its_own_time() {
+        let meter = Meter::default();
+        meter.begin(Stage::Survey, 0);
+        assert_eq!(meter.stages(), StageSeconds::default());
+        meter.begin(Stage::Copy, 1);
+        let first = meter.stages();
+        assert!(first.survey > 0.0 && first.copy == 0.0);
+        meter.begin(Stage::Verify, 1);
+        meter.begin(Stage::Commit, 0);
+        let all = meter.stages();
+        assert!(all.survey == first.survey && all.copy > 0.0 && all.verify > 0.0);
     }
 
     #[test]

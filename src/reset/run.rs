@@ -312,6 +312,7 @@ fn run(
         lock: Some(plan.lock),
         force_new_cluster,
         snapshot_count,
+        unsynced: false,
     };
     run_alone(disk, &etcd, expected)
 }

@@ -185,10 +185,15 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>) -> anyhow::Re
     ensure!(whole, "etcd's stream broke off after {} bytes", digest.bytes());
     let bytes = digest.bytes();
     digest.finish().context("check what etcd has sent")?;
-    upload.sync()?;
-    // The checksum of what was sent is right; what was written is read back for what is in it.
-    let content = content(upload.path()).map_err(|e| e.refused("what was written"))?;
-    Ok((bytes, content))
+    // The checksum of what was sent is right; what was written is read back for what is in it, while the disk is busy with
+    // it.
+    let path = upload.path().to_owned();
+    let (synced, content) = std::thread::scope(|scope| {
+        let content = scope.spawn(|| content(&path));
+        (upload.sync(), content.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    synced?;
+    Ok((bytes, content.map_err(|e| e.refused("what was written"))?))
 }
 
 #[cfg(test)]

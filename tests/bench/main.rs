@@ -1,10 +1,12 @@
 //! The figures: speed and memory of syncer beside a peer, in one run, as JSON. `scripts/bench` runs it.
 //!
-//! `migrate` compares an import with one Put after another (as k3s migrates) and with a plain copy of the file;
+//! `migrate` compares every journey of a store with whoever else makes it;
 //! `start` compares restart-to-serving of one member with bare etcd under the paid edition's timing, and measures what
 //! syncer costs at rest; `scale` compares members that come and go by themselves with the same steps by hand.
 
 mod by_hand;
+mod contender;
+mod journeys;
 mod migrate;
 mod peers;
 mod restart;
@@ -13,6 +15,7 @@ mod scale;
 #[path = "../box/mod.rs"]
 mod statefulset_box;
 mod store;
+mod switch;
 mod writers;
 
 use std::path::PathBuf;
@@ -31,8 +34,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
-    /// Import of a SQLite store, the Put loop, and cp + fsync: seconds and peak memory.
+    /// Every journey of a store beside its peer: seconds, CPU time and peak memory.
     Migrate {
+        /// The journeys; all unless given.
+        #[arg(long, value_delimiter = ',')]
+        journeys: Vec<migrate::Journey>,
         /// Numbers of live keys of 1 KiB; each store holds as many dead rows.
         #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000")]
         keys: Vec<u64>,
@@ -77,7 +83,9 @@ enum What {
 
 fn main() -> anyhow::Result<()> {
     let (figures, json) = match Cli::parse().what {
-        What::Migrate { keys, rounds, put_limit, json } => (migrate::run(&keys, rounds, put_limit)?, json),
+        What::Migrate { journeys, keys, rounds, put_limit, json } => {
+            (migrate::run(&migrate::Plan { sizes: keys, journeys, rounds, put_limit })?, json)
+        }
         What::Scale { runs, join_mib, json } => (scale::run(runs, join_mib)?, json),
         What::Start { runs, keys, idle, json } => (restart::run(runs, keys, idle)?, json),
     };

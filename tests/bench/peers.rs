@@ -44,27 +44,72 @@ pub fn copy_and_sync(from: &Path, to: &Path) -> anyhow::Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-/// Seconds that one Put after another takes into a real etcd, over at most `limit` keys, and how many were put.
-/// k3s migrates so: it lists the live keys by name, then puts each and waits for the answer.
-pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(f64, u64)> {
-    let client_port = free_port()?;
-    let client = format!("http://127.0.0.1:{client_port}");
-    let peer = format!("http://127.0.0.1:{}", free_port()?);
-    let _etcd = Running(
-        Command::new(program("SYNCER_PARTS", "etcd")?)
-            .args(["--name=a", "--quota-backend-bytes=8589934592", "--log-outputs=/dev/null"])
-            .arg(format!("--data-dir={}", work.display()))
+/// Copies a data dir.
+pub fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let status = Command::new("cp").args(["-a", "--reflink=never"]).arg(from).arg(to).status().context("run cp")?;
+    anyhow::ensure!(status.success(), "cp failed: {status}");
+    Ok(())
+}
+
+/// A real etcd on loopback, without TLS. Killed when dropped.
+pub struct Etcd {
+    running: Running,
+    port: u16,
+}
+
+impl Etcd {
+    /// Starts it on `data`; a new store is begun where there is none.
+    pub fn start(data: &Path) -> anyhow::Result<Etcd> {
+        let port = free_port()?;
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", free_port()?));
+        let mut command = Command::new(program("SYNCER_PARTS", "etcd")?);
+        command
+            .args(["--name=default", "--quota-backend-bytes=8589934592", "--log-outputs=/dev/null"])
+            .arg(format!("--data-dir={}", data.display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=a={peer}"))
+            .arg(format!("--initial-cluster=default={peer}"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start etcd")?,
-    );
-    wait_port(client_port, Duration::from_secs(30))?;
+            .stderr(Stdio::null());
+        Ok(Etcd { running: Running(command.spawn().context("start etcd")?), port })
+    }
+
+    /// Its client URL.
+    pub fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Waits until it answers a linearizable read; a client.
+    pub async fn connected(&self, deadline: Duration) -> anyhow::Result<etcd_client::Client> {
+        wait_port(self.port, deadline)?;
+        let mut client = etcd_client::Client::connect([self.client_url()], None).await?;
+        client.get("probe", None).await?;
+        Ok(client)
+    }
+
+    /// Waits until it answers a linearizable read.
+    pub fn serves(&self, deadline: Duration) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.connected(deadline)).map(drop)
+    }
+
+    /// SIGTERM: all that it has taken is in its backend afterwards.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.running.0.id())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.running.0.wait()?;
+        Ok(())
+    }
+}
+
+/// Seconds that one Put after another takes into a real etcd, over at most `limit` keys, and how many were put.
+/// k3s migrates so: it lists the live keys by name, then puts each and waits for the answer.
+pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(f64, u64)> {
+    let etcd = Etcd::start(work)?;
+    wait_port(etcd.port, Duration::from_secs(30))?;
+    let client = etcd.client_url();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut etcd = etcd_client::Client::connect([client], None).await?;

@@ -13,29 +13,36 @@ use crate::sample::{cpu_seconds, median, status_bytes, summary};
 use crate::store::{program, state_db};
 
 /// One member: its folder and ports.
-struct Site {
-    data: PathBuf,
+pub struct Site {
+    /// The folder.
+    pub data: PathBuf,
     client: u16,
     peer: u16,
     metrics: u16,
+    state: u16,
     front: u16,
+}
+
+impl Site {
+    /// Makes the folder, and finds ports.
+    pub fn new(data: &Path) -> anyhow::Result<Site> {
+        std::fs::create_dir(data)?;
+        let [client, peer, metrics] = [free_port()?, free_port()?, free_port()?];
+        Ok(Site { data: data.to_owned(), client, peer, metrics, state: free_port()?, front: free_port()? })
+    }
 }
 
 /// Runs both contenders in turn; the figures as JSON.
 pub fn run(runs: usize, keys: u64, idle: u64) -> anyhow::Result<Value> {
     let store = state_db(keys)?;
     let work = tempfile::tempdir_in(store.parent().context("the store has a folder")?)?;
-    let site = |name: &str| -> anyhow::Result<Site> {
-        let data = work.path().join(name);
-        std::fs::create_dir(&data)?;
-        let [client, peer, metrics, front] = [free_port()?, free_port()?, free_port()?, free_port()?];
-        Ok(Site { data, client, peer, metrics, front })
-    };
+    let site = |name: &str| Site::new(&work.path().join(name));
     let (ours, bare) = (site("syncer")?, site("bare")?);
     // Both start from the same migrated store; the bare one from a copy of the data dir and certificates.
     std::fs::copy(&store, ours.data.join("state.db"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut first = Running(syncer(&ours)?);
+    let start_syncer = |site: &Site| syncer(site, &[]);
+    let mut first = Running(start_syncer(&ours)?);
     runtime.block_on(serving(&ours, &ours.data, Duration::from_secs(300)))?;
     stop(&mut first, false)?;
     for name in ["etcd", "pki"] {
@@ -47,7 +54,7 @@ pub fn run(runs: usize, keys: u64, idle: u64) -> anyhow::Result<Value> {
     for run in 0..runs.max(2) {
         let kill = run % 2 == 1;
         for (site, times, start) in [
-            (&ours, &mut our_times, syncer as fn(&Site) -> anyhow::Result<Child>),
+            (&ours, &mut our_times, start_syncer as fn(&Site) -> anyhow::Result<Child>),
             (&bare, &mut bare_times, bare_etcd as fn(&Site) -> anyhow::Result<Child>),
         ] {
             let mut child = Running(start(site)?);
@@ -69,7 +76,7 @@ pub fn run(runs: usize, keys: u64, idle: u64) -> anyhow::Result<Value> {
         );
     }
 
-    let mut child = Running(syncer(&ours)?);
+    let mut child = Running(start_syncer(&ours)?);
     runtime.block_on(serving(&ours, &ours.data, Duration::from_secs(60)))?;
     std::thread::sleep(Duration::from_secs(5));
     let pid = child.0.id();
@@ -94,7 +101,8 @@ pub fn run(runs: usize, keys: u64, idle: u64) -> anyhow::Result<Value> {
     }))
 }
 
-fn syncer(site: &Site) -> anyhow::Result<Child> {
+/// Starts the pod of a site, with more flags.
+pub fn syncer(site: &Site, flags: &[String]) -> anyhow::Result<Child> {
     Command::new(program("SYNCER_RELEASE", "")?)
         .args(["start", "--distro=none", "--name=bench"])
         .arg(format!("--data-dir={}", site.data.display()))
@@ -102,7 +110,9 @@ fn syncer(site: &Site) -> anyhow::Result<Child> {
         .arg(format!("--client-port={}", site.client))
         .arg(format!("--peer-port={}", site.peer))
         .arg(format!("--metrics-port={}", site.metrics))
+        .arg(format!("--state-port={}", site.state))
         .arg(format!("--port={}", site.front))
+        .args(flags)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -133,8 +143,12 @@ fn bare_etcd(site: &Site) -> anyhow::Result<Child> {
         .context("start etcd")
 }
 
-/// Returns when a linearizable read is answered; the certificates are in `data`/pki.
 async fn serving(site: &Site, data: &Path, deadline: Duration) -> anyhow::Result<()> {
+    connected(site, data, deadline).await.map(drop)
+}
+
+/// Returns when a linearizable read is answered; the certificates are in `data`/pki.
+pub async fn connected(site: &Site, data: &Path, deadline: Duration) -> anyhow::Result<Client> {
     let started = Instant::now();
     wait_port(site.client, deadline)?;
     let read = |name: &str| std::fs::read(data.join("pki").join(name));
@@ -146,10 +160,10 @@ async fn serving(site: &Site, data: &Path, deadline: Duration) -> anyhow::Result
             let options = ConnectOptions::new().with_tls(tls).with_timeout(Duration::from_secs(1));
             let mut client = Client::connect([format!("https://localhost:{}", site.client)], Some(options)).await?;
             client.get("health", Some(GetOptions::new().with_count_only())).await?;
-            anyhow::Ok(())
+            anyhow::Ok(client)
         };
         match attempt.await {
-            Ok(()) => return Ok(()),
+            Ok(client) => return Ok(client),
             Err(e) => anyhow::ensure!(started.elapsed() < deadline, "does not serve after {deadline:?}: {e:#}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

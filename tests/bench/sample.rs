@@ -1,27 +1,99 @@
-//! Measuring processes: wall time, peak anonymous memory, CPU at rest, and medians.
+//! Measuring processes: wall time, CPU time, peak anonymous memory, and medians.
 
-use std::process::{Child, ExitStatus};
+use std::io::{Read, Seek};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What one run of a process cost.
+use anyhow::{Context, anyhow, ensure};
+
+/// Between two looks at a process's memory.
+const EVERY: Duration = Duration::from_millis(5);
+
+/// What one run cost.
+#[derive(Clone, Debug, Default)]
 pub struct Cost {
     /// Wall time.
     pub seconds: f64,
-    /// Peak of RssAnon, sampled every 5 ms, in bytes.
+    /// User and system time of the process and all it has waited for; not known of one that still runs.
+    pub cpu_seconds: Option<f64>,
+    /// Peak of RssAnon of the process itself, not of its children, in bytes.
     pub peak_anonymous: u64,
+    /// Parts of the wall time, by name, as the program itself tells them.
+    pub parts: Vec<(&'static str, f64)>,
 }
 
-/// Waits for `child`, sampling its own anonymous memory (not its children's).
-pub fn wait(child: &mut Child, started: Instant) -> anyhow::Result<(ExitStatus, Cost)> {
-    let pid = child.id();
-    let mut peak = 0;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok((status, Cost { seconds: started.elapsed().as_secs_f64(), peak_anonymous: peak }));
-        }
-        peak = peak.max(status_bytes(pid, "RssAnon:").unwrap_or(0));
-        std::thread::sleep(Duration::from_millis(5));
+/// Runs a program to its end, which must be a good one; what it cost, and its standard output.
+pub fn run(command: &mut Command) -> anyhow::Result<(Cost, String)> {
+    let name = command.get_program().display().to_string();
+    let (mut output, mut errors) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    command.stdout(output.try_clone()?).stderr(errors.try_clone()?);
+    let cpu = waited_cpu_seconds();
+    let started = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("start {name}"))?;
+    let memory = Watch::begin(child.id());
+    let status = child.wait()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let cpu_seconds = Some(waited_cpu_seconds() - cpu);
+    let peak_anonymous = memory.end()?;
+    if !status.success() {
+        let text = text_of(&mut errors)?;
+        let last: Vec<_> = text.lines().rev().take(5).collect();
+        return Err(anyhow!("{name} failed ({status}): {}", last.into_iter().rev().collect::<Vec<_>>().join("\n")));
     }
+    Ok((Cost { seconds, cpu_seconds, peak_anonymous, parts: Vec::new() }, text_of(&mut output)?))
+}
+
+fn text_of(file: &mut std::fs::File) -> anyhow::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Watches a process's anonymous memory on a thread of its own.
+pub struct Watch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Watch {
+    /// Of the process `pid`.
+    pub fn begin(pid: u32) -> Watch {
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        let thread = std::thread::spawn(move || {
+            let mut peak = 0;
+            while !told.load(Ordering::Relaxed) {
+                peak = peak.max(status_bytes(pid, "RssAnon:").unwrap_or(0));
+                std::thread::sleep(EVERY);
+            }
+            peak
+        });
+        Watch { over, thread }
+    }
+
+    /// The peak, in bytes.
+    pub fn end(self) -> anyhow::Result<u64> {
+        self.over.store(true, Ordering::Relaxed);
+        let peak = self.thread.join().map_err(|_| anyhow!("the watching thread panicked"))?;
+        ensure!(peak > 0, "the process's memory was never seen");
+        Ok(peak)
+    }
+}
+
+/// User and system time of all children that were waited for, and of those that they have waited for.
+fn waited_cpu_seconds() -> f64 {
+    // SAFETY: an all-zero rusage is valid, and getrusage writes nothing but it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 /// A field of /proc/PID/status that is given in kB, in bytes.

@@ -1,9 +1,15 @@
-//! The stores that are measured: kine's layout, N live keys of 1 KiB and as many dead rows, made once and cached.
+//! The stores that are measured, made once and cached: kine's layout, N live keys of 1 KiB and as many dead rows; and the
+//! same live keys as etcd has them, a data dir and a snapshot of it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use rusqlite::{Connection, params};
+
+use crate::journeys::etcdctl_save;
+use crate::migrate::migrate;
+use crate::peers::Etcd;
 
 /// Value size in bytes.
 pub const VALUE: usize = 1024;
@@ -25,10 +31,42 @@ pub fn state_db(keys: u64) -> anyhow::Result<PathBuf> {
         let fresh = path.with_extension("new");
         let _ = std::fs::remove_file(&fresh);
         write_store(&fresh, keys).with_context(|| format!("make {}", fresh.display()))?;
-        #[expect(clippy::disallowed_methods, reason = "a cache file, no crash story")]
-        std::fs::rename(&fresh, &path)?;
+        put_in_place(&fresh, &path)?;
     }
     Ok(path)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a cache, no crash story")]
+fn put_in_place(fresh: &Path, path: &Path) -> std::io::Result<()> {
+    std::fs::rename(fresh, path)
+}
+
+/// A store as etcd has it.
+pub struct Stores {
+    /// Where all of them are.
+    pub folder: PathBuf,
+    /// The data dir of an etcd that has run and was stopped.
+    pub datadir: PathBuf,
+    /// What `etcdctl snapshot save` took of it.
+    pub snapshot: PathBuf,
+}
+
+/// The cached stores of etcd with `keys` live keys: imported from the `state.db`, and served once.
+pub fn stores(keys: u64) -> anyhow::Result<Stores> {
+    let state_db = state_db(keys)?;
+    let folder = state_db.parent().context("the store has a folder")?.to_owned();
+    let place = folder.join(format!("etcd-{keys}-v1"));
+    if !place.exists() {
+        eprintln!("bench: making etcd's store of {keys} live keys");
+        let fresh = tempfile::tempdir_in(&folder)?;
+        migrate(&format!("sqlite:{}", state_db.display()), "datadir", fresh.path())?;
+        let etcd = Etcd::start(&fresh.path().join("target"))?;
+        etcd.serves(Duration::from_secs(300))?;
+        etcdctl_save(&etcd, &fresh.path().join("snapshot.db"))?;
+        etcd.stop()?;
+        put_in_place(&fresh.keep(), &place)?;
+    }
+    Ok(Stores { folder, datadir: place.join("target"), snapshot: place.join("snapshot.db") })
 }
 
 /// Every key is created, then updated once, in another order: the creates are dead, the updates live and, as kine keeps

@@ -232,6 +232,7 @@ async fn the_eks_charts_command_serves_on_etcd() {
         quota: None,
         store_size: 0,
         max_request_bytes: None,
+        unsynced: false,
         extra_args: Vec::new(),
     };
     let args = etcd_args(&launch, EtcdVersion::of(&program).unwrap()).unwrap();

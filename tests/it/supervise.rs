@@ -54,6 +54,7 @@ impl Solo {
             quota: None,
             store_size: 0,
             max_request_bytes: Some(3_000_000),
+            unsynced: false,
             extra_args: vec!["--max-txn-ops=256".into()],
         };
         let version = EtcdVersion::of(&program("etcd", line)).expect("a known version");

@@ -1,10 +1,11 @@
 //! What the writer refuses, and that no failure of the disk is taken for success.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::disk::{DiskFile, RealDisk};
+use crate::disk::{DiskFile, RealDisk, Unsynced};
 
 const GOOD: KeyRecord<'static> = KeyRecord {
     key: b"/a",
@@ -103,10 +104,11 @@ fn the_hash_of_no_keys_is_that_of_the_bucket_s_name() {
     assert_eq!(writer.finish(Revision(1), &[], &identity()).unwrap().hash_kv, crc32c::crc32c(b"key"));
 }
 
-/// Lets so many operations pass, and fails all that follow.
+/// Lets so many operations pass, and fails all that follow; notes what was made durable.
 #[derive(Clone)]
 struct FailingDisk {
     left: Arc<AtomicU32>,
+    synced: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 impl FailingDisk {
@@ -114,9 +116,17 @@ impl FailingDisk {
         let passed = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         passed.map(drop).map_err(|_| io::Error::from(io::ErrorKind::StorageFull))
     }
+
+    fn of(operations: u32) -> Self {
+        FailingDisk { left: Arc::new(AtomicU32::new(operations)), synced: Arc::default() }
+    }
+
+    fn note(&self, path: &Path) {
+        self.synced.lock().unwrap().insert(path.to_owned());
+    }
 }
 
-struct FailingFile(Box<dyn DiskFile>, FailingDisk);
+struct FailingFile(Box<dyn DiskFile>, FailingDisk, PathBuf);
 
 impl DiskFile for FailingFile {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -126,6 +136,7 @@ impl DiskFile for FailingFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.1.pass()?;
+        self.1.note(&self.2);
         self.0.sync()
     }
 
@@ -138,12 +149,12 @@ impl DiskFile for FailingFile {
 impl Disk for FailingDisk {
     fn create(&self, path: &Path, mode: u32) -> io::Result<Box<dyn DiskFile>> {
         self.pass()?;
-        Ok(Box::new(FailingFile(RealDisk.create(path, mode)?, self.clone())))
+        Ok(Box::new(FailingFile(RealDisk.create(path, mode)?, self.clone(), path.to_owned())))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         self.pass()?;
-        RealDisk.open(path)
+        Ok(Box::new(FailingFile(RealDisk.open(path)?, self.clone(), path.to_owned())))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
@@ -168,6 +179,7 @@ impl Disk for FailingDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.pass()?;
+        self.note(path);
         RealDisk.sync_dir(path)
     }
 }
@@ -177,7 +189,7 @@ fn a_disk_that_fails_at_any_operation_fails_the_whole() {
     let value = vec![1; 700_000];
     let attempt = |operations: u32| {
         let home = tempfile::tempdir().unwrap();
-        let disk = FailingDisk { left: Arc::new(AtomicU32::new(operations)) };
+        let disk = FailingDisk::of(operations);
         let mut writer = DatadirWriter::create(&disk, &home.path().join("etcd"))?;
         for n in 1..=5 {
             let (create_revision, mod_revision) = (Revision(n), Revision(n));
@@ -200,4 +212,31 @@ fn a_disk_that_fails_at_any_operation_fails_the_whole() {
     }
     // Two directories, three files with a write and a sync each, and five directories made durable, at the least.
     assert!(operations >= 15, "{operations} operations");
+}
+
+#[test]
+fn what_is_written_unsynced_is_durable_when_the_tree_is() {
+    let home = tempfile::tempdir().unwrap();
+    let (dir, disk) = (home.path().join("etcd"), FailingDisk::of(1000));
+    let unsynced = Unsynced(&disk);
+    let mut writer = DatadirWriter::create(&unsynced, &dir).unwrap();
+    writer.put(&GOOD).unwrap();
+    writer.finish(Revision(5), &[], &identity()).unwrap();
+    assert_eq!(*disk.synced.lock().unwrap(), BTreeSet::new());
+    (&disk as &dyn Disk).sync_tree(&dir).unwrap();
+    let mut all = BTreeSet::from([dir.clone()]);
+    let mut open = vec![dir];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path.clone());
+            }
+            all.insert(path);
+        }
+    }
+    assert_eq!(all.len(), 7, "member, snap, wal, and a file in each, or two: {all:?}");
+    assert_eq!(*disk.synced.lock().unwrap(), all);
+    disk.left.store(3, Ordering::Relaxed);
+    assert!((&disk as &dyn Disk).sync_tree(&home.path().join("etcd")).is_err(), "a disk that fails is told");
 }

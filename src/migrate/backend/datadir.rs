@@ -18,6 +18,7 @@ use super::BackendStore;
 use super::error::{BackendError, named};
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::lock::LOCK_FILE;
+use crate::datadir::writer::backend_of;
 use crate::datadir::{
     DatadirLock, InspectError, InspectedDatadir, LogTail, MemberIdentity, UsableDatadir, inspect, log_tail,
 };
@@ -67,10 +68,6 @@ pub fn open(disk: &dyn Disk, dir: &Path, replay: &Replay) -> anyhow::Result<Back
     store._kept.extend(copy.map(|copy| Box::new(copy) as Box<dyn Send + Sync>));
     store._kept.extend(locks);
     Ok(store)
-}
-
-fn backend_of(dir: &Path) -> PathBuf {
-    dir.join("member/snap/db")
 }
 
 /// Takes the lock of the syncer that serves from it, and etcd's own on the backend.
@@ -191,6 +188,8 @@ fn replayed(
         lock: replay.lock.as_deref(),
         force_new_cluster: false,
         snapshot_count: NO_SNAPSHOT,
+        // It is only read, and removed again.
+        unsynced: true,
     };
     // It serves a linearizable read once everything is applied, and writes it to the backend when it is stopped.
     etcd.asked(disk, async |_, _| Ok(())).context("replay the log with etcd")?;
