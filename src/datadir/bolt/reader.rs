@@ -18,6 +18,8 @@ const MAX_DEPTH: usize = 32;
 const MAX_NODE: u64 = 256 << 20;
 /// The same for a branch, of which one for each level is held in memory: etcd's are a page or two.
 const MAX_BRANCH: u64 = 4 << 20;
+/// The memory of a page up to this size is used again for the next.
+const KEEP: usize = 1 << 20;
 
 /// A key and its value.
 pub type Pair<'b> = (&'b [u8], &'b [u8]);
@@ -97,7 +99,7 @@ impl<S: ReadAt> BoltReader<S> {
 
     /// A top-level bucket, or `None` if there is none of this name.
     pub fn bucket(&self, name: &str) -> Result<Option<Bucket>, BoltError> {
-        let mut cursor = self.cursor_at(self.page(self.meta.root)?);
+        let mut cursor = self.cursor_at(self.page(self.meta.root, Vec::new())?);
         if !cursor.seek(name.as_bytes())? {
             return Ok(None);
         }
@@ -113,7 +115,7 @@ impl<S: ReadAt> BoltReader<S> {
     /// The names of all top-level buckets, in order.
     pub fn bucket_names(&self) -> Result<Vec<String>, BoltError> {
         let mut names = Vec::new();
-        let mut cursor = self.cursor_at(self.page(self.meta.root)?);
+        let mut cursor = self.cursor_at(self.page(self.meta.root, Vec::new())?);
         while let Some((key, _, page)) = cursor.next_element()? {
             if names.len() == 1000 {
                 return Err(bad(page, "more than a thousand buckets"));
@@ -135,7 +137,7 @@ impl<S: ReadAt> BoltReader<S> {
     /// A walk over a bucket from its first key.
     pub fn cursor(&self, bucket: &Bucket) -> Result<Cursor<'_, S>, BoltError> {
         let node = match &bucket.root {
-            Root::Page(page) => self.page(*page)?,
+            Root::Page(page) => self.page(*page, Vec::new())?,
             Root::Inline(bytes, holder) => Node::parse(bytes.clone(), *holder, None)?,
         };
         Ok(self.cursor_at(node))
@@ -144,7 +146,7 @@ impl<S: ReadAt> BoltReader<S> {
     /// The greatest key of a bucket and its value.
     pub fn last(&self, bucket: &Bucket) -> Result<Option<OwnedPair>, BoltError> {
         let mut node = match &bucket.root {
-            Root::Page(page) => self.page(*page)?,
+            Root::Page(page) => self.page(*page, Vec::new())?,
             Root::Inline(bytes, holder) => Node::parse(bytes.clone(), *holder, None)?,
         };
         for _ in 0..MAX_DEPTH {
@@ -153,25 +155,32 @@ impl<S: ReadAt> BoltReader<S> {
                 let Element::Value(value) = node.value(last)? else { return Err(bad(node.id, "a nested bucket")) };
                 return Ok(Some((node.key(last)?.to_owned(), value.to_owned())));
             }
-            node = self.page(node.child(last)?)?;
+            node = self.page(node.child(last)?, Vec::new())?;
         }
         Err(bad(node.id, "the tree is too deep"))
     }
 
     fn cursor_at(&self, root: Node) -> Cursor<'_, S> {
-        Cursor { reader: self, stack: vec![Frame { node: root, next: 0, below: None }], last_key: None }
+        Cursor {
+            reader: self,
+            stack: vec![Frame { node: root, next: 0, below: None }],
+            spare: Vec::new(),
+            last_key: None,
+        }
     }
 
-    fn page(&self, id: u64) -> Result<Node, BoltError> {
+    /// Reads a page with its overflow, into memory that is used again.
+    fn page(&self, id: u64, mut bytes: Vec<u8>) -> Result<Node, BoltError> {
         let size = u64::from(self.meta.page_size);
         if id < 2 || id >= self.meta.pages {
             return Err(bad(id, "outside of the file"));
         }
         // Below `pages * page_size`, which was computed without overflow.
         let offset = id * size;
-        let mut head = [0; PAGE_HEADER];
-        self.source.read_exact_at(&mut head, offset).map_err(BoltError::Io)?;
-        let header = PageHeader::decode(&head).ok_or_else(|| bad(id, "no header"))?;
+        let first = size as usize;
+        bytes.resize(first, 0);
+        self.source.read_exact_at(&mut bytes, offset).map_err(BoltError::Io)?;
+        let header = PageHeader::decode(&bytes).ok_or_else(|| bad(id, "no header"))?;
         let span = u64::from(header.overflow) + 1;
         if span > self.meta.pages - id {
             return Err(bad(id, "its overflow is outside of the file"));
@@ -180,8 +189,12 @@ impl<S: ReadAt> BoltReader<S> {
         if length > MAX_NODE || (header.flags != FLAG_LEAF && length > MAX_BRANCH) {
             return Err(bad(id, "it is larger than anything etcd writes"));
         }
-        let mut bytes = vec![0; length as usize];
-        self.source.read_exact_at(&mut bytes, offset).map_err(BoltError::Io)?;
+        if span > 1 {
+            bytes.resize(length as usize, 0);
+            self.source
+                .read_exact_at(bytes.get_mut(first..).unwrap_or_default(), offset + size)
+                .map_err(BoltError::Io)?;
+        }
         Node::parse(bytes, id, Some(id))
     }
 }
@@ -224,6 +237,8 @@ fn bucket_of(value: &[u8], page: u64) -> Result<Bucket, BoltError> {
 pub struct Cursor<'r, S> {
     reader: &'r BoltReader<S>,
     stack: Vec<Frame>,
+    /// The memory of a page that was left.
+    spare: Vec<u8>,
     last_key: Option<Vec<u8>>,
 }
 
@@ -284,7 +299,7 @@ impl<S: ReadAt> Cursor<'_, S> {
         let above = top.node.key(at)?.to_owned();
         let below = if at + 1 < top.node.count { Some(top.node.key(at + 1)?.to_owned()) } else { top.below.clone() };
         top.next = at + 1;
-        let node = self.reader.page(child)?;
+        let node = self.reader.page(child, std::mem::take(&mut self.spare))?;
         if node.count == 0 {
             return Err(bad(child, "it is empty"));
         }
@@ -302,7 +317,9 @@ impl<S: ReadAt> Cursor<'_, S> {
         loop {
             let Some(top) = self.stack.last() else { return Ok(None) };
             if top.next >= top.node.count {
-                self.stack.pop();
+                let left = self.stack.pop().map(|frame| frame.node.bytes).unwrap_or_default();
+                // One huge value must not keep its memory for the rest of the walk.
+                self.spare = if left.capacity() > KEEP { Vec::new() } else { left };
                 continue;
             }
             if top.node.is_leaf {
