@@ -7,6 +7,7 @@ mod again;
 mod back;
 mod beside;
 mod boot;
+mod held;
 mod leader;
 mod migrate_from;
 mod pod;
@@ -19,6 +20,7 @@ mod stop;
 mod wanted;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
@@ -177,6 +179,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         host,
         health,
         broken: Mutex::default(),
+        replaced: Mutex::default(),
     };
     let result = Box::pin(live(&pod, &servers, &companions, &mut stop)).await;
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
@@ -211,6 +214,7 @@ async fn live(
         let among_others = pod.surveyor.is_some();
         let anew = Anew { unserved: joins, refused: among_others, damaged: among_others };
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
+        let replaced = if among_others { pod.replaced() } else { BTreeSet::new() };
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
         let ends_by = Cell::new(None);
@@ -227,6 +231,7 @@ async fn live(
             watch: Watch::default(),
             commands,
             anew,
+            hold: !replaced.is_empty(),
             depart: pod.surveyor.is_some().then_some(depart),
         };
         let certificates =
@@ -242,6 +247,7 @@ async fn live(
             never = stop::departure(pod, told, &control, &ends_by) => match never {},
             never = again::decide_again(pod, &control) => match never {},
             never = beside::compare(pod, &control) => match never {},
+            never = held::release(pod, replaced, &control) => match never {},
         };
         match stopped {
             Stopped::BySignal => {

@@ -315,6 +315,8 @@ pub struct Notes {
     pub damaged: Option<MemberId>,
     /// Cluster IDs that a restore has superseded; kept by the seed, believed from the seed.
     pub superseded: Vec<ClusterId>,
+    /// Those of them of which it was seen, after the restore, that no pod serves them.
+    pub settled: Vec<ClusterId>,
 }
 
 /// A member list with the cluster it is of.
@@ -372,6 +374,9 @@ pub struct PeerFact {
     /// The cluster IDs that its volume notes as superseded; believed from the seed.
     #[serde(default)]
     pub superseded: Vec<ClusterId>,
+    /// Those that it has seen to be served by no pod ([`Notes::settled`]); believed from anybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<ClusterId>,
     /// The cluster that its empty volume is to join ([`Notes::set_aside`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<ClusterId>,
@@ -387,6 +392,7 @@ impl PeerFact {
             members: Known::default(),
             state: Known::default(),
             superseded: Vec::new(),
+            settled: Vec::new(),
             joins: None,
         }
     }

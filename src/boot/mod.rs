@@ -12,6 +12,7 @@ mod form;
 pub mod marker;
 pub mod refusal;
 pub mod reset;
+pub mod restored;
 pub mod wait;
 
 use std::path::PathBuf;

@@ -42,6 +42,9 @@ pub struct Word {
     /// Cluster IDs that its volume notes as superseded.
     #[serde(default)]
     pub superseded: Vec<ClusterId>,
+    /// Those that it has seen to be served by no pod.
+    #[serde(default)]
+    pub settled: Vec<ClusterId>,
     /// The cluster that its empty volume is to join.
     #[serde(default)]
     pub joins: Option<ClusterId>,
@@ -82,6 +85,7 @@ struct Says {
     /// Whose etcd runs.
     running: Option<(MemberId, ClusterId)>,
     superseded: Vec<ClusterId>,
+    settled: Vec<ClusterId>,
     joins: Option<ClusterId>,
     request: Option<Request>,
 }
@@ -102,6 +106,7 @@ impl Own {
         says.running = None;
         says.volume = state;
         says.superseded.clone_from(&notes.superseded);
+        says.settled.clone_from(&notes.settled);
         says.joins = notes.set_aside;
     }
 
@@ -116,6 +121,11 @@ impl Own {
         says.volume = None;
         says.joins = None;
         says.running = member;
+    }
+
+    /// That no pod serves these any more was seen, and is noted on the volume.
+    pub fn settled(&self, clusters: &[ClusterId]) {
+        self.says().settled.extend(clusters);
     }
 
     /// Whose etcd runs here.
@@ -142,6 +152,7 @@ impl Own {
             ordinal: self.ordinal,
             state,
             superseded: says.superseded,
+            settled: says.settled,
             joins: says.joins,
             request,
             serves_clients,

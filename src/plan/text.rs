@@ -151,6 +151,9 @@ fn notes(notes: &Notes) -> String {
     if !notes.superseded.is_empty() {
         said.push(format!("superseded: {}", joined(&notes.superseded)));
     }
+    if !notes.settled.is_empty() {
+        said.push(format!("seen to be served by nobody: {}", joined(&notes.settled)));
+    }
     if said.is_empty() { "none".into() } else { said.join("; ") }
 }
 

@@ -10,6 +10,7 @@ use crate::boot::beside::{Beside, NotesRead, another, beside};
 use crate::boot::{DataDirFact, Facts, Refusal};
 use crate::ids::ClusterId;
 use crate::observe::notes;
+use crate::peer::survey::Survey;
 use crate::rules::{Rule, Rules};
 use crate::supervise::Control;
 
@@ -60,11 +61,23 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
 async fn heard(pod: &Pod, cluster: ClusterId) -> Option<(Beside, Rule)> {
     let survey = pod.survey([]).await;
     let (member, running) = pod.own.member()?;
-    let mut facts = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
-    survey.add_to(&mut facts);
-    if !another(&facts, cluster) || running != cluster {
+    let mut seen = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
+    survey.add_to(&mut seen);
+    if !another(&seen, cluster) || running != cluster {
         return None;
     }
+    let (facts, notes) = facts(pod, &survey).await;
+    beside(&facts, cluster, notes, Rules::ALL)
+}
+
+/// What a pod whose etcd runs knows of the others, of its notes, and of the marker.
+pub async fn facts(pod: &Pod, survey: &Survey) -> (Facts, NotesRead) {
+    let data_dir = match pod.own.member() {
+        Some((member, cluster)) => DataDirFact::Valid { member, cluster },
+        None => DataDirFact::Empty,
+    };
+    let mut facts = Facts::serving(pod.settings.pod.ordinal, data_dir);
+    survey.add_to(&mut facts);
     facts.seed = pod.seed();
     let notes = match notes::load(&pod.settings.data_dir) {
         Ok(notes) => {
@@ -79,5 +92,5 @@ async fn heard(pod: &Pod, cluster: ClusterId) -> Option<(Beside, Rule)> {
     if let Some(host) = &pod.host {
         (facts.host_configured, facts.marker) = (true, host.marker().await);
     }
-    beside(&facts, cluster, notes, Rules::ALL)
+    (facts, notes)
 }

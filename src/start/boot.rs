@@ -123,6 +123,7 @@ impl Boot<'_> {
             }
         }
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
+        pod.has_replaced(boot::restored::replaced(&facts));
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
         if news {
             self.said = Some((decision.clone(), Instant::now()));
@@ -420,8 +421,8 @@ pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Res
     let settings = &pod.settings;
     // What else was noted was said of this data dir.
     let note = |notes: &mut Notes| {
-        let superseded = std::mem::take(&mut notes.superseded);
-        *notes = Notes { set_aside: Some(cluster), superseded, ..Notes::default() };
+        let (superseded, settled) = (std::mem::take(&mut notes.superseded), std::mem::take(&mut notes.settled));
+        *notes = Notes { set_aside: Some(cluster), superseded, settled, ..Notes::default() };
     };
     notes::change(&pod.disk, &settings.data_dir, note)?;
     if reset::is_pending(&settings.data_dir)? {

@@ -1,5 +1,6 @@
 //! What every part of a pod's life needs: its settings, its word, the way to the other pods.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -53,6 +54,8 @@ pub struct Pod {
     pub health: watch::Sender<Health>,
     /// The data dir on which etcd has ended, if it did so for damage.
     pub broken: Mutex<Option<Broken>>,
+    /// The clusters that were known to be replaced by a restore when what runs was decided.
+    pub replaced: Mutex<BTreeSet<ClusterId>>,
 }
 
 /// A data dir that is damaged by etcd's word, whatever an inspection says.
@@ -137,6 +140,16 @@ impl Pod {
     /// From now on this data dir is taken for damaged.
     pub fn is_broken(&self, broken: Broken) {
         *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken);
+    }
+
+    /// What is decided rests on these clusters being replaced.
+    pub fn has_replaced(&self, clusters: BTreeSet<ClusterId>) {
+        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = clusters;
+    }
+
+    /// The clusters that a restore has replaced, as was known when what runs was decided.
+    pub fn replaced(&self) -> BTreeSet<ClusterId> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn has_wal(&self) -> bool {

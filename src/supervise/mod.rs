@@ -55,6 +55,8 @@ pub struct Plan {
     pub commands: Commands,
     /// Which ends of etcd are an end with [`Stopped::ByEtcd`].
     pub anew: Anew,
+    /// Nothing above the datastore is started before [`Control::release`].
+    pub hold: bool,
     /// Told, with the time by which all is to have ended, once only the datastore is left to be stopped. It is told to
     /// stop after [`Control::departed`], or when only what it needs itself is left of that time.
     pub depart: Option<oneshot::Sender<Instant>>,
@@ -91,6 +93,8 @@ enum Command {
     Replace(Box<ChildSpec>),
     /// The departure is done.
     Departed,
+    /// What is above the datastore may be started.
+    Release,
     /// Stop everything, as at a signal.
     Stop,
 }
@@ -127,6 +131,11 @@ impl Control {
         self.0.try_send(Command::Departed).is_ok()
     }
 
+    /// What is above the datastore may be started ([`Plan::hold`]). False as for [`Control::restart`].
+    pub fn release(&self) -> bool {
+        self.0.try_send(Command::Release).is_ok()
+    }
+
     /// Stops everything, as at a signal. False as for [`Control::restart`].
     pub fn stop(&self) -> bool {
         self.0.try_send(Command::Stop).is_ok()
@@ -143,7 +152,7 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
     let mut told = None::<Instant>;
     let Plan { specs, lock, etcd, watch, anew, .. } = plan;
     let children = Children { specs, lock, etcd, watch, anew };
-    let (mut running, mut received) = Running::new(children, plan.grace, plan.depart, health);
+    let (mut running, mut received) = Running::new(children, plan.grace, plan.hold, plan.depart, health);
     running.take(Event::Begin);
     // What ended before the signal was listened for.
     running.collect();

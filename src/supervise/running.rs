@@ -84,6 +84,7 @@ impl Running {
     pub fn new(
         children: Children,
         grace: Duration,
+        hold: bool,
         depart: Option<oneshot::Sender<Instant>>,
         health: watch::Sender<Health>,
     ) -> (Running, mpsc::UnboundedReceiver<Told>) {
@@ -91,6 +92,7 @@ impl Running {
         let (tell, told) = mpsc::unbounded_channel();
         let Children { specs, lock, etcd, watch, anew } = children;
         let state = State::new(specs.iter().map(|spec| spec.role));
+        let state = if hold { state.holding() } else { state };
         let running = Running {
             state: if depart.is_some() { state.departing() } else { state },
             depart,
@@ -165,6 +167,7 @@ impl Running {
                 }
             }
             Command::Departed => self.take(Event::Departed),
+            Command::Release => self.take(Event::Release),
             Command::Stop => self.take(Event::Stop),
         }
     }

@@ -52,6 +52,8 @@ pub enum Event {
     GraceOver(Index),
     /// What [`Action::Depart`] asked for is done, or its time is over.
     Departed,
+    /// What is above the datastore may be started ([`State::holding`]).
+    Release,
 }
 
 /// What is to be done.
@@ -83,6 +85,8 @@ pub struct State {
     stopping: bool,
     finished: bool,
     departure: Departure,
+    /// Nothing above the datastore is started.
+    held: bool,
 }
 
 /// What is between the last API server's end and the datastore's.
@@ -116,7 +120,14 @@ impl State {
             stopping: false,
             finished: false,
             departure: Departure::Done,
+            held: false,
         }
+    }
+
+    /// With nothing above the datastore started before [`Event::Release`].
+    pub fn holding(mut self) -> State {
+        self.held = true;
+        self
     }
 
     /// With [`Action::Depart`] before the datastore is told to stop.
@@ -175,6 +186,10 @@ impl State {
                 self.stop_next_tier(u8::MAX)
             }
             Event::Stop => self.stop(),
+            Event::Release => {
+                self.held = false;
+                self.start_what_may()
+            }
             Event::GraceOver(child) if self.told_to_end(child) && self.runs(child) => vec![Action::Kill(child)],
             _ => Vec::new(),
         }
@@ -231,6 +246,7 @@ impl State {
         }
         let may: Vec<_> = (0..self.stages.len())
             .filter(|c| self.stages[*c] == Stage::Waiting && (0..self.tiers[*c]).all(|below| self.tier_ready(below)))
+            .filter(|c| !self.held || self.tiers[*c] == 0)
             .collect();
         for child in &may {
             self.set(*child, Stage::Starting);
@@ -367,6 +383,25 @@ mod tests {
         assert_eq!(state.next(Event::Departed), []);
     }
 
+    #[test]
+    fn held_back_nothing_above_the_datastore_starts_before_it_is_released() {
+        let mut state = State::new([Role::Etcd, Role::ApiServer]).holding();
+        assert_eq!(state.next(Event::Begin), [Action::Start(0)]);
+        assert_eq!(state.next(Event::Ready(0)), []);
+        assert!(state.serves(Role::Etcd));
+        assert_eq!(state.next(Event::Release), [Action::Start(1)]);
+        // Released before the datastore serves, and told to stop while held back.
+        let mut state = State::new([Role::Etcd, Role::ApiServer]).holding();
+        state.next(Event::Begin);
+        assert_eq!(state.next(Event::Release), []);
+        assert_eq!(state.next(Event::Ready(0)), [Action::Start(1)]);
+        let mut state = State::new([Role::Etcd, Role::ApiServer]).holding();
+        state.next(Event::Begin);
+        state.next(Event::Ready(0));
+        assert_eq!(state.next(Event::Stop), [Action::Terminate(0)]);
+        assert_eq!(state.next(Event::Release), []);
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         let child = 0..4usize;
         prop_oneof![
@@ -378,6 +413,7 @@ mod tests {
             child.clone().prop_map(Event::PauseOver),
             child.prop_map(Event::GraceOver),
             Just(Event::Stop),
+            Just(Event::Release),
         ]
     }
 

@@ -39,7 +39,17 @@ fn plan(solo: &Solo, dir: &Path, specs: Vec<ChildSpec>) -> (Plan, Control) {
     let watch = Watch { every: Duration::from_millis(200), hangs_after: Duration::from_secs(1) };
     let etcd = solo.access();
     (
-        Plan { specs, lock, etcd, grace: Duration::from_secs(8), watch, commands, anew: Anew::default(), depart: None },
+        Plan {
+            specs,
+            lock,
+            etcd,
+            grace: Duration::from_secs(8),
+            watch,
+            commands,
+            anew: Anew::default(),
+            hold: false,
+            depart: None,
+        },
         control,
     )
 }

@@ -23,6 +23,8 @@ pub enum Action {
     Upkeep(usize),
     /// A pod that serves looks at the others' clusters.
     Compare(usize),
+    /// A pod whose API server is held back looks whether it may start.
+    Release(usize),
     Leave(usize),
     Hurry(usize),
     Create(usize),
@@ -90,6 +92,9 @@ impl World {
                 Process::Etcd if !pod.terminating && several => out.push(Compare(o)),
                 _ => {}
             }
+            if !pod.held.is_empty() && self.runs(o) && !pod.terminating {
+                out.push(Release(o));
+            }
             if pod.terminating {
                 out.push(Leave(o));
                 out.push(Hurry(o));
@@ -105,7 +110,7 @@ impl World {
                         out.extend((0..n).filter(|by| *by != o && self.runs(*by)).map(|by| PlanBeside(o, by)));
                     }
                     out.push(Upkeep(o));
-                    if b.writes > 0 {
+                    if b.writes > 0 && self.dir(o).is_some_and(|d| self.open(d.cluster)) {
                         out.push(Write(o));
                     }
                 }
@@ -144,7 +149,7 @@ impl World {
         } else if b.hides > 0 && c.host {
             out.push(HideMarker);
         }
-        if b.restores > 0 && self.volumes[0].dir.is_some() && self.pods.iter().all(|p| !p.exists) {
+        if b.restores > 0 && self.volumes[0].dir.is_some() && self.pods[0].process == Process::Off {
             out.push(Restore);
         }
         if b.marker > 0 && self.marker.is_some() {
@@ -215,6 +220,7 @@ impl World {
                 w.swap(&write);
             }
             Compare(o) => w.compare(c, o),
+            Release(o) => w.release(c, o),
             Leave(o) => w.leave(c, o, false),
             Hurry(o) => w.leave(c, o, true),
             Create(o) => {

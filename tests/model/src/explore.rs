@@ -41,7 +41,10 @@ impl Model for Config {
 
 /// What must never be.
 pub fn harm(w: &World) -> Option<&'static str> {
-    let counts = |o: &usize| w.serves(*o) && w.dir(*o).map(|d| d.cluster) != w.stray;
+    let counts = |o: &usize| {
+        let cluster = w.dir(*o).map(|d| d.cluster);
+        w.serves(*o) && cluster != w.stray && cluster.is_some_and(|cluster| w.open(cluster))
+    };
     let mut servers = (0..w.pods.len()).filter(counts);
     if servers.clone().count() > 1 {
         return Some("two clusters serve");

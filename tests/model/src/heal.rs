@@ -110,7 +110,7 @@ fn healthy(c: &Config, w: &World) -> bool {
             || (marked
                 && w.serves(0)
                 && w.dir(0).is_some_and(|d| d.peers().len() == wanted && d.peers().iter().all(|p| !p.learner))
-                && (0..wanted).all(|o| w.runs(o) && w.ready(c, o))))
+                && (0..wanted).all(|o| w.runs(o) && w.pods[o].held.is_empty() && w.ready(c, o))))
 }
 
 fn says(c: &Config, w: &World) -> Vec<Says> {

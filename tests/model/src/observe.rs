@@ -84,9 +84,19 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
             w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
         let speaks = !matches!(w.pods[p].process, Process::Off | Process::Other);
         let superseded = if speaks { w.volumes[p].notes.superseded.clone() } else { Vec::new() };
+        let settled = if speaks { w.volumes[p].notes.settled.clone() } else { Vec::new() };
         // A joiner whose etcd runs says more than its note.
         let joins = w.volumes[p].notes.set_aside.filter(|_| speaks && !w.runs(p));
-        PeerFact { ordinal, dns: dns(w, p), pod: pod(w, c, p), members: view, state: state(w, p), superseded, joins }
+        PeerFact {
+            dns: dns(w, p),
+            pod: pod(w, c, p),
+            members: view,
+            state: state(w, p),
+            superseded,
+            settled,
+            joins,
+            ..PeerFact::new(ordinal)
+        }
     });
     let server = w.server_for(o, None).filter(|s| *s != o && !blind).and_then(|s| w.dir(s));
     let dir = w.dir(o);
@@ -206,7 +216,7 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
         &Pod {
             stopping: p.terminating,
             serves: w.runs(o) && voter,
-            apiserver_ready: true,
+            apiserver_ready: p.held.is_empty(),
             sound: p.process != Process::Off,
             empty: d.is_none(),
             seed: o == 0,

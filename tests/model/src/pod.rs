@@ -1,7 +1,10 @@
 //! A pod's syncer: the boot decision and its steps, and a stop.
 
+use std::collections::BTreeSet;
+
 use crate::boot::beside::{self, Beside, NotesRead};
 use crate::boot::reset::{self, ResetStep};
+use crate::boot::restored;
 use crate::boot::{BootDecision, Marker, MarkerSeen, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::ClusterId;
@@ -42,6 +45,21 @@ impl World {
             }
         };
         self.stop_etcd(o, process);
+        if matches!(self.pods[o].process, Process::Will(Act::Start | Act::Join(_))) {
+            self.pods[o].held = restored::replaced(&facts);
+        }
+    }
+
+    pub(crate) fn release(&mut self, c: &Config, o: usize) {
+        let facts = observe::facts(self, c, o, false);
+        let mut known: BTreeSet<_> = self.pods[o].held.union(&restored::replaced(&facts)).copied().collect();
+        if let Some(dir) = self.dir(o) {
+            known.remove(&ClusterId(dir.cluster.into()));
+        }
+        if restored::held(&facts, &known, c.rules).is_none() {
+            self.volumes[o].notes.settled.extend(restored::unsettled(&facts, &known));
+            self.pods[o].held.clear();
+        }
     }
 
     pub(crate) fn compare(&mut self, c: &Config, o: usize) {
@@ -154,7 +172,7 @@ impl World {
         }
     }
 
-    /// Nothing runs: the seed's volume gets a new cluster with the first write, in the place of the old one.
+    /// The seed does not run: its volume gets a new cluster with the first write, in the place of the old one.
     pub(crate) fn restore(&mut self) {
         let Some(old) = self.dir(0).map(|d| ClusterId(d.cluster.into())) else { return };
         let (cluster, id) = (self.next_cluster, self.next_id);

@@ -150,7 +150,8 @@ impl World {
             return None;
         }
         let gone = !dir.peers().iter().any(|p| p.id == dir.member);
-        if Some(dir.cluster) != self.stray {
+        // Whoever restores says that what is written beside that is not wanted.
+        if Some(dir.cluster) != self.stray && !self.was_replaced(dir.cluster) {
             self.acked |= acked;
         }
         if gone {

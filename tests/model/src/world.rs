@@ -1,5 +1,7 @@
 //! The state: volumes, pods, members, the marker, and what is on its way.
 
+use std::collections::BTreeSet;
+
 use crate::boot::{Marker, MarkerPhase, MarkerWrite, Notes, Stopped};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::{ClusterId, MemberId};
@@ -112,6 +114,8 @@ pub struct Pod {
     pub process: Process,
     /// The term that it leads in.
     pub leads: Option<u8>,
+    /// Its API server is held back because of these clusters; none: it runs while etcd serves.
+    pub held: BTreeSet<ClusterId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -217,6 +221,23 @@ impl World {
     pub(crate) fn stop_etcd(&mut self, o: usize, to: Process) {
         self.pods[o].process = to;
         self.pods[o].leads = None;
+        self.pods[o].held.clear();
+    }
+
+    /// Whether an API server writes to this cluster, if it serves.
+    pub fn open(&self, cluster: u8) -> bool {
+        let writes = |o: &usize| {
+            let of = self.dir(*o).is_some_and(|d| d.cluster == cluster);
+            of && self.runs(*o) && self.pods[*o].held.is_empty() && self.answers(*o)
+        };
+        (0..self.pods.len()).any(|o| writes(&o))
+    }
+
+    /// Whether a restore has replaced this cluster, whoever knows of it.
+    pub fn was_replaced(&self, cluster: u8) -> bool {
+        let id = ClusterId(cluster.into());
+        let marked = self.marker.as_ref().is_some_and(|marker| marker.superseded.contains(&id));
+        marked || self.volumes.iter().any(|volume| volume.notes.superseded.contains(&id))
     }
 
     /// Whether two pods cannot reach each other.

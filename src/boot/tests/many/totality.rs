@@ -71,6 +71,7 @@ fn peers() -> impl Strategy<Value = PeerFact> {
             members,
             state,
             superseded,
+            settled: vec![],
             joins,
         },
     )
@@ -96,6 +97,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         set_aside,
         damaged,
         superseded: vec![],
+        settled: vec![],
     });
     let owner = prop::option::of((ids(), clusters()));
     let own = (ordinals(), desireds(), (dir, owner), known(logs()), notes);

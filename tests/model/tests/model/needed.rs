@@ -57,6 +57,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::OneLearner, "three, first start", States(40_000)),
     needed(Rule::CaughtUpPromotes, "two, marker and volume lost", States(40_000)),
     needed(Rule::Superseded, "three, restored in parallel", Walks(1_500)),
+    needed(Rule::RestoredWaits, "three, restored beside others", States(40_000)),
     needed(Rule::Serving, "one, lost, host away", Walks(100)),
     needed(Rule::ReadyToBeJoined, "two, paused, in order", Walks(1_500)),
     needed(Rule::ReadyForRollout, "another program, rolled", Walks(100)),

@@ -173,6 +173,8 @@ pub fn targeted() -> Vec<Config> {
             graceful: true,
             ..of("three, restored in parallel", 3, true)
         },
+        Config { budget: Budget { restores: 1, ..KILL }, ..of("three, restored beside others", 3, true) },
+        Config { budget: Budget { restores: 1, ..KILL }, ..of("three, restored beside others, no host", 3, false) },
         Config {
             start: Start::Stray,
             budget: Budget { cuts: 1, blind: 1, hides: 1, host: 1, ..KILL },
