@@ -38,6 +38,7 @@ rules! {
     ClaimsAnswer "4.2" "without a formed marker a pod whose volume exists must itself say that it is empty",
     PeersSayEmpty "4.2" "absence from DNS is no answer: every pod that is to exist must itself say that it is empty",
     JoinersTell "4.2" "nothing is formed beside a pod that is to join a cluster and tells which",
+    Released "4.2" "a formed cluster is released only where its store was written back into SQLite, and stays superseded",
     MarkerRestored "4.2" "the leader's pod writes a missing marker again",
     FormedBeforeServing "4.3" "no write is taken before the marker durably says formed",
     FormingNoted "4.3" "a data dir whose formation is not recorded yet waits for the host API",

@@ -242,6 +242,7 @@ async fn live(
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
             never = share::keep(pod) => match never {},
+            never = back::release(pod) => match never {},
             never = leader::look_after(pod) => match never {},
             never = snapshots::keep(pod) => match never {},
             never = stop::departure(pod, told, &control, &ends_by) => match never {},

@@ -317,6 +317,9 @@ pub struct Notes {
     pub superseded: Vec<ClusterId>,
     /// Those of them of which it was seen, after the restore, that no pod serves them.
     pub settled: Vec<ClusterId>,
+    /// This cluster's store was written back into SQLite here, and its data dir set aside unless it is still there; the marker
+    /// may still name it.
+    pub left: Option<ClusterId>,
 }
 
 /// A member list with the cluster it is of.

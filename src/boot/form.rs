@@ -60,13 +60,17 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
 
 /// The cluster of which anything shows that it exists: the marker, a peer, or what was set aside here.
 pub(super) fn evidence(facts: &Facts, rules: Rules) -> Option<ClusterId> {
+    let released = marker::released(facts);
+    // The seed's volume was lost with the store, or somebody has moved it.
+    let store_gone = facts.ordinal == facts.seed && facts.stores.state_dbs.is_empty() && !facts.migrate_from;
     let listed = facts.members.present().map(|list| list.cluster);
     let seen = listed.into_iter().chain(facts.peers.iter().filter_map(|peer| peer.cluster()));
     facts
         .marker()
         .and_then(|marker| marker.formed())
         .or_else(|| seen.clone().find(|cluster| !marker::superseded(facts, *cluster)))
-        .or_else(|| seen.clone().next())
+        .or_else(|| seen.clone().next().filter(|_| released.is_none()))
+        .or(released.filter(|_| store_gone))
         .or(facts.notes.set_aside.filter(|_| rules.on(Rule::SetAsideNeverForms)))
         .or_else(|| told(facts, rules).next())
 }
@@ -79,6 +83,10 @@ fn told(facts: &Facts, rules: Rules) -> impl Iterator<Item = ClusterId> {
 
 /// The ordinals that must say of themselves that they are empty; `None`: not known which.
 fn must_answer(facts: &Facts, rules: Rules) -> Option<BTreeSet<Ordinal>> {
+    // Whatever volumes there are, they are superseded, and the marker keeps them from starting.
+    if facts.host_configured && marker::released(facts).is_some() {
+        return Some(BTreeSet::new());
+    }
     if facts.host_configured {
         match &facts.claims {
             Known::Absent => return Some(BTreeSet::new()),

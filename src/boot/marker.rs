@@ -20,7 +20,7 @@ pub struct Marker {
     /// Counts the writes.
     #[serde(default)]
     pub writes: u64,
-    /// Clusters that a restore has replaced.
+    /// Clusters that a restore has replaced, or whose store was written back into SQLite.
     #[serde(default)]
     pub superseded: Vec<ClusterId>,
     /// The member that a reset has made, or is about to make, the only one.
@@ -38,7 +38,7 @@ pub struct Marker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum MarkerPhase {
-    /// The seed has begun; nobody's writes have been taken.
+    /// The seed has begun; nobody's writes have been taken. With superseded clusters: the last of them was released.
     Forming,
     /// This cluster exists; its data is somewhere, even if no volume shows it.
     Formed(ClusterId),
@@ -129,6 +129,18 @@ impl MarkerSeen {
         self.write(|marker| marker.stopped.retain(|stopped| stopped.member != member))
     }
 
+    /// The store of `cluster` is SQLite's again. Its volumes elsewhere stay superseded.
+    pub fn releasing(&self, cluster: ClusterId) -> MarkerWrite {
+        self.write(|marker| {
+            marker.phase = MarkerPhase::Forming;
+            marker.superseded.retain(|old| *old != cluster);
+            marker.superseded.push(cluster);
+            marker.survivor = None;
+            marker.dropped.clear();
+            marker.stopped.clear();
+        })
+    }
+
     /// A restore has put `cluster` in the place of `old`: after the restored dir is durable, before its etcd listens.
     pub fn superseding(&self, old: ClusterId, cluster: ClusterId) -> MarkerWrite {
         self.write(|marker| {
@@ -139,6 +151,33 @@ impl MarkerSeen {
             marker.stopped.clear();
         })
     }
+}
+
+/// What is to be done about the marker of a cluster whose store was written back into SQLite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It names that cluster as the formed one: write this.
+    Write(MarkerWrite),
+    /// It does not.
+    Done,
+    /// It cannot be read, for this reason: ask again.
+    Ask(String),
+}
+
+/// Whether the marker is to be written, `left` being the cluster whose data dir is gone from here with its store in SQLite.
+pub fn release(seen: &Known<MarkerSeen>, left: ClusterId) -> Release {
+    match seen {
+        Known::Present(seen) if seen.marker.formed() == Some(left) => Release::Write(seen.releasing(left)),
+        Known::Present(_) | Known::Absent => Release::Done,
+        Known::Unknown(why) => Release::Ask(why.clone()),
+    }
+}
+
+/// The cluster that was released last, if no other has been formed since: its store is in the seed's `state.db`, and nobody's
+/// data dir has anything that is not superseded.
+pub fn released(facts: &Facts) -> Option<ClusterId> {
+    let marker = facts.marker().filter(|marker| marker.phase == MarkerPhase::Forming);
+    marker.and_then(|marker| marker.superseded.last()).copied()
 }
 
 /// The write that begins forming, if the marker does not say so already.

@@ -123,6 +123,8 @@ pub enum Record {
     Survivor(MarkerWrite),
     /// Write the marker.
     NoSurvivor(MarkerWrite),
+    /// Write the marker: the cluster that it names is SQLite's again.
+    Released(MarkerWrite),
     /// Remove the note `resetting`, once the reset has been seen to be complete.
     ResetDone,
     /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
@@ -316,6 +318,12 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     let refuse = |refusal, rule| (BootDecision::Refuse(refusal), rule);
     if let JournalFact::Importing { source } = &facts.journal {
         return refuse(Refusal::SourceVanished(source.clone()), Rule::JournalTrue);
+    }
+    if let Some(left) = facts.notes.left.filter(|_| !facts.stores.state_dbs.is_empty())
+        && let marker::Release::Write(write) = marker::release(&facts.marker, left)
+        && rules.on(Rule::Released)
+    {
+        return (BootDecision::Record(Record::Released(write)), Rule::Released);
     }
     if let Some(cluster) = form::evidence(facts, rules)
         && rules.on(Rule::FormedOnce)

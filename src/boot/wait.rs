@@ -67,7 +67,9 @@ impl Wait {
                 format!("cluster {cluster} has been formed, this volume is empty, and no pod of it has a quorum")
             }
             Wait::SupersededNotServed(cluster) => {
-                format!("cluster {cluster} was replaced by a restore, and no pod serves the restored one yet")
+                format!(
+                    "cluster {cluster} was replaced, by a restore or by SQLite, and no pod serves its successor yet"
+                )
             }
             Wait::Dropped { member, survivor } => format!(
                 "member {member} was dropped when the cluster was reset to {}, which does not serve yet",
@@ -105,7 +107,9 @@ impl Wait {
                  snapshot, or say `syncer recover --new-cluster`; without the host cluster's API, delete the volumes of the pods \
                  that wait to join it"
                 .into(),
-            Wait::SupersededNotServed(_) => "start the pod that was restored".into(),
+            Wait::SupersededNotServed(_) => "start the pod that was restored; to keep this data dir instead, move it aside \
+                 and have `syncer migrate --from datadir:PATH` make a new cluster of it"
+                .into(),
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, `syncer recover` on the pod with the latest data".into()
             }

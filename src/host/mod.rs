@@ -57,8 +57,13 @@ pub struct View {
 impl Host {
     /// The API that the settings name; `None`: there is none. Asks nothing yet.
     pub fn of(settings: &Settings) -> Option<Host> {
-        let configured = settings.etcd.enabled && settings.host_api != HostApi::None;
-        configured.then(|| Host { client: Arc::new(Client::new(settings)), last: watch::Sender::new(None) })
+        if settings.etcd.enabled { Host::configured(settings) } else { None }
+    }
+
+    /// The same although embedded etcd is off: for the marker of a cluster that was left.
+    pub fn configured(settings: &Settings) -> Option<Host> {
+        (settings.host_api != HostApi::None)
+            .then(|| Host { client: Arc::new(Client::new(settings)), last: watch::Sender::new(None) })
     }
 
     /// The StatefulSet, asked for now.

@@ -151,6 +151,9 @@ fn notes(notes: &Notes) -> String {
     if !notes.superseded.is_empty() {
         said.push(format!("superseded: {}", joined(&notes.superseded)));
     }
+    if let Some(cluster) = notes.left {
+        said.push(format!("written back into SQLite: {cluster}"));
+    }
     if !notes.settled.is_empty() {
         said.push(format!("seen to be served by nobody: {}", joined(&notes.settled)));
     }
@@ -292,6 +295,7 @@ fn recorded(record: &Record) -> &'static str {
         Record::WithdrawnAlready => "on the volume that this member is about to start",
         Record::Survivor(_) => "in the marker that this member goes on alone",
         Record::NoSurvivor(_) => "in the marker that no member goes on alone",
+        Record::Released(_) => "in the marker that the store of its cluster is SQLite's again",
         Record::FenceKept => "on the volume that the move from the deployed etcd is committed",
         Record::ResetDone => "on the volume that the reset is done",
     }

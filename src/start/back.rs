@@ -3,22 +3,28 @@
 //! The data dir is the truth until it is set aside, which is one rename and commits; the API server never runs before it.
 //! A `state.db` that a killed attempt put in place is known by the journal, taken back and written anew.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 
 use super::pod::Pod;
+use crate::boot::marker::{self, Release};
 use crate::boot::{FenceFact, JournalFact};
 use crate::crash_point;
 use crate::datadir::quarantine;
 use crate::disk::Disk;
+use crate::host::Host;
+use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId};
 use crate::migrate::commit::finish_commit;
 use crate::migrate::export::{self, ExportPlan, export};
 use crate::migrate::progress::Show;
 use crate::migrate::{Origin, Verify, fence, journal};
+use crate::observe::notes;
 use crate::record_file::unix_seconds;
+use crate::settings::HostApi;
 
 /// Its journal, beside that of the way there.
 const JOURNAL: &str = "migration-back.journal";
@@ -43,7 +49,7 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
         show: Show::Auto,
         lock: Some(Arc::clone(&pod.lock)),
     };
-    let (disk, etcd_dir) = (pod.disk, settings.etcd_dir());
+    let (disk, etcd_dir, data_dir) = (pod.disk, settings.etcd_dir(), settings.data_dir.clone());
     tracing::info!(%member, %cluster, target = %plan.target.display(), "writing etcd's store back into a SQLite store");
     let (done, outcome) = tokio::sync::oneshot::channel();
     let work = move || -> anyhow::Result<_> {
@@ -51,6 +57,8 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
             disk.create_dir(folder).context("make the folder of the SQLite store")?;
         }
         let (outcome, journal) = export(&disk, &plan)?;
+        // Before the commit, as nothing tells of it afterwards.
+        notes::change(&disk, &data_dir, |notes| notes.left = Some(cluster))?;
         crash_point!("back-before-commit");
         let kept = quarantine::set_aside(&disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?;
         crash_point!("back-after-commit");
@@ -79,12 +87,58 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     Ok(())
 }
 
+/// Between two tries to have the marker say that its cluster was left, at first and at most.
+const RELEASE_FIRST: Duration = Duration::from_secs(1);
+const RELEASE_MOST: Duration = Duration::from_secs(60);
+
+/// Has the marker say that its cluster is SQLite's again, so that embedded etcd can be switched on once more; its volumes
+/// elsewhere stay superseded. The API server runs meanwhile, whether or not the host API answers: what is not done now is done
+/// later, or at the next start. Never ends.
+pub async fn release(pod: &Pod) -> Infallible {
+    let left = match notes::load(&pod.settings.data_dir) {
+        Ok(notes) => notes.left.filter(|_| pod.etcd.is_none()),
+        Err(_) => None,
+    };
+    let (Some(left), Some(host)) = (left, Host::configured(&pod.settings)) else { return std::future::pending().await };
+    let mut wait = RELEASE_FIRST;
+    loop {
+        let why = match marker::release(&host.marker().await, left) {
+            Release::Done => break,
+            Release::Ask(why) => why,
+            Release::Write(write) => match host.write_marker(&write).await {
+                // Only what is read says that it is done.
+                Written::Done => continue,
+                Written::Outdated => "it was changed meanwhile".to_owned(),
+                Written::Unknown(why) => why,
+            },
+        };
+        tracing::warn!(cluster = %left, "the marker may still name the cluster that is SQLite's again; embedded etcd is not \
+             switched on before that is taken back: {why}");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RELEASE_MOST);
+    }
+    tracing::info!(cluster = %left, "the marker names the cluster no more that is SQLite's again");
+    if let Err(error) = notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.left = None) {
+        tracing::warn!("that could not be noted: {error:#}");
+    }
+    std::future::pending().await
+}
+
 /// The API server is about to write to SQLite, which is the truth from now on: nothing of the way back is taken back any
 /// more, and the journal of the way into etcd tells of a
 /// data dir that is not there any more, and the next such way is a new one.
 pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
     let dir = &pod.settings.data_dir;
     export::close(&pod.disk, &dir.join(JOURNAL))?;
+    // A volume of another ordinal may still have the old data.
+    let somewhere = pod.settings.host_api != HostApi::None;
+    notes::change(&pod.disk, dir, |notes| {
+        let Some(left) = notes.left else { return };
+        if !notes.superseded.contains(&left) {
+            notes.superseded.push(left);
+        }
+        notes.left = notes.left.filter(|_| somewhere);
+    })?;
     if let JournalFact::Done { .. } = journal::fact(dir).context("read the migration journal")? {
         let disk: &dyn Disk = &pod.disk;
         disk.rename_durable(&dir.join(journal::FILE_NAME), &dir.join(FORMER))

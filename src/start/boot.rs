@@ -225,7 +225,7 @@ impl Boot<'_> {
                     self.mark(&write).await?;
                 }
             }
-            Record::Formed(write) | Record::Survivor(write) | Record::NoSurvivor(write) => {
+            Record::Formed(write) | Record::Survivor(write) | Record::NoSurvivor(write) | Record::Released(write) => {
                 self.mark(&write).await?;
             }
             Record::FormingDone => note(|notes| notes.forming = false)?,
@@ -264,7 +264,7 @@ impl Boot<'_> {
             let settings = &pod.settings;
             finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), unix_seconds())?;
         }
-        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = None)?;
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| (notes.set_aside, notes.left) = (None, None))?;
         pod.own.runs(Some((member, cluster)));
         Ok(())
     }

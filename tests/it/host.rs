@@ -320,6 +320,67 @@ fn in_order_from_another_first_ordinal() {
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// Back to SQLite while the marker cannot be reached, which stops nobody; the marker releases the cluster once it can be.
+/// Switched on again, embedded etcd takes the store, and a retained volume with the old cluster's data joins.
+#[test]
+fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = hosted(1, Policy::Parallel, |config| with_k3s(config, folder.path()));
+    let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
+    let restarted = |what: &str| {
+        let before = set.status().expect("a status").pods[&0].incarnation;
+        set.kill9(0).expect("kill");
+        let again = |s: &Status| s.settled && s.pods.get(&0).is_some_and(|pod| pod.incarnation > before);
+        set.wait(what, CHANGE, again).unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
+    };
+    set.wait("one pod", CHANGE, |s| s.settled).expect("one pod");
+    let old = formed(&set).expect("formed");
+    set.etcdctl(0, &["put", "/registry/kept", "x"]);
+
+    let configmaps = |resource: &str| {
+        let rule = format!(r#"[{{"op": "replace", "path": "/rules/0/resources/0", "value": "{resource}"}}]"#);
+        set.kubectl(&["patch", "role", "vc", "--type=json", "-p", &rule]);
+    };
+    assert_eq!(set.kubectl(&["get", "role", "vc", "-o", "jsonpath={.rules[0].resources[0]}"]), "configmaps");
+    configmaps("nothing");
+    values("embeddedEtcd:\n  enabled: false\n  migrateBack: true\n");
+    restarted("it is ready on SQLite");
+    let said = |what: &str| poll(what, CHANGE, || set.log("vc-0").contains(what).then_some(()));
+    said("the marker may still name the cluster that is SQLite's again");
+    configmaps("configmaps");
+    said("the marker names the cluster no more that is SQLite's again");
+    assert_eq!(formed(&set), None);
+    assert_eq!(marker(&set).expect("a marker")["superseded"], serde_json::json!([old]));
+
+    // A volume that was retained, with its claim.
+    let claim = r#"{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "data-vc-1"}, "spec":
+        {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}"#;
+    let file = folder.path().join("claim.json");
+    std::fs::write(&file, claim).expect("write a claim");
+    let namespace =
+        set.kubectl(&["get", "role", "-A", "-o", "jsonpath={.items[?(@.metadata.name==\"vc\")].metadata.namespace}"]);
+    set.kubectl(&["create", "-n", &namespace, "-f", &file.display().to_string()]);
+    let asides = |pod: &str| syncer::datadir::quarantine::asides(&set.volume(pod).join("etcd")).expect("a volume");
+    let volume = set.volume("vc-1");
+    std::fs::create_dir_all(&volume).expect("a volume");
+    let copied = std::process::Command::new("cp").arg("-a").arg(&asides("vc-0")[0]).arg(volume.join("etcd")).status();
+    assert!(copied.expect("cp").success());
+
+    values("pro: true\nembeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 1\n");
+    restarted("it is ready on etcd");
+    let new = formed(&set).expect("formed again");
+    assert_ne!(new, old);
+    assert_eq!(set.etcdctl(0, &["get", "/registry/kept", "--print-value-only"]), "x\n");
+    set.kubectl(&["scale", "statefulset", "vc", "--replicas=2"]);
+    let two = |access: &Access| ask(access).filter(|said| said.voters.len() == 2);
+    poll("two voters", CHANGE, || two(&Access::of(&set, 1)));
+    assert_eq!((asides("vc-1").len(), formed(&set)), (1, Some(new)));
+    assert_eq!(set.etcdctl(1, &["get", "/registry/kept", "--print-value-only"]), "x\n");
+}
+
 /// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.
 fn with_k3s(config: &mut Config, folder: &Path) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");

@@ -5,6 +5,7 @@ use crate::ids::{RaftIndex, Term};
 
 mod form;
 mod join;
+mod released;
 mod reset;
 mod totality;
 

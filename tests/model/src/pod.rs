@@ -31,6 +31,7 @@ impl World {
                 Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
                 Record::FenceKept => unreachable!("nothing is moved from a deployed etcd in the model"),
+                Record::Released(_) => unreachable!("nothing is written back into SQLite in the model"),
             }),
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),

@@ -98,6 +98,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         damaged,
         superseded: vec![],
         settled: vec![],
+        left: None,
     });
     let owner = prop::option::of((ids(), clusters()));
     let own = (ordinals(), desireds(), (dir, owner), known(logs()), notes);

@@ -89,6 +89,11 @@ const SHOWN_ELSEWHERE: &[(Rule, &str, &str)] = &[
         "boot/tests/many/join.rs",
         "a_damaged_data_dir_is_replaced_where_a_quorum_of_the_others_lists_its_member",
     ),
+    (
+        Rule::Released,
+        "boot/tests/many/released.rs",
+        "a_cluster_that_was_left_is_released_and_its_store_imported_again",
+    ),
     (Rule::StoreOfSeed, "boot/tests/many/form.rs", "a_second_store_is_refused_on_both_pods"),
     (Rule::EvictStalled, "membership/tests.rs", "a_learner_without_progress_is_evicted"),
     (Rule::ReadyWhileWaiting, "membership/ready.rs", "each_rule_makes_a_pod_ready_and_its_absence_does_not"),
