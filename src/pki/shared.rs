@@ -1,6 +1,8 @@
 //! What of a PKI all pods share: the CAs and the key pair of service account tokens. Every other certificate is issued by
 //! each pod itself, by the CA that it shares.
 //!
+//! k0s issues its certificates itself, by the CAs and the key pair that it finds in its PKI directory; these are shared too.
+//!
 //! In the Secret each file is under vCluster's key for it ([`secret_key`]), so that either finds what the other has put
 //! there. The record of what syncer issued goes with them: without it nobody would renew an adopted CA.
 
@@ -23,6 +25,7 @@ use super::store::{Content, NewFile, ReadFile, Store};
 use crate::disk::{Disk, parent_of};
 use crate::host::secret::SecretData;
 use crate::host::share::{Fact, Local, Naming, Print, Sharing, There};
+use crate::settings::Distro;
 
 /// One thing that all pods share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,8 +77,12 @@ impl SharedPki {
             Item::ServiceAccount => Some(Shared::ServiceAccount),
             Item::Leaf(..) | Item::Kubeconfig { .. } => None,
         });
+        // k0s makes what it does not find there (`pkg/component/controller/certificates.go`), each pod another.
+        let of_k0s = input.distro == Distro::K0s && input.lasting_dir.is_none();
+        let of_k0s =
+            of_k0s.then_some([Shared::Ca(CaName::Kubernetes), Shared::Ca(CaName::FrontProxy), Shared::ServiceAccount]);
         SharedPki {
-            items: items.collect(),
+            items: items.chain(of_k0s.into_iter().flatten()).collect(),
             store: Store::new(&input.pki_dir, input.lasting_dir.as_deref()),
             pki_dir: input.pki_dir.clone(),
             lasting_dir: input.lasting_dir.clone(),

@@ -328,7 +328,7 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let set = hosted(1, Policy::Parallel, |config| with_k3s(config, folder.path()));
+    let set = hosted(1, Policy::Parallel, |config| with_k0s(config, folder.path()));
     let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
     let restarted = |what: &str| {
         let before = set.status().expect("a status").pods[&0].incarnation;
@@ -337,6 +337,9 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
         set.wait(what, CHANGE, again).unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
     };
     set.wait("one pod", CHANGE, |s| s.settled).expect("one pod");
+    // Where the others have their PKI.
+    let pki_of_k0s = |pod: &str| std::os::unix::fs::symlink("k0s/pki", set.volume(pod).join("pki")).expect("a link");
+    pki_of_k0s("vc-0");
     let old = formed(&set).expect("formed");
     set.etcdctl(0, &["put", "/registry/kept", "x"]);
 
@@ -366,6 +369,7 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     let asides = |pod: &str| syncer::datadir::quarantine::asides(&set.volume(pod).join("etcd")).expect("a volume");
     let volume = set.volume("vc-1");
     std::fs::create_dir_all(&volume).expect("a volume");
+    pki_of_k0s("vc-1");
     let copied = std::process::Command::new("cp").arg("-a").arg(&asides("vc-0")[0]).arg(volume.join("etcd")).status();
     assert!(copied.expect("cp").success());
 
@@ -379,12 +383,17 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     poll("two voters", CHANGE, || two(&Access::of(&set, 1)));
     assert_eq!((asides("vc-1").len(), formed(&set)), (1, Some(new)));
     assert_eq!(set.etcdctl(1, &["get", "/registry/kept", "--print-value-only"]), "x\n");
+    // And k0s finds one CA in both pods when it starts.
+    let found = |pod: &str| {
+        let file = set.volume(pod).join("found-by-k0s");
+        poll("k0s has run", CHANGE, || std::fs::read_to_string(&file).ok().filter(|found| found.lines().count() == 6))
+    };
+    assert_eq!(found("vc-0"), found("vc-1"));
+    assert!(own(&set, 1, "ca.crt") == shared(&set, "ca.crt") && !shared(&set, "sa.key").is_empty());
 }
 
 /// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.
 fn with_k3s(config: &mut Config, folder: &Path) {
-    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
-    std::os::unix::fs::symlink(part("etcd"), folder.join("etcd")).expect("etcd");
     let script = r#"#!/bin/sh
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -396,10 +405,30 @@ done
 printf %s "$token" >"$data/given-token"
 exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
 "#;
-    let k3s = folder.join("k3s");
-    std::fs::write(&k3s, script.replace("STAND-IN", &statefulset().display().to_string())).expect("write k3s");
-    std::fs::set_permissions(&k3s, PermissionsExt::from_mode(0o755)).expect("k3s can be run");
+    with_distro(config, folder, "k3s", script);
+}
+
+/// In the place of k0s: notes which PKI it finds, and serves what is asked of an API server by probes.
+fn with_k0s(config: &mut Config, folder: &Path) {
+    let script = r#"#!/bin/sh
+for argument; do
+  case "$argument" in
+    --data-dir=*) data=${argument#*=} ;;
+  esac
+done
+cd "$data/pki" && sha256sum ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub >"$data/../found-by-k0s"
+exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
+"#;
+    with_distro(config, folder, "k0s", script);
+}
+
+fn with_distro(config: &mut Config, folder: &Path, name: &str, script: &str) {
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
+    std::os::unix::fs::symlink(part("etcd"), folder.join("etcd")).expect("etcd");
+    let file = folder.join(name);
+    std::fs::write(&file, script.replace("STAND-IN", &statefulset().display().to_string())).expect("write a program");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("it can be run");
     if let Program::Syncer { binaries, args, .. } = &mut config.program {
-        (*binaries, *args) = (folder.to_owned(), vec!["--distro=k3s".to_owned()]);
+        (*binaries, *args) = (folder.to_owned(), vec![format!("--distro={name}")]);
     }
 }

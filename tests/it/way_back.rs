@@ -109,6 +109,39 @@ fn a_real_cluster_goes_back_to_sqlite_and_into_etcd_again() {
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }
 
+/// As docs/migration.md has it: the data dir that was set aside, in a new cluster, as its own is superseded.
+#[test]
+fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
+    let mut pod = TestPod::new();
+    pod.start("none", &[]);
+    pod.wait_serving();
+    pod.etcd(async |mut client| drop(client.put("/registry/kept", "v", None).await.expect("put")));
+    let want = pod.dump();
+    pod.kill_everything();
+    pod.values(BACK);
+    pod.start("k8s", &[]);
+    let (data, db) = (pod.data(), pod.data().join("state.db"));
+    poll("SQLite is served from", PATIENCE, || {
+        pod.assert_running();
+        pod.log().contains("\"kine\"").then_some(())
+    });
+    pod.kill_everything();
+
+    std::fs::rename(&db, data.join("state.db.undone")).expect("move state.db away");
+    let aside = syncer::datadir::quarantine::asides(&data.join("etcd")).expect("a volume").remove(0);
+    let (name, url) = ("vc-0", "https://vc-0.vc-headless.ns:2380");
+    let mut command = std::process::Command::new(crate::support::syncer());
+    command.arg("migrate").arg(format!("--from=datadir:{}", aside.display()));
+    command.arg(format!("--to=datadir:{}", data.join("etcd").display()));
+    command.args(["--name", name, "--peer-url", url, "--client-url", "https://vc-0.vc-headless.ns:2379", "--etcd"]);
+    crate::support::etcd::output(command.arg(crate::support::part("etcd")));
+    pod.values("embeddedEtcd:\n  enabled: true\n");
+    pod.start("none", &[]);
+    pod.wait_serving();
+    let again = pod.dump();
+    assert!(want.keys.iter().all(|key| again.keys.contains(key)));
+}
+
 #[test]
 fn killed_at_every_crash_point_the_way_back_converges() {
     use syncer::crash_point::{BACK_BOOT_CRASH_POINTS, BACK_CRASH_POINTS};

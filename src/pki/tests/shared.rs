@@ -90,6 +90,43 @@ fn pods_of_one_secret_trust_each_other_and_keys_stay_private() {
     assert_eq!(secret.share(&b, false), GO, "the same key");
 }
 
+/// k0s uses the CAs and the key pair that it finds, and makes what it does not.
+#[test]
+fn k0s_in_each_pod_finds_the_same_and_what_it_has_made_is_shared() {
+    let files = ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub", "etcd/ca.key"];
+    let same = |a: &Dir, b: &Dir| {
+        for file in files {
+            assert_eq!(fs::read(a.path(file)).unwrap(), fs::read(b.path(file)).unwrap(), "{file}");
+        }
+    };
+    let (a, b) = (Dir::new(Distro::K0s), Dir::new(Distro::K0s));
+    let mut secret = Secret::default();
+    for (dir, seed) in [(&a, true), (&b, false)] {
+        assert_eq!((secret.share(dir, seed), dir.ensure()), (GO, vec![]));
+        assert!(!dir.path("apiserver.crt").exists(), "that is for k0s to issue");
+    }
+    same(&a, &b);
+
+    // A volume on which k0s has run as the only one.
+    let (theirs, alone, added) = (Dir::mounted(Distro::K8s), Dir::complete(Distro::K0s), Dir::new(Distro::K0s));
+    for file in &files[..6] {
+        alone.put(file, fs::read(theirs.path(file)).unwrap());
+    }
+    let mut secret = Secret::default();
+    assert_eq!((secret.share(&alone, true), secret.share(&added, false)), (GO, GO));
+    same(&alone, &added);
+    // One that has made its own beside the others is refused, and changed in nothing.
+    let before = a.contents();
+    let Step::Refuse(refusal) = secret.share(&a, false) else { panic!("two CAs") };
+    assert!(format!("{:#}", refusal.error("vc-certs", &a.shared())).contains("CA of etcd"));
+    assert_eq!(a.contents(), before);
+
+    // Mounted elsewhere, it is not where k0s looks.
+    let mut elsewhere = Dir::new(Distro::K0s);
+    elsewhere.input.lasting_dir = Some(elsewhere.temp.path().join("data/pki"));
+    assert_eq!(elsewhere.shared().items, [Shared::Ca(CaName::Etcd)]);
+}
+
 #[test]
 fn a_secret_of_vclusters_is_adopted_added_to_and_never_renewed() {
     let theirs = Dir::mounted(Distro::K8s);
