@@ -137,10 +137,11 @@ pub enum Command {
             5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
     )]
     Recover(Box<crate::reset::command::Args>),
-    /// Take a snapshot of the store, list those that are kept, look through one.
+    /// Take a snapshot of the store, restore one, list those that are kept, look through one.
     #[command(
         long_about = "Backups of the store, in the form of `etcdctl snapshot save`: etcd's own tools read ours, and we \
-            theirs. With `snapshots` in the values file `syncer start` takes them by itself. To make a data dir of one: \
+            theirs. With `snapshots` in the values file `syncer start` takes them by itself. `syncer snapshot restore` puts \
+            one in the place of the present store. To make a data dir of one elsewhere: \
             `syncer migrate --from snapshot:FILE --to datadir:DIR`."
     )]
     Snapshot {

@@ -57,6 +57,13 @@ pub const FENCE_CRASH_POINTS: &[&str] = &[
 /// Every crash point of a snapshot, in the order in which taking one passes them.
 pub const SNAPSHOT_CRASH_POINTS: &[&str] = &["snapshot-half-written", "snapshot-before-commit", "snapshot-committed"];
 
+/// Every crash point of staging a restore, around those of its import, in the order in which it passes them.
+pub const RESTORE_CRASH_POINTS: &[&str] = &["restore-cleared", "restore-staged", "restore-recorded"];
+
+/// And those of the start at which it takes its place; `restore-marked` only where there is a host API.
+pub const RESTORE_BOOT_CRASH_POINTS: &[&str] =
+    &["restore-begun", "restore-noted", "restore-set-aside", "restore-in-place", "restore-marked", "restore-done"];
+
 /// Kills the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
@@ -67,7 +74,9 @@ pub fn reach(name: &str) {
             RESET_CRASH_POINTS,
             BACK_CRASH_POINTS,
             BACK_BOOT_CRASH_POINTS,
-            SNAPSHOT_CRASH_POINTS
+            SNAPSHOT_CRASH_POINTS,
+            RESTORE_CRASH_POINTS,
+            RESTORE_BOOT_CRASH_POINTS
         ]
         .concat()
         .contains(&name),

@@ -31,6 +31,7 @@
 //! `syncer plan` shows the facts, the decision and its rule: [`plan`].
 //! What the host cluster's API says and keeps: [`host`].
 //! Backups, by hand and by a schedule: [`snapshot`].
+//! `syncer snapshot restore` puts one in the place of the present store: [`restore`].
 //! `syncer recover` goes on with one member of a cluster that lost its majority: [`reset`].
 //!
 //! # Invariants
@@ -60,6 +61,7 @@ pub mod pki;
 pub mod plan;
 pub mod record_file;
 pub mod reset;
+pub mod restore;
 pub mod rules;
 pub mod serve;
 pub mod settings;

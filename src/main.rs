@@ -107,6 +107,10 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
     telemetry::init(None, "info");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     match command {
+        SnapshotCommand::Restore(args) => {
+            let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
+            print(&syncer::restore::command::run(&args, &settings)?)
+        }
         SnapshotCommand::Save(args) => {
             let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
             print(&runtime.block_on(snapshot::take(&args, &settings))?)

@@ -17,6 +17,7 @@ use crate::ids::{Ordinal, RaftIndex};
 use crate::migrate::{fence, journal};
 use crate::peer::ordinal_of;
 use crate::reset;
+use crate::restore;
 use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
@@ -38,6 +39,8 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         migrate_back: settings.etcd.migrate_back,
         migrate_from: settings.etcd.migrate_from.is_some(),
         fence: fence::fact(&settings.data_dir).context("read the record of a fence")?,
+        restore: restore::record::fact(&settings.data_dir, &settings.etcd_dir(), schema)
+            .context("look for a staged restore")?,
         data_dir: match &found {
             InspectedDatadir::Usable(dir) => {
                 let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));

@@ -5,7 +5,7 @@
 
 mod text;
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -15,10 +15,9 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::boot::{self, BootDecision, DataDirFact, Facts};
-use crate::datadir::lock::LOCK_FILE;
+use crate::datadir::lock::in_use;
 use crate::discovery::Discovery;
 use crate::discovery::schedule::Pace;
-use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::host::{self, Host};
@@ -141,24 +140,6 @@ async fn survey(settings: &Settings, facts: &Facts) -> anyhow::Result<Survey> {
     surveyor.look((0..settings.etcd.replicas).map(Ordinal).chain(members)).await
 }
 
-/// Whether a syncer or an etcd that one has left behind holds the volume's lock. It is shared for a moment, without
-/// making the file: whoever wants it tries for longer than that.
-fn in_use(data_dir: &Path) -> anyhow::Result<bool> {
-    let path = data_dir.join(LOCK_FILE);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(false);
-        }
-        Err(e) => return Err(at(&path, e)).context("look whether syncer runs"),
-    };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(false),
-        Err(TryLockError::WouldBlock) => Ok(true),
-        Err(TryLockError::Error(e)) => Err(at(&path, e)).context("look whether syncer runs"),
-    }
-}
-
 fn show(facts: Facts, remarks: Vec<String>, output: Output) -> anyhow::Result<String> {
     let (decision, rule) = boot::explained(&facts, Rules::ALL);
     let (what, remedy) = match &decision {
@@ -171,20 +152,4 @@ fn show(facts: Facts, remarks: Vec<String>, output: Output) -> anyhow::Result<St
         Output::Text => text::text(&shown),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(&shown).context("write the plan as JSON")?),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lock_that_is_held_is_seen_and_none_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(!in_use(dir.path()).unwrap());
-        assert!(!in_use(&dir.path().join("none")).unwrap());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        let held = crate::datadir::DatadirLock::acquire(dir.path(), Duration::from_secs(60)).unwrap();
-        assert!(in_use(dir.path()).unwrap());
-        drop(held);
-    }
 }

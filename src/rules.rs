@@ -54,6 +54,8 @@ rules! {
     CaughtUpPromotes "4.6" "a learner is promoted once it has caught up and while its pod stays",
     EvictStalled "4.6" "a learner that makes no progress for minutes is removed",
     Superseded "4.7" "a data dir of a superseded cluster never starts; it is set aside once a peer serves the current one",
+    RestoreNoted "4.7" "what a staged restore replaces is noted before anything is changed",
+    RestoreMarked "4.7" "a restored data dir serves nobody before the marker names its cluster",
     RestoredWaits "4.7" "the API server of a restored cluster waits until nobody serves one that it has replaced",
     Serving "4.8" "ready: a voter that answers linearizable reads, its API server ready",
     ReadyToBeJoined "4.8" "ready: a sound pod without quorum while a pod above it does not exist yet",

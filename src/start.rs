@@ -13,6 +13,7 @@ mod migrate_from;
 mod pod;
 mod readiness;
 mod reset;
+mod restore;
 mod share;
 mod snapshots;
 mod space;
@@ -174,6 +175,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         disk,
         lock,
         etcd,
+        staged: facts.restore.cluster(),
         own,
         surveyor,
         host,

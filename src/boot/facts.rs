@@ -69,6 +69,9 @@ pub struct Facts {
     /// The fence that this volume has put around a deployed etcd.
     #[serde(default, skip_serializing_if = "FenceFact::is_absent")]
     pub fence: FenceFact,
+    /// The snapshot that is staged on this volume, to be restored.
+    #[serde(default, skip_serializing_if = "RestoreFact::is_absent")]
+    pub restore: RestoreFact,
     /// The data dir on this pod's volume.
     pub data_dir: DataDirFact,
     /// Whose a damaged data dir is, where its WAL still tells.
@@ -120,6 +123,7 @@ impl Facts {
             migrate_back: false,
             migrate_from: false,
             fence: FenceFact::Absent,
+            restore: RestoreFact::Absent,
             data_dir,
             damaged: None,
             log: Known::default(),
@@ -245,6 +249,60 @@ impl FenceFact {
     /// Whether there is no record.
     pub fn is_absent(&self) -> bool {
         *self == FenceFact::Absent
+    }
+}
+
+/// A snapshot that `syncer snapshot restore` has made a data dir of, which is to take the place of the present one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RestoreFact {
+    /// None. What an attempt leaves that was killed is none either.
+    #[default]
+    Absent,
+    /// There is one, and its record is durable.
+    Staged(Staged),
+    /// There is a record that cannot be read.
+    Damaged(String),
+}
+
+/// A staged data dir.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Staged {
+    /// Its only member.
+    pub member: MemberId,
+    /// Its cluster, which is new.
+    pub cluster: ClusterId,
+    /// The cluster whose data dir was in the place when it was staged.
+    #[serde(default)]
+    pub replaces: Option<ClusterId>,
+    /// It is taking its place, which is not called off any more; these clusters are superseded by it.
+    #[serde(default)]
+    pub begun: Option<Vec<ClusterId>>,
+    /// It is there, and etcd goes on from it.
+    pub whole: bool,
+    /// The present store has come to its revision meanwhile, so that clients have seen revisions that it would give anew.
+    #[serde(default)]
+    pub outrun: bool,
+}
+
+impl RestoreFact {
+    /// Whether nothing is to be restored.
+    pub fn is_absent(&self) -> bool {
+        *self == RestoreFact::Absent
+    }
+
+    /// The cluster that is staged.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        match self {
+            RestoreFact::Staged(staged) => Some(staged.cluster),
+            RestoreFact::Absent | RestoreFact::Damaged(_) => None,
+        }
+    }
+
+    /// Whether the present data dir is on its way out: what is on the volume is nobody's to rely on.
+    pub fn is_begun(&self) -> bool {
+        matches!(self, RestoreFact::Staged(Staged { begun: Some(_), .. }))
     }
 }
 

@@ -82,7 +82,7 @@ fn told(facts: &Facts, rules: Rules) -> impl Iterator<Item = ClusterId> {
 }
 
 /// The ordinals that must say of themselves that they are empty; `None`: not known which.
-fn must_answer(facts: &Facts, rules: Rules) -> Option<BTreeSet<Ordinal>> {
+pub(super) fn must_answer(facts: &Facts, rules: Rules) -> Option<BTreeSet<Ordinal>> {
     // Whatever volumes there are, they are superseded, and the marker keeps them from starting.
     if facts.host_configured && marker::released(facts).is_some() {
         return Some(BTreeSet::new());

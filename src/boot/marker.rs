@@ -141,11 +141,17 @@ impl MarkerSeen {
         })
     }
 
-    /// A restore has put `cluster` in the place of `old`: after the restored dir is durable, before its etcd listens.
-    pub fn superseding(&self, old: ClusterId, cluster: ClusterId) -> MarkerWrite {
+    /// A restore has put `cluster` in the place of `replaced` and of the formed one: after the restored dir is durable,
+    /// before its etcd listens.
+    pub fn superseding(&self, replaced: &[ClusterId], cluster: ClusterId) -> MarkerWrite {
         self.write(|marker| {
+            let replaced = replaced.iter().copied().chain(self.marker.formed()).filter(|old| *old != cluster);
+            for old in replaced {
+                if !marker.superseded.contains(&old) {
+                    marker.superseded.push(old);
+                }
+            }
             marker.phase = MarkerPhase::Formed(cluster);
-            marker.superseded.push(old);
             marker.survivor = None;
             marker.dropped.clear();
             marker.stopped.clear();
@@ -197,6 +203,20 @@ pub fn formed(seen: &Known<MarkerSeen>, cluster: ClusterId) -> Option<MarkerWrit
         Known::Present(seen) if seen.marker.phase == MarkerPhase::Forming => Some(seen.write(|m| m.phase = phase)),
         Known::Absent => Some(MarkerWrite { expect: None, marker: Marker::new(phase) }),
         Known::Present(_) | Known::Unknown(_) => None,
+    }
+}
+
+/// The write by which the restored `cluster` is the formed one, in the place of `replaced`; `None`: it says so already, or
+/// is not known.
+pub fn restored(seen: &Known<MarkerSeen>, cluster: ClusterId, replaced: &[ClusterId]) -> Option<MarkerWrite> {
+    match seen {
+        Known::Present(seen) if seen.marker.formed() == Some(cluster) => None,
+        Known::Present(seen) => Some(seen.superseding(replaced, cluster)),
+        Known::Absent => {
+            let marker = Marker { superseded: replaced.to_vec(), ..Marker::new(MarkerPhase::Formed(cluster)) };
+            Some(MarkerWrite { expect: None, marker })
+        }
+        Known::Unknown(_) => None,
     }
 }
 

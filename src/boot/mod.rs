@@ -12,6 +12,7 @@ mod form;
 pub mod marker;
 pub mod refusal;
 pub mod reset;
+mod restore;
 pub mod restored;
 pub mod wait;
 
@@ -23,7 +24,7 @@ use crate::ids::{ClusterId, MemberId};
 use crate::rules::{Rule, Rules};
 pub use facts::{
     DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, LogPosition, Member, MemberList, Notes,
-    PeerFact, PeerState, PodFact, Role, StoresFact,
+    PeerFact, PeerState, PodFact, RestoreFact, Role, Staged, StoresFact,
 };
 pub use marker::{Marker, MarkerPhase, MarkerSeen, MarkerWrite, Stopped};
 pub use refusal::Refusal;
@@ -99,6 +100,13 @@ pub enum BootDecision {
         /// Which cluster it belongs to.
         cluster: ClusterId,
     },
+    /// Set aside what stands in the data dir's place, and put the staged data dir there; then decide again.
+    PutRestored {
+        /// Whose data dir it is.
+        member: MemberId,
+        /// Its cluster, which is new.
+        cluster: ClusterId,
+    },
     /// Run the API server on SQLite: embedded etcd is off.
     RunOnSqlite,
     /// Do not start.
@@ -129,6 +137,12 @@ pub enum Record {
     ResetDone,
     /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
     FenceKept,
+    /// Write that the staged restore is taking its place, then note these clusters as superseded.
+    RestoreBegun(Vec<ClusterId>),
+    /// Write the marker.
+    Restored(MarkerWrite),
+    /// Remove all notes but `superseded` and `settled`, which were said of the former data dir; then put the record of the restore away.
+    RestoreDone,
 }
 
 /// Something the operator should know, which stops nothing.
@@ -166,6 +180,9 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         }
         FenceFact::Raised { .. } => return (BootDecision::Record(Record::FenceKept), Rule::JournalTrue),
         FenceFact::Absent | FenceFact::Lifted { .. } | FenceFact::Kept { .. } => {}
+    }
+    if let Some(verdict) = restore::verdict(facts, rules) {
+        return verdict;
     }
     if !facts.enabled {
         let decision = match &facts.data_dir {

@@ -75,6 +75,23 @@ pub enum Refusal {
     NoSharedCa,
     /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
     SqliteReplicas(u32),
+    /// The record of a staged restore cannot be read.
+    DamagedRestore(String),
+    /// A snapshot is staged to be restored, and embedded etcd is off.
+    RestoreWhileDisabled,
+    /// A snapshot is staged to be restored on another volume than the seed's.
+    RestoreNotTheSeed {
+        /// This pod.
+        ordinal: Ordinal,
+        /// The seed.
+        seed: Ordinal,
+    },
+    /// A snapshot is staged to be restored, and an import of this store was begun and is not committed.
+    RestoreBesideImport(PathBuf),
+    /// The staged data dir is gone, or etcd could not start from it.
+    RestoreVanished,
+    /// The present store has come to the revision from which the restored one is to go on.
+    RestoreOutrun,
 }
 
 impl Refusal {
@@ -88,7 +105,12 @@ impl Refusal {
             | Refusal::EtcdDirWhileDisabled
             | Refusal::ResetVanished
             | Refusal::MovedButNoDataDir(_)
-            | Refusal::MigratedButNoDataDir(_) => Exit::RefusedDataDir,
+            | Refusal::MigratedButNoDataDir(_)
+            | Refusal::DamagedRestore(_)
+            | Refusal::RestoreWhileDisabled
+            | Refusal::RestoreBesideImport(_)
+            | Refusal::RestoreVanished
+            | Refusal::RestoreOutrun => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
             | Refusal::OrphanWal(_)
             | Refusal::DistroStore(_)
@@ -100,6 +122,7 @@ impl Refusal {
             | Refusal::StoreElsewhere { .. }
             | Refusal::TwoClusters { .. }
             | Refusal::ResetOvertaken { .. }
+            | Refusal::RestoreNotTheSeed { .. }
             | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
             Refusal::NoSharedCa => Exit::RefusedPki,
         }
@@ -167,6 +190,23 @@ impl Refusal {
             Refusal::NoSharedCa => "more than one replica needs one shared CA, and this pod has one of its own".into(),
             Refusal::SqliteReplicas(n) => {
                 format!("{n} replicas are asked for, but embedded etcd is disabled and SQLite has one writer")
+            }
+            Refusal::DamagedRestore(why) => format!("the record of a staged restore cannot be read: {why}"),
+            Refusal::RestoreWhileDisabled => {
+                "a snapshot is staged on this volume to be restored, but embedded etcd is disabled".into()
+            }
+            Refusal::RestoreNotTheSeed { ordinal, seed } => {
+                format!("a snapshot is restored on the volume of pod {seed}, and is staged on that of pod {ordinal}")
+            }
+            Refusal::RestoreBesideImport(store) => format!(
+                "a snapshot is staged on this volume to be restored, and an import of {} was begun here and not committed",
+                store.display()
+            ),
+            Refusal::RestoreVanished => {
+                "a snapshot is staged on this volume to be restored, and the data dir that was made of it is gone or damaged".into()
+            }
+            Refusal::RestoreOutrun => {
+                "the store here has come to the revision from which the staged snapshot was to go on".into()
             }
         }
     }
@@ -237,6 +277,27 @@ impl Refusal {
                 "mount one PKI into every pod, or let the pods use the Secret <name>-certs of the host cluster".into()
             }
             Refusal::SqliteReplicas(_) => "set the replicas to 1, or enable embedded etcd".into(),
+            Refusal::DamagedRestore(_) => "nothing was changed: to go on with the etcd data dir, if it is there, move that \
+                 file away; then restore the snapshot again if it is still wanted"
+                .into(),
+            Refusal::RestoreWhileDisabled => "set embeddedEtcd.enabled to true; or call the restore off: \
+                 `syncer snapshot restore --cancel`"
+                .into(),
+            Refusal::RestoreNotTheSeed { .. } => {
+                "call it off here (`syncer snapshot restore --cancel`), and restore it on that pod; the others follow by \
+                 themselves"
+                    .into()
+            }
+            Refusal::RestoreBesideImport(_) => "let the pod finish the import first, the restore called off if it is staged \
+                 (`syncer snapshot restore --cancel`); or give the import up: move migration.journal away"
+                .into(),
+            Refusal::RestoreVanished => "call it off (`syncer snapshot restore --cancel`) and restore the snapshot again; if \
+                 it was taking its place already, the former data dir is beside it (etcd.aside-TIME): rename that back to \
+                 etcd and move restore.journal away first"
+                .into(),
+            Refusal::RestoreOutrun => "call it off (`syncer snapshot restore --cancel`) and restore the snapshot again with \
+                 a greater --bump-revision"
+                .into(),
         }
     }
 

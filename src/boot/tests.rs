@@ -3,6 +3,7 @@ use crate::ids::Ordinal;
 
 mod fence;
 mod many;
+mod restore;
 
 fn facts() -> Facts {
     Facts {
@@ -13,6 +14,7 @@ fn facts() -> Facts {
         migrate_back: false,
         migrate_from: false,
         fence: FenceFact::Absent,
+        restore: RestoreFact::Absent,
         data_dir: DataDirFact::Empty,
         damaged: None,
         log: Known::Absent,
@@ -329,6 +331,17 @@ fn check(f: &Facts) {
         }
         BootDecision::Record(Record::FenceKept) => {
             assert!(matches!(f.fence, FenceFact::Raised { .. }) && f.data_dir != DataDirFact::Empty, "{f:?}");
+        }
+        BootDecision::PutRestored { member, cluster } => {
+            let RestoreFact::Staged(Staged { begun: Some(replaced), whole: true, .. }) = &f.restore else {
+                panic!("{f:?}")
+            };
+            assert!(
+                replaced.iter().all(|old| f.notes.superseded.contains(old)),
+                "what it replaces is not noted: {f:?}"
+            );
+            assert_ne!(f.data_dir, DataDirFact::Valid { member: *member, cluster: *cluster }, "it is there: {f:?}");
+            assert!(f.enabled, "{f:?}");
         }
         BootDecision::Record(_) | BootDecision::Wait(_) => assert!(f.enabled, "{f:?}"),
         BootDecision::Refuse(_) => {}

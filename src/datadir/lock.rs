@@ -52,7 +52,12 @@ pub enum LockError {
 impl DatadirLock {
     /// Takes the lock in `dir` (which must exist, and holds `etcd/`), blocking up to `wait` for the present holder to go.
     pub fn acquire(dir: &Path, wait: Duration) -> Result<Self, LockError> {
-        let path = dir.join(LOCK_FILE);
+        DatadirLock::acquire_file(&dir.join(LOCK_FILE), wait)
+    }
+
+    /// The same of another lock file.
+    pub fn acquire_file(path: &Path, wait: Duration) -> Result<Self, LockError> {
+        let path = path.to_owned();
         let io = |source| LockError::Io { path: path.clone(), source };
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
         let begun = Instant::now();
@@ -83,6 +88,23 @@ impl DatadirLock {
             });
         }
         Ok(())
+    }
+}
+
+/// Whether a syncer or an etcd that one has left behind holds the lock of the volume at `data_dir`. It is shared for a
+/// moment, without making the file: whoever wants it tries for longer than that.
+pub fn in_use(data_dir: &Path) -> Result<bool, LockError> {
+    let path = data_dir.join(LOCK_FILE);
+    let io = |source| LockError::Io { path: path.clone(), source };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(false),
+        Err(e) => return Err(io(e)),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(io(e)),
     }
 }
 
@@ -168,5 +190,16 @@ mod tests {
     fn a_missing_directory_is_an_error_of_its_own() {
         let error = DatadirLock::acquire(Path::new("/nonexistent-dir"), SOON).unwrap_err();
         assert!(matches!(error, LockError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_seen_and_none_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!in_use(dir.path()).unwrap());
+        assert!(!in_use(&dir.path().join("none")).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let held = DatadirLock::acquire(dir.path(), SOON).unwrap();
+        assert!(in_use(dir.path()).unwrap());
+        drop(held);
     }
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use super::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
 use super::version::EtcdVersion;
+use crate::datadir::MemberIdentity;
 use crate::datadir::members::stored_members;
 use crate::migrate::journal;
 use crate::pki::Pki;
+use crate::restore::record;
 use crate::settings::{EtcdTiming, Settings};
 use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
 
@@ -43,6 +45,16 @@ pub fn form(settings: &Settings, token: String) -> Bootstrap {
     Bootstrap::New { members: vec![me], token }
 }
 
+/// This pod's member as the only one of a new cluster, for whoever writes its data dir.
+pub fn identity(settings: &Settings, token: String) -> MemberIdentity {
+    MemberIdentity {
+        name: settings.pod.name.clone(),
+        peer_urls: vec![settings.peer_url()],
+        client_urls: vec![settings.client_url()],
+        token,
+    }
+}
+
 /// The child. Reads the size of the store and its member list, and what an import noted of its values.
 pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
     let settings = launch.settings;
@@ -54,7 +66,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         Bootstrap::Restart => stored_members(&backend).map_or(true, |stored| stored.members.len() <= 1),
         Bootstrap::Existing { .. } | Bootstrap::ForceNewCluster => false,
     };
-    let largest = journal::max_request_bytes(&settings.data_dir)?;
+    let largest = journal::max_request_bytes(&settings.data_dir)?.max(record::max_request_bytes(&settings.data_dir)?);
     let etcd = EtcdLaunch {
         name: settings.pod.name.clone(),
         data_dir: settings.etcd_dir(),

@@ -20,6 +20,7 @@ use crate::datadir::MemberIdentity;
 use crate::disk::Disk;
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
+use crate::ids::Revision;
 use crate::record_file::unix_seconds;
 
 /// The command's arguments.
@@ -197,6 +198,8 @@ fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> 
         verify: args.verify,
         commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
         bump: args.bump_revision,
+        least: Revision(0),
+        spare: 0,
         show: Show::Auto,
         lock: None,
     };

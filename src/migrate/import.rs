@@ -74,8 +74,12 @@ pub struct ImportPlan {
     pub verify: Verify,
     /// What happens to the source's name.
     pub commit: Commit,
-    /// By how much the store's revision is to be above the source's; 0 keeps it.
+    /// By how much the store's revision is to be above the source's, or above `least` if that is greater; 0 keeps it.
     pub bump: i64,
+    /// A revision that clients have seen, of another store whose place this one takes.
+    pub least: Revision,
+    /// What is to be left free on the volume, in bytes.
+    pub spare: u64,
     /// How progress is shown.
     pub show: Show,
     /// The lock of the directory that holds the data dir, if the caller has it: the verifying etcd inherits it, so that
@@ -98,6 +102,8 @@ impl ImportPlan {
             etcd,
             verify: Verify::Hash,
             bump: 0,
+            least: Revision(0),
+            spare: 0,
             show: Show::Auto,
             lock: None,
         }
@@ -106,7 +112,7 @@ impl ImportPlan {
     /// The revision of the store that is made of `source`. All before it reads as compacted, as in every store that we
     /// write, so that whoever watched from a revision that the source never had lists anew instead of missing writes.
     fn revision_of(&self, source: &dyn Source) -> Revision {
-        Revision(source.extent().revision.0.saturating_add(self.bump))
+        Revision(source.extent().revision.max(self.least).0.saturating_add(self.bump))
     }
 
     /// Where the data dir is built.
@@ -130,6 +136,8 @@ impl ImportPlan {
 pub struct ImportOutcome {
     /// The store's revision.
     pub revision: Revision,
+    /// The source's, which it may have been raised above.
+    pub source_revision: Revision,
     /// Live keys.
     pub keys: u64,
     /// Bytes of keys and values.
@@ -229,6 +237,7 @@ fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<Impo
     done(disk, &plan.journal, journal, unix_seconds())?;
     Ok(ImportOutcome {
         revision,
+        source_revision: store.extent().revision,
         keys: copied.keys,
         bytes: copied.bytes,
         leases: written.leases.len() as u64,
@@ -467,7 +476,7 @@ fn take_back(disk: &dyn Disk, plan: &ImportPlan) {
 /// live in it.
 fn check_space(plan: &ImportPlan, store: &dyn Source) -> anyhow::Result<()> {
     let volume = parent_of(&plan.etcd_dir);
-    let free = space::free(&volume)?;
+    let free = space::free(&volume)?.saturating_sub(plan.spare);
     let extent = store.extent();
     if space::needed(extent.keys_at_most, extent.bytes_at_most) <= free {
         return Ok(());

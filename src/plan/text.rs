@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Shown;
 use crate::boot::{
     BootDecision, DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, Marker, MarkerPhase, MarkerSeen,
-    Member, MemberList, Notes, PeerFact, PeerState, PodFact, Record, Role, StoresFact, Warning,
+    Member, MemberList, Notes, PeerFact, PeerState, PodFact, Record, RestoreFact, Role, Staged, StoresFact, Warning,
 };
 
 /// Width of the first column.
@@ -56,6 +56,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     }
     if !f.fence.is_absent() {
         lines.push(("fence", fence(&f.fence)));
+    }
+    if !f.restore.is_absent() {
+        lines.push(("restore", restore(&f.restore)));
     }
     lines.push(("data dir", data_dir(&f.data_dir)));
     if f.data_dir != DataDirFact::Empty {
@@ -179,6 +182,29 @@ fn fence(fence: &FenceFact) -> String {
     }
 }
 
+fn restore(restore: &RestoreFact) -> String {
+    match restore {
+        RestoreFact::Absent => "none".into(),
+        RestoreFact::Damaged(why) => format!("damaged: {why}"),
+        RestoreFact::Staged(Staged { member, cluster, replaces, begun, whole, outrun }) => {
+            let mut said = vec![format!("staged: member {member} of cluster {cluster}")];
+            if let Some(old) = replaces {
+                said.push(format!("in the place of cluster {old}"));
+            }
+            if let Some(replaced) = begun {
+                said.push(format!("taking its place, superseding {}", joined(replaced)));
+            }
+            if !whole {
+                said.push("not in its staging directory".into());
+            }
+            if *outrun {
+                said.push("the present store has come to its revision".into());
+            }
+            said.join("; ")
+        }
+    }
+}
+
 fn stores(found: &StoresFact) -> String {
     let lists = [
         ("", &found.state_dbs),
@@ -280,6 +306,9 @@ fn decision(decision: &BootDecision) -> String {
                 "write the store of member {member} of cluster {cluster} into a state.db, and set the data dir aside"
             )
         }
+        BootDecision::PutRestored { cluster, .. } => {
+            format!("put the restored data dir of cluster {cluster} in place, and set aside what is there")
+        }
         BootDecision::RunOnSqlite => "run the API server on SQLite".into(),
         BootDecision::Refuse(refusal) => format!("refuse to start, exit code {}", refusal.exit().code()),
     }
@@ -297,6 +326,9 @@ fn recorded(record: &Record) -> &'static str {
         Record::NoSurvivor(_) => "in the marker that no member goes on alone",
         Record::Released(_) => "in the marker that the store of its cluster is SQLite's again",
         Record::FenceKept => "on the volume that the move from the deployed etcd is committed",
+        Record::RestoreBegun(_) => "on the volume that the staged restore takes its place, and what it replaces",
+        Record::Restored(_) => "in the marker that the restored cluster is the formed one",
+        Record::RestoreDone => "on the volume that the restore is complete",
         Record::ResetDone => "on the volume that the reset is done",
     }
 }

@@ -1,4 +1,4 @@
-//! `syncer snapshot`: take one, list them, look through one.
+//! `syncer snapshot`: take one, list them, look through one ([`crate::restore`]: put one in the place of the present store).
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,27 @@ pub enum SnapshotCommand {
             syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster"
     )]
     Save(Box<SaveArgs>),
+    /// Put a snapshot in the place of the present store, at the next start of the seed's pod.
+    #[command(
+        long_about = "Stages a snapshot on the volume of the seed's pod (the one with the lowest ordinal), beside a syncer that \
+            runs there or on a volume that nobody uses: a data dir is made of it aside, and confirmed by an etcd. Nothing \
+            is changed for whoever runs. The next start of that pod sets the present data dir aside and serves the \
+            snapshot, as a new cluster, at a revision above everything that clients have seen; the other pods set theirs \
+            aside and join it by themselves. Killed at any instant, the command can be given again.\n\n\
+            What was written since the snapshot is in no store any more. Take one of what is there first: it is the way \
+            back. docs/migration.md, \"Restoring a snapshot\", tells the whole journey.",
+        after_long_help = "Examples:\n  \
+            kubectl exec my-vcluster-0 -- syncer snapshot restore /data/snapshots/my-vcluster-20261124T060000Z.db\n      \
+            then: kubectl delete pod my-vcluster-0\n  \
+            syncer snapshot restore s3://my-backups/my-vcluster/my-vcluster-20261124T060000Z.db --dry-run\n  \
+            syncer snapshot restore --cancel\n      \
+            call it off, before that start\n\n\
+            Exit codes: 0 staged, shown or called off   2 bad usage   3 beside an import, a reset, another restore, or with \
+            embedded etcd off\n  \
+            4 the snapshot is damaged, cut off, or none   5 not the seed's volume, or two clusters   7 no space   8 another \
+            restore is at work"
+    )]
+    Restore(Box<crate::restore::command::Args>),
     /// List the snapshots that are kept in a place.
     List {
         /// The place: a directory, or s3://BUCKET/PREFIX.

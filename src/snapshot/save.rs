@@ -22,7 +22,7 @@ use crate::migrate::space;
 const IN_FLIGHT: usize = 16;
 
 /// What is left free on the volume at least, in bytes: etcd's own log and backend may grow on the same one meanwhile.
-const LEFT_FREE: u64 = 256 << 20;
+pub const LEFT_FREE: u64 = 256 << 20;
 
 /// A snapshot that was taken.
 #[derive(Clone, Debug, Serialize)]

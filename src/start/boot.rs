@@ -8,10 +8,11 @@ use anyhow::Context;
 
 use super::pod::{Broken, Look, Pod};
 use super::readiness;
-use super::{back, migrate_from};
+use super::{back, migrate_from, restore};
 use crate::boot::{
     self, BootDecision, DataDirFact, Facts, Known, MarkerWrite, Notes, PeerFact, PeerState, Record, Warning,
 };
+use crate::crash_point;
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::{Bootstrap, InitialMember};
@@ -206,6 +207,10 @@ impl Boot<'_> {
                 back::migrate(pod, member, cluster).await?;
                 Ok(None)
             }
+            BootDecision::PutRestored { member, cluster } => {
+                restore::put(pod, member, cluster)?;
+                Ok(None)
+            }
             BootDecision::RunOnSqlite => {
                 back::goes_on_sqlite(pod)?;
                 Ok(Some(Booted::Sqlite))
@@ -236,6 +241,12 @@ impl Boot<'_> {
             }
             Record::WithdrawnAlready => note(|notes| notes.stopped = false)?,
             Record::FenceKept => migrate_from::keep(pod)?,
+            Record::RestoreBegun(replaced) => restore::begin(pod, &replaced).await?,
+            Record::Restored(write) => {
+                self.mark(&write).await?;
+                crash_point!("restore-marked");
+            }
+            Record::RestoreDone => restore::done(pod)?,
             Record::ResetDone => self.reset(facts).await?,
         }
         Ok(())
@@ -442,6 +453,9 @@ pub fn others(facts: &Facts) -> Vec<Ordinal> {
 
 /// What the volume lets us say to the others.
 fn said_of(facts: &Facts) -> Option<PeerState> {
+    if facts.restore.is_begun() {
+        return None;
+    }
     match &facts.data_dir {
         DataDirFact::Valid { member, cluster } => {
             let last = facts.log.present().map(|log| log.last);
@@ -490,12 +504,7 @@ pub async fn imported(pod: &Pod, source: Origin) -> anyhow::Result<ImportOutcome
 }
 
 fn identity(settings: &Settings) -> MemberIdentity {
-    MemberIdentity {
-        name: settings.pod.name.clone(),
-        peer_urls: vec![settings.peer_url()],
-        client_urls: vec![settings.client_url()],
-        token: token(),
-    }
+    launch::identity(settings, token())
 }
 
 fn warn(warning: &Warning) {

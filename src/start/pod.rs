@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::boot::{DataDirFact, Desired, Facts, Known};
+use crate::boot::{DataDirFact, Desired, Facts, Known, RestoreFact};
 use crate::datadir::DatadirLock;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
@@ -44,6 +44,8 @@ pub struct Pod {
     pub lock: Arc<DatadirLock>,
     /// The etcd program and its version; `None`: embedded etcd is off.
     pub etcd: Option<(PathBuf, EtcdVersion)>,
+    /// The cluster that was staged to be restored when this process started. What is staged later acts at the next start.
+    pub staged: Option<ClusterId>,
     /// Its word to the others.
     pub own: Arc<Own>,
     /// The way to the others; `None` outside a pod, where there are none.
@@ -164,6 +166,9 @@ impl Pod {
         facts.enabled = self.settings.etcd.enabled;
         facts.migrate_back = self.settings.etcd.migrate_back;
         facts.migrate_from = self.settings.etcd.migrate_from.is_some();
+        if facts.restore.cluster() != self.staged {
+            facts.restore = RestoreFact::Absent;
+        }
         if self.surveyor.is_some() {
             look.survey.add_to(&mut facts);
         }

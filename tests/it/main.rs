@@ -13,6 +13,7 @@ mod migrate_from;
 mod pki;
 mod plan;
 mod reset;
+mod restore;
 mod scaling;
 mod serve;
 mod settings;

@@ -1,6 +1,7 @@
 //! Refusals, through the program: exit code, one clear line, and the source as it was, byte for byte.
 
 use super::*;
+use crate::support::SmallVolume;
 use crate::support::kine_db::{Era, Kine, busy, fingerprint, with};
 
 /// Runs `syncer migrate` and expects it to refuse with `code`; gives its message. Nothing may have changed.
@@ -172,29 +173,6 @@ fn a_volume_that_is_too_small_is_refused_with_its_own_code() {
     let text = refused(&mut migrate(&db, &small.path().join("etcd")), &db, 7);
     assert!(text.contains("MiB free and the import needs"), "{text}");
     assert!(names(small.path()).is_empty());
-}
-
-/// A tmpfs of a fixed size; unmounted on drop.
-struct SmallVolume(tempfile::TempDir);
-
-impl SmallVolume {
-    fn mount(bytes: u64) -> Option<SmallVolume> {
-        let dir = tempfile::tempdir().unwrap();
-        let size = format!("size={bytes}");
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some(size.as_str())).ok()?;
-        Some(SmallVolume(dir))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallVolume {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount(self.0.path());
-    }
 }
 
 #[test]

@@ -76,3 +76,27 @@ pub fn free_port() -> u16 {
         }
     }
 }
+
+/// A tmpfs of a fixed size; unmounted on drop.
+pub struct SmallVolume(tempfile::TempDir);
+
+impl SmallVolume {
+    /// `None`: it may not be mounted here.
+    pub fn mount(bytes: u64) -> Option<SmallVolume> {
+        let dir = tempfile::tempdir().expect("a folder");
+        let size = format!("size={bytes}");
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some(size.as_str())).ok()?;
+        Some(SmallVolume(dir))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallVolume {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount(self.0.path());
+    }
+}

@@ -40,7 +40,7 @@ pub enum Action {
     Mend,
     HideMarker,
     ShowMarker,
-    Restore,
+    Stage,
     Roll(usize),
 }
 
@@ -61,7 +61,7 @@ impl Action {
                 | Stop(_)
                 | Cut(_)
                 | HideMarker
-                | Restore
+                | Stage
         )
     }
 }
@@ -149,8 +149,8 @@ impl World {
         } else if b.hides > 0 && c.host {
             out.push(HideMarker);
         }
-        if b.restores > 0 && self.volumes[0].dir.is_some() && self.pods[0].process == Process::Off {
-            out.push(Restore);
+        if b.restores > 0 && self.volumes[0].staged.is_none() && self.acked & 1 == 1 {
+            out.push(Stage);
         }
         if b.marker > 0 && self.marker.is_some() {
             out.push(LoseMarker);
@@ -266,9 +266,9 @@ impl World {
                 w.marker_hidden = true;
             }
             ShowMarker => w.marker_hidden = false,
-            Restore => {
+            Stage => {
                 w.budget.restores -= 1;
-                w.restore();
+                w.stage();
             }
             Roll(o) => w.pods[o] = Pod { exists: true, ..Pod::default() },
             LoseMarker => {

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::boot::{
-    DataDirFact, Desired, Facts, JournalFact, Known, MarkerSeen, MemberList, PeerFact, PeerState, PodFact, StoresFact,
+    DataDirFact, Desired, Facts, JournalFact, Known, MarkerSeen, MemberList, PeerFact, PeerState, PodFact, RestoreFact,
+    Staged, StoresFact,
 };
 use crate::etcd::{Dir, member};
 use crate::ids::{ClusterId, MemberId, Ordinal};
@@ -52,6 +53,9 @@ fn state(w: &World, o: usize) -> Known<PeerState> {
     if matches!(w.pods[o].process, Process::Off | Process::Other) {
         return Known::default();
     }
+    if restore(w, o).is_begun() {
+        return Known::default();
+    }
     Known::Present(match w.dir(o).filter(|d| w.runs(o) || !d.log.is_empty()) {
         None => match w.pods[o].process {
             Process::Will(Act::Form | Act::Write(..)) => return Known::default(),
@@ -69,6 +73,19 @@ fn state(w: &World, o: usize) -> Known<PeerState> {
                 PeerState::Data { member, cluster, last: None }
             }
         }
+    })
+}
+
+/// What was staged before this process started.
+fn restore(w: &World, o: usize) -> RestoreFact {
+    let Some(staged) = w.volumes[o].staged.as_ref().filter(|_| w.pods[o].restores) else { return RestoreFact::Absent };
+    RestoreFact::Staged(Staged {
+        member: MemberId(staged.member.into()),
+        cluster: ClusterId(staged.cluster.into()),
+        replaces: staged.replaces.map(|old| ClusterId(old.into())),
+        begun: staged.begun.clone(),
+        whole: staged.whole,
+        outrun: false,
     })
 }
 
@@ -108,6 +125,7 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
         migrate_back: false,
         migrate_from: false,
         fence: Default::default(),
+        restore: restore(w, o),
         // A joiner's that has received nothing is taken for an empty one, unless its etcd runs.
         data_dir: dir.filter(|d| w.runs(o) || !d.log.is_empty()).map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
             member: MemberId(d.member.into()),

@@ -5,16 +5,19 @@ use std::collections::BTreeSet;
 use crate::boot::beside::{self, Beside, NotesRead};
 use crate::boot::reset::{self, ResetStep};
 use crate::boot::restored;
-use crate::boot::{BootDecision, Marker, MarkerSeen, MarkerWrite, Notes, Record};
+use crate::boot::{BootDecision, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::ClusterId;
 use crate::membership::leave::{self, LeaveStep};
 use crate::observe;
 use crate::rules::Rule;
-use crate::world::{Act, Config, Note, Pod, Process, Volume, World};
+use crate::world::{Act, Config, Note, Pod, Process, Restore, Volume, World};
 
 impl World {
     pub(crate) fn boot(&mut self, c: &Config, o: usize, blind: bool) {
+        if self.pods[o].process == Process::Off {
+            self.pods[o].restores = self.volumes[o].staged.is_some();
+        }
         let facts = observe::facts(self, c, o, blind);
         let decision = crate::boot::explained(&facts, c.rules).0;
         let will = Process::Will;
@@ -30,12 +33,16 @@ impl World {
                 Record::WithdrawnAlready => Act::Write(None, Note::Withdrawn),
                 Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
+                Record::RestoreBegun(replaced) => Act::RestoreBegun(replaced),
+                Record::Restored(write) => Act::Write(Some(write), Note::None),
+                Record::RestoreDone => Act::RestoreDone,
                 Record::FenceKept => unreachable!("nothing is moved from a deployed etcd in the model"),
                 Record::Released(_) => unreachable!("nothing is written back into SQLite in the model"),
             }),
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),
             BootDecision::Reset { .. } => will(Act::Reset),
+            BootDecision::PutRestored { .. } => will(Act::PutRestored),
             BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
             BootDecision::RunOnSqlite
             | BootDecision::MigrateBack { .. }
@@ -95,7 +102,11 @@ impl World {
                     let speaks = self.pods[p].exists && !matches!(self.pods[p].process, Process::Off | Process::Other);
                     speaks && !self.apart(o, p) && self.volumes[p].notes.set_aside.is_some()
                 };
-                if !c.host && excused && !(0..self.pods.len()).any(|p| if p == o { self.volumes[o].notes.set_aside.is_some() } else { tells(p) }) {
+                if !c.host
+                    && excused
+                    && !(0..self.pods.len())
+                        .any(|p| if p == o { self.volumes[o].notes.set_aside.is_some() } else { tells(p) })
+                {
                     self.anew |= self.acked != 0;
                     self.acked = 0;
                 }
@@ -132,7 +143,40 @@ impl World {
                     self.bad_step = Some("sets a member's data dir aside");
                 }
                 let cluster = self.volumes[o].dir.take().map(|d| ClusterId(d.cluster.into()));
-                self.volumes[o].notes = Notes { set_aside: cluster, ..Notes::default() };
+                let notes = &mut self.volumes[o].notes;
+                let (superseded, settled) = (std::mem::take(&mut notes.superseded), std::mem::take(&mut notes.settled));
+                *notes = Notes { set_aside: cluster, superseded, settled, ..Notes::default() };
+            }
+            Act::RestoreBegun(replaced) => {
+                let Volume { staged: Some(staged), notes, .. } = &mut self.volumes[o] else { return };
+                let first = staged.begun.is_none();
+                if first {
+                    staged.begun = Some(replaced.clone());
+                }
+                if !first || replaced.is_empty() {
+                    // From here on the snapshot is what there is to be kept.
+                    self.acked = 1;
+                    notes.superseded.retain(|old| !replaced.contains(old));
+                    notes.settled.retain(|old| !replaced.contains(old));
+                    notes.superseded.extend(replaced);
+                }
+            }
+            Act::PutRestored => {
+                let Volume { staged: Some(staged), dir, .. } = &mut self.volumes[o] else { return };
+                if dir.take().is_some() {
+                    return;
+                }
+                let (cluster, id) = (staged.cluster, staged.member);
+                staged.whole = false;
+                let log = vec![Entry { term: 1, op: Op::Found(id, o as u8) }, Entry { term: 1, op: Op::Write(0) }];
+                *dir = Some(Dir { cluster, member: id, term: 1, log, commit: 2 });
+            }
+            Act::RestoreDone => {
+                let notes = &mut self.volumes[o].notes;
+                let (superseded, settled) = (std::mem::take(&mut notes.superseded), std::mem::take(&mut notes.settled));
+                *notes = Notes { superseded, settled, ..Notes::default() };
+                self.volumes[o].staged = None;
+                self.pods[o].restores = false;
             }
             Act::Reset => {
                 let Volume { dir: Some(dir), notes, .. } = &mut self.volumes[o] else { return };
@@ -173,20 +217,12 @@ impl World {
         }
     }
 
-    /// The seed does not run: its volume gets a new cluster with the first write, in the place of the old one.
-    pub(crate) fn restore(&mut self) {
-        let Some(old) = self.dir(0).map(|d| ClusterId(d.cluster.into())) else { return };
-        let (cluster, id) = (self.next_cluster, self.next_id);
-        (self.next_cluster, self.next_id) = (cluster + 1, id + 1);
-        let log = vec![Entry { term: 1, op: Op::Found(id, 0) }, Entry { term: 1, op: Op::Write(0) }];
-        let notes = Notes { superseded: vec![old], ..Notes::default() };
-        self.volumes[0].dir = Some(Dir { cluster, member: id, term: 1, log, commit: 2 });
-        self.volumes[0].notes = notes;
-        self.acked = 1;
-        self.marker = self.marker.take().map(|marker: Marker| {
-            let seen = MarkerSeen { version: marker.writes.to_string(), marker };
-            seen.superseding(old, ClusterId(cluster.into())).marker
-        });
+    /// A snapshot of the first write is staged on the seed's volume, beside whatever runs.
+    pub(crate) fn stage(&mut self) {
+        let (cluster, member) = (self.next_cluster, self.next_id);
+        (self.next_cluster, self.next_id) = (cluster + 1, member + 1);
+        let replaces = self.dir(0).map(|d| d.cluster);
+        self.volumes[0].staged = Some(Restore { cluster, member, replaces, begun: None, whole: true });
     }
 
     /// A compare-and-swap of the marker.

@@ -26,7 +26,7 @@ pub struct Budget {
     pub cuts: u8,
     /// Times that the marker alone cannot be read.
     pub hides: u8,
-    /// Snapshots of the first write that are restored into the seed's volume, nothing running.
+    /// Snapshots of the first write that are staged on the seed's volume.
     pub restores: u8,
 }
 
@@ -69,6 +69,18 @@ pub struct Volume {
     pub claim: bool,
     pub dir: Option<Dir>,
     pub notes: Notes,
+    pub staged: Option<Restore>,
+}
+
+/// A snapshot of the first write, staged to be restored.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Restore {
+    pub cluster: u8,
+    pub member: u8,
+    pub replaces: Option<u8>,
+    pub begun: Option<Vec<ClusterId>>,
+    /// Its data dir is not in its place yet.
+    pub whole: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -95,6 +107,9 @@ pub enum Act {
     Join(Option<u8>),
     SetAside,
     Reset,
+    RestoreBegun(Vec<ClusterId>),
+    PutRestored,
+    RestoreDone,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,6 +131,8 @@ pub struct Pod {
     pub leads: Option<u8>,
     /// Its API server is held back because of these clusters; none: it runs while etcd serves.
     pub held: BTreeSet<ClusterId>,
+    /// A restore was staged when its process started.
+    pub restores: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -179,7 +196,7 @@ impl World {
             }
             for o in 0..usize::from(n) {
                 let dir = Dir { cluster: 1, member: o as u8 + 1, term: 1, log: log.clone(), commit: log.len() };
-                w.volumes[o] = Volume { claim: true, dir: Some(dir), notes: Notes::default() };
+                w.volumes[o] = Volume { claim: true, dir: Some(dir), ..Volume::default() };
                 w.pods[o] = Pod { exists: true, process: Process::Etcd, ..Pod::default() };
             }
             w.pods[0].leads = Some(1);
@@ -191,7 +208,7 @@ impl World {
             (w.stray, w.next_cluster, w.next_id) = (Some(cluster), cluster + 1, member + 1);
             let log = vec![Entry { term: 1, op: Op::Found(member, o as u8) }];
             let dir = Dir { cluster, member, term: 1, log, commit: 1 };
-            w.volumes[o] = Volume { claim: true, dir: Some(dir), notes: Notes::default() };
+            w.volumes[o] = Volume { claim: true, dir: Some(dir), ..Volume::default() };
         }
         if c.start == Start::Paused {
             w.desired = 0;

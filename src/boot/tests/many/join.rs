@@ -129,7 +129,7 @@ fn the_leader_restores_a_missing_marker_and_strikes_who_is_a_member() {
 #[test]
 fn a_restore_supersedes_in_the_marker() {
     let Known::Present(now) = marked(|m| m.dropped.push(MemberId(7))) else { panic!() };
-    let write = now.superseding(MINE, OTHER);
+    let write = now.superseding(&[MINE], OTHER);
     assert_eq!((write.marker.formed(), &write.marker.superseded[..]), (Some(OTHER), &[MINE][..]));
     assert!(write.marker.dropped.is_empty());
 }

@@ -189,4 +189,24 @@ proptest! {
             prop_assert!(!f.host_configured || f.marker().and_then(Marker::formed) == Some(MINE));
         }
     }
+
+    /// A staged restore begins on the seed alone, and supersedes whatever cluster was seen here; where none was, everybody
+    /// who is wanted has spoken.
+    #[test]
+    fn a_restore_begins_on_what_was_seen(f in any_facts(), replaces in prop::option::of(clusters())) {
+        let staged = Staged { member: MemberId(7), cluster: ClusterId(7), replaces, begun: None, whole: true, outrun: false };
+        let f = Facts { restore: RestoreFact::Staged(staged), ..f };
+        if let BootDecision::Record(Record::RestoreBegun(replaced)) = decide(&f) {
+            prop_assert_eq!(f.ordinal, f.seed);
+            prop_assert!(!f.host_configured || f.marker.unknown().is_none());
+            let told = |cluster: ClusterId| replaced.contains(&cluster) || marker::superseded(&f, cluster);
+            prop_assert!(f.data_dir != valid() || told(MINE));
+            prop_assert!(f.marker().and_then(Marker::formed).is_none_or(told));
+            prop_assert!(replaces.is_none_or(told));
+            let nobody_else = f.host_configured && (f.claims.is_absent() || f.claims == Known::Present(vec![]));
+            let others = (0..f.desired.known().unwrap_or_default()).map(Ordinal).filter(|n| *n != f.ordinal);
+            let speaks = |n: Ordinal| f.peer(n).is_some_and(|peer| peer.state.present().is_some());
+            prop_assert!(!replaced.is_empty() || nobody_else || f.marker().is_some_and(|m| m.formed().is_some()) || others.into_iter().all(speaks));
+        }
+    }
 }

@@ -65,14 +65,11 @@ pub fn broad() -> Vec<Config> {
                     ..of("another program", 3)
                 },
             ]);
-            if host {
-                // Without one, a pod that starts before the seed speaks knows of no restore: not decided yet.
-                all.push(Config {
-                    budget: Budget { restores: 1, scales: 2, kills: 0, ..KILL },
-                    scale_to: &[0, 3],
-                    ..of("three, restored", 3)
-                });
-            }
+            all.push(Config {
+                budget: Budget { restores: 1, scales: 2, kills: 1, host: host.into(), ..KILL },
+                scale_to: &[0, 3],
+                ..of("three, restored", 3)
+            });
         }
     }
     all
@@ -175,6 +172,21 @@ pub fn targeted() -> Vec<Config> {
         },
         Config { budget: Budget { restores: 1, ..KILL }, ..of("three, restored beside others", 3, true) },
         Config { budget: Budget { restores: 1, ..KILL }, ..of("three, restored beside others, no host", 3, false) },
+        Config {
+            budget: Budget { restores: 1, scales: 2, kills: 0, ..KILL },
+            scale_to: &[0, 3],
+            graceful: true,
+            ..of("three, restored without a host", 3, false)
+        },
+        Config {
+            budget: Budget { restores: 2, kills: 3, late: 1, host: 1, hides: 1, ..KILL },
+            ..of("two, restored and killed", 2, true)
+        },
+        Config {
+            budget: Budget { restores: 2, kills: 3, ..KILL },
+            ..of("two, restored and killed, no host", 2, false)
+        },
+        Config { budget: Budget { restores: 1, losses: 1, kills: 2, ..KILL }, ..of("two, lost and restored", 2, true) },
         Config {
             start: Start::Stray,
             budget: Budget { cuts: 1, blind: 1, hides: 1, host: 1, ..KILL },

@@ -1,0 +1,386 @@
+//! `syncer snapshot restore`: stages a snapshot, or calls that off.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::look;
+use super::record::{self, RestoreRecord};
+use crate::crash_point;
+use crate::datadir::DatadirLock;
+use crate::datadir::lock::{LockError, in_use};
+use crate::disk::{Disk, RealDisk};
+use crate::etcd::{EtcdVersion, launch};
+use crate::exit::{Exit, refuse};
+use crate::ids::Revision;
+use crate::migrate::command::{Output, fresh_token};
+use crate::migrate::estimate::estimate;
+use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::migrate::progress::Show;
+use crate::migrate::{Origin, Verify, space};
+use crate::record_file::unix_seconds;
+use crate::settings::Settings;
+use crate::settings::flags::Flags;
+use crate::snapshot::fetched::Fetched;
+use crate::snapshot::save::LEFT_FREE;
+
+/// How far above everything that clients may have seen the restored store goes on, unless told otherwise.
+const BUMP: i64 = 1_000_000_000;
+/// How long another `syncer snapshot restore`, or what a killed one has left running, may take to go.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The command's arguments.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// The snapshot: a file of syncer's or etcdctl's, or s3://BUCKET/PREFIX/NAME.db.
+    #[arg(required_unless_present = "cancel")]
+    pub place: Option<PathBuf>,
+    /// Call off a restore that is staged and has not taken its place, and remove what a killed attempt has left.
+    #[arg(long, conflicts_with_all = ["place", "dry_run", "skip_hash_check"])]
+    pub cancel: bool,
+    /// How far above the greater of the snapshot's revision and the present store's the restored one goes on: more than
+    /// there are writes until it takes its place, so that clients list anew and none sees a revision twice.
+    #[arg(long, value_name = "N", default_value_t = BUMP, value_parser = clap::value_parser!(i64).range(1..=1 << 60))]
+    pub bump_revision: i64,
+    /// Take a file without a checksum at its end, such as a copy of etcd's own member/snap/db.
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// How thoroughly etcd compares what was made of it.
+    #[arg(long, value_enum, default_value_t = Verify::Hash)]
+    pub verify: Verify,
+    /// Read everything and say what would happen; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Form of the report on standard output.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Settings, as `syncer start` has them.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// Runs the command; gives what is to be written to standard output. Not within a runtime: it makes its own.
+///
+/// # Errors
+/// Nothing has been changed then. [`Exit::RefusedSource`] for a snapshot that cannot be relied on, [`Exit::RefusedSpace`],
+/// and whatever a start would refuse the restore for.
+pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<String> {
+    let disk = RealDisk;
+    let dir = &settings.data_dir;
+    if !dir.is_dir() {
+        let what = format!("{} is not a directory", dir.display());
+        return Err(refuse(Exit::Usage, what, "name the seed's volume with --data-dir"));
+    }
+    let Some(place) = &args.place else { return cancel(&disk, args, dir) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let snapshot = Snapshot { file: look::file(place, args.skip_hash_check)?, place: absolute(place)? };
+    if snapshot.place.starts_with(std::path::absolute(record::staging(dir))?) {
+        let what = format!("{} lies where restores are staged", snapshot.name());
+        return Err(refuse(Exit::Usage, what, "move it elsewhere: what is there is removed"));
+    }
+    if args.dry_run {
+        return dry_run(&disk, args, settings, &snapshot, &runtime);
+    }
+    let lock = Arc::new(locked(dir)?);
+    if let Some(present) = record::load(dir).context("read the record of a restore")? {
+        return staged_before(args, settings, &present, &snapshot);
+    }
+    let look = Look::at(settings, &runtime)?;
+    let (outcome, record) = stage(&disk, args, settings, &snapshot, &look, &runtime, lock)?;
+    let mut text = report(args, settings, &record);
+    if args.output == Output::Text {
+        for warning in outcome.warnings.lines() {
+            let _ = writeln!(text, "warning    {warning}");
+        }
+    }
+    Ok(text)
+}
+
+/// What is to be restored.
+struct Snapshot {
+    place: PathBuf,
+    /// As [`look::file`] gives it.
+    file: Option<(u64, i128)>,
+}
+
+impl Snapshot {
+    /// As it is shown and kept.
+    fn name(&self) -> String {
+        self.place.display().to_string()
+    }
+}
+
+/// Where it goes.
+struct Look {
+    program: PathBuf,
+    replaces: Option<crate::ids::ClusterId>,
+    seen: Option<Revision>,
+}
+
+impl Look {
+    fn at(settings: &Settings, runtime: &Runtime) -> anyhow::Result<Look> {
+        let program = settings.program("etcd");
+        let version = EtcdVersion::of(&program).map_err(|e| e.refused())?;
+        let facts = runtime.block_on(look::facts(settings, version))?;
+        look::allowed(&facts)?;
+        let seen = runtime.block_on(look::seen(settings));
+        if seen.is_none() && look::present_cluster(&facts).is_some() {
+            tracing::warn!(
+                "the present store does not tell its revision: the restored one goes on above the snapshot's"
+            );
+        }
+        Ok(Look { program, replaces: look::present_cluster(&facts), seen })
+    }
+}
+
+/// Everything up to the record, which is the commit.
+fn stage(
+    disk: &dyn Disk,
+    args: &Args,
+    settings: &Settings,
+    snapshot: &Snapshot,
+    look: &Look,
+    runtime: &Runtime,
+    lock: Arc<DatadirLock>,
+) -> anyhow::Result<(ImportOutcome, RestoreRecord)> {
+    let dir = &settings.data_dir;
+    let staging = record::staging(dir);
+    // What a killed attempt has left: no record speaks of it.
+    clear(disk, dir)?;
+    crash_point!("restore-cleared");
+    let built = || {
+        disk.create_dir(&staging).context("make the staging directory")?;
+        let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &staging))?;
+        let origin = Origin::Snapshot(here.path().to_owned());
+        let identity = launch::identity(settings, fresh_token());
+        let plan = ImportPlan {
+            bump: args.bump_revision,
+            least: look.seen.unwrap_or(Revision(0)),
+            spare: LEFT_FREE,
+            verify: args.verify,
+            lock: Some(lock),
+            ..ImportPlan::of_boot(origin, &staging, identity, look.program.clone())
+        };
+        import(disk, &plan)
+    };
+    let outcome = match built() {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            if let Err(left) = clear(disk, dir) {
+                tracing::warn!("a restore that failed could not be tidied up after: {left:#}");
+            }
+            return Err(error);
+        }
+    };
+    disk.sync_dir(dir).context("make the staging directory durable")?;
+    crash_point!("restore-staged");
+    let record = RestoreRecord {
+        source: snapshot.name(),
+        file: snapshot.file,
+        member: outcome.member,
+        cluster: outcome.cluster,
+        source_revision: outcome.source_revision,
+        revision: outcome.revision,
+        keys: outcome.keys,
+        hash: outcome.hash,
+        max_request_bytes: outcome.max_request_bytes,
+        replaces: look.replaces,
+        staged: unix_seconds(),
+        begun: None,
+    };
+    record::store(disk, dir, &record)?;
+    crash_point!("restore-recorded");
+    Ok((outcome, record))
+}
+
+fn dry_run(
+    disk: &dyn Disk,
+    args: &Args,
+    settings: &Settings,
+    snapshot: &Snapshot,
+    runtime: &Runtime,
+) -> anyhow::Result<String> {
+    let look = Look::at(settings, runtime)?;
+    let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &std::env::temp_dir()))?;
+    let origin = Origin::Snapshot(here.path().to_owned());
+    let found = estimate(disk, &origin, &settings.data_dir, space::needed, &look.program, Show::Auto)?;
+    let (needed, free) = (found.needed_bytes.saturating_add(LEFT_FREE), found.free_bytes);
+    let above = found.revision.max(look.seen.unwrap_or(Revision(0)));
+    let revision = Revision(above.0.saturating_add(args.bump_revision));
+    if args.output == Output::Json {
+        let report = json!({
+            "source": snapshot.name(),
+            "sourceRevision": found.revision,
+            "presentRevision": look.seen,
+            "revision": revision,
+            "keys": found.keys,
+            "bytes": found.bytes,
+            "replaces": look.replaces,
+            "neededBytes": needed,
+            "freeBytes": free,
+            "warnings": found.warnings,
+            "dryRun": true,
+        });
+        return Ok(format!("{report:#}\n"));
+    }
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |name: &str, value: String| writeln!(text, "{name:<10} {value}").unwrap_or_default();
+    line("snapshot", format!("{}: {} keys at revision {}", snapshot.name(), found.keys, found.revision));
+    line("present", look.seen.map_or("its revision is not known".to_owned(), |seen| format!("at revision {seen}")));
+    line("restored", format!("would go on at revision {revision}, all before compacted"));
+    line("replaces", look.replaces.map_or("no data dir".to_owned(), |old| format!("cluster {old}")));
+    let enough = if needed <= free { "enough" } else { "NOT ENOUGH" };
+    line("space", format!("{} MiB needed, {} MiB free: {enough}", needed.div_ceil(1 << 20), free >> 20));
+    for warning in found.warnings.lines() {
+        line("warning", warning);
+    }
+    text.push_str("nothing has been changed\n");
+    Ok(text)
+}
+
+/// The same again is done; another one needs the first to be called off.
+fn staged_before(
+    args: &Args,
+    settings: &Settings,
+    present: &RestoreRecord,
+    snapshot: &Snapshot,
+) -> anyhow::Result<String> {
+    if present.begun.is_some() {
+        let what = format!("{} is taking the place of the present store", present.source);
+        return Err(refuse(
+            Exit::RefusedDataDir,
+            what,
+            "start the pod, which goes through with it; then restore this one",
+        ));
+    }
+    if (&present.source, present.file) == (&snapshot.name(), snapshot.file) {
+        return Ok(report(args, settings, present));
+    }
+    let what = format!("{} is staged to be restored already", present.source);
+    Err(refuse(Exit::RefusedDataDir, what, "call that off first: `syncer snapshot restore --cancel`"))
+}
+
+fn cancel(disk: &dyn Disk, args: &Args, dir: &Path) -> anyhow::Result<String> {
+    let _lock = locked(dir)?;
+    let present = record::load(dir).context("read the record of a restore")?;
+    if let Some(present) = present.as_ref().filter(|present| present.begun.is_some()) {
+        let what = format!("{} is taking the place of the present store, which has begun", present.source);
+        let remedy =
+            "start the pod, which goes through with it; the former data dir is kept beside it (etcd.aside-TIME)";
+        return Err(refuse(Exit::RefusedDataDir, what, remedy));
+    }
+    // The record first: without it the rest is rubbish.
+    disk.forget_file(&record::path(dir)).context("remove the record of the restore")?;
+    disk.sync_dir(dir).context("remove the record of the restore")?;
+    clear(disk, dir)?;
+    let source = present.map(|present| present.source);
+    Ok(match (args.output, source) {
+        (Output::Json, source) => format!("{:#}\n", json!({ "calledOff": source })),
+        (Output::Text, Some(source)) => {
+            format!("called off: {source} is not restored; nothing else has been changed\n")
+        }
+        (Output::Text, None) => "no restore was staged; nothing has been changed\n".to_owned(),
+    })
+}
+
+/// Removes what is in the staging directory.
+fn clear(disk: &dyn Disk, dir: &Path) -> anyhow::Result<()> {
+    disk.forget_dir(&record::staging(dir)).context("remove what staging a restore left")?;
+    disk.sync_dir(dir).context("remove what staging a restore left")
+}
+
+fn locked(dir: &Path) -> anyhow::Result<DatadirLock> {
+    record::lock(dir, LOCK_PATIENCE).map_err(|e| match e {
+        LockError::Held { .. } => {
+            refuse(Exit::RefusedLocked, e.to_string(), "another `syncer snapshot restore` is at work here: let it end")
+        }
+        LockError::Io { .. } => e.into(),
+    })
+}
+
+fn absolute(place: &Path) -> anyhow::Result<PathBuf> {
+    match place.to_str() {
+        Some(text) if text.starts_with("s3://") => Ok(place.to_owned()),
+        _ => std::path::absolute(place).with_context(|| format!("find {}", place.display())),
+    }
+}
+
+fn report(args: &Args, settings: &Settings, record: &RestoreRecord) -> String {
+    let runs = in_use(&settings.data_dir).unwrap_or(true);
+    let next = match (runs, settings.pod.in_pod) {
+        (true, true) => {
+            let (pod, namespace) = (&settings.pod.name, &settings.namespace);
+            format!("restart this pod: kubectl delete pod {pod} -n {namespace}")
+        }
+        (true, false) => "restart syncer".to_owned(),
+        (false, _) => "start syncer on this volume".to_owned(),
+    };
+    if args.output == Output::Json {
+        let report = json!({
+            "source": record.source,
+            "sourceRevision": record.source_revision,
+            "revision": record.revision,
+            "keys": record.keys,
+            "hash": format!("{:08x}", record.hash),
+            "memberId": record.member,
+            "clusterId": record.cluster,
+            "replaces": record.replaces,
+            "maxRequestBytes": record.max_request_bytes,
+            "next": next,
+        });
+        return format!("{report:#}\n");
+    }
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut line = |name: &str, value: String| writeln!(text, "{name:<10} {value}").unwrap_or_default();
+    let RestoreRecord { source, keys, revision, source_revision, cluster, .. } = record;
+    line(
+        "staged",
+        format!("{source}: {keys} keys at revision {source_revision}; hash {:08x}, confirmed by etcd", record.hash),
+    );
+    line("restored", format!("goes on at revision {revision} as cluster {cluster}, all before compacted"));
+    line(
+        "replaces",
+        match record.replaces {
+            Some(old) => format!("cluster {old}; nothing has changed for it, and it goes on until then"),
+            None => "no data dir is here now".to_owned(),
+        },
+    );
+    line("next", next);
+    line(
+        "then",
+        "that start serves the snapshot, and the other pods follow by themselves; what was written since it was".into(),
+    );
+    line("", "taken is in no store any more, and kept on each volume in etcd.aside-TIME".into());
+    line("call off", "syncer snapshot restore --cancel, before that start".into());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_snapshot_is_named_or_called_off() {
+        let parse = |line: &str| Cli::try_parse_from(std::iter::once("restore").chain(line.split_whitespace()));
+        let args = parse("/backups/a.db").unwrap().args;
+        assert_eq!((args.place, args.bump_revision, args.cancel), (Some("/backups/a.db".into()), BUMP, false));
+        assert!(parse("--cancel -o json").unwrap().args.cancel);
+        for bad in ["", "a.db --cancel", "a.db --bump-revision 0", "a.db b.db", "--cancel --dry-run"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

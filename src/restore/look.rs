@@ -1,0 +1,138 @@
+//! What is looked at before a snapshot is staged: the file, the volume, and what the present store has come to.
+
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::record;
+use crate::boot::{BootDecision, DataDirFact, Facts, FenceFact, RestoreFact, Staged, decide};
+use crate::datadir::lock::in_use;
+use crate::etcd::EtcdVersion;
+use crate::etcd::client::{EtcdClient, EtcdEndpoint};
+use crate::exit::{Exit, refuse};
+use crate::host::{Host, View};
+use crate::ids::{ClusterId, MemberId, Revision};
+use crate::observe;
+use crate::pki::PkiPaths;
+use crate::settings::Settings;
+use crate::snapshot::digest::UNIT;
+
+/// How long the etcd beside us may take to tell its revision.
+const ANSWER: Duration = Duration::from_secs(3);
+/// So often what is written to meanwhile is looked at again when a look at it makes no sense.
+const LOOKS: u32 = 5;
+/// Between two such looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
+/// Size in bytes, and modification time in nanoseconds since 1970, of a snapshot that is a file and may be read; `None`:
+/// it is in a bucket.
+///
+/// # Errors
+/// [`Exit::RefusedSource`]: there is none, or it has no checksum and that was not allowed.
+pub fn file(place: &Path, skip_hash_check: bool) -> anyhow::Result<Option<(u64, i128)>> {
+    if place.to_str().is_some_and(|place| place.starts_with("s3://")) {
+        return Ok(None);
+    }
+    let refused = |what: &str, remedy: &str| {
+        Err(refuse(Exit::RefusedSource, format!("{} is not read: {what}", place.display()), remedy))
+    };
+    let meta = match place.metadata() {
+        Ok(meta) if meta.is_file() => meta,
+        Ok(_) => return refused("it is not a regular file", "name a snapshot file, not the directory that holds it"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return refused("there is nothing of this name", "`syncer snapshot list` shows those of a place");
+        }
+        Err(e) => return Err(crate::disk::at(place, e)).context("look at the snapshot"),
+    };
+    if meta.len() % UNIT == 0 && !skip_hash_check {
+        let remedy = "use a file that `etcdctl snapshot save` or `syncer snapshot save` wrote; to take it as it is, add \
+                      --skip-hash-check";
+        return refused("it has no checksum at its end, so that damage would not be seen", remedy);
+    }
+    let modified = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(Some((meta.len(), modified.map_or(0, |since| since.as_nanos() as i128))))
+}
+
+/// The facts of this volume, as far as nobody else is needed for them, and the host API's word on the seed and the marker.
+pub async fn facts(settings: &Settings, version: EtcdVersion) -> anyhow::Result<Facts> {
+    let used = in_use(&settings.data_dir).context("look whether syncer runs")?;
+    let mut looks = 1;
+    let mut facts = loop {
+        let looked = observe::facts(settings, observe::schema(Some(version))).context("look at the volume");
+        // Between two reads etcd has written, or has removed a file.
+        let torn = !matches!(&looked, Ok(facts) if !matches!(facts.data_dir, DataDirFact::Damaged(_)));
+        if !(used && torn && looks < LOOKS) {
+            break looked?;
+        }
+        looks += 1;
+        sleep(BETWEEN_LOOKS);
+    };
+    if let Some(host) = Host::of(settings) {
+        let (set, marker) = tokio::join!(host.set(), host.marker());
+        // Which pod is the seed is said at the start.
+        let seed = settings.pod.ordinal;
+        View { set, marker, ..View::default() }.add_to(&mut facts, seed);
+    }
+    Ok(facts)
+}
+
+/// Refuses now what a start would refuse.
+pub fn allowed(facts: &Facts) -> anyhow::Result<()> {
+    if let FenceFact::Raised { source } = &facts.fence {
+        return Err(refuse(
+            Exit::RefusedDataDir,
+            format!("the store of {source} is being moved to this volume"),
+            "let the pod finish that, or unset migrateFromEtcd and let it lift its fence; nothing has been changed",
+        ));
+    }
+    if facts.notes.resetting && matches!(facts.data_dir, DataDirFact::Valid { .. }) {
+        return Err(refuse(
+            Exit::RefusedDataDir,
+            "a reset of this data dir was begun and not finished",
+            "let the pod finish it, then restore the snapshot; or give it up: move reset.journal away",
+        ));
+    }
+    let staged =
+        Staged { member: MemberId(0), cluster: ClusterId(0), replaces: None, begun: None, whole: true, outrun: false };
+    match decide(&Facts { restore: RestoreFact::Staged(staged), ..facts.clone() }) {
+        BootDecision::Refuse(refusal) => Err(refusal.error()),
+        _ => Ok(()),
+    }
+}
+
+/// The cluster whose data dir is in the place now.
+pub fn present_cluster(facts: &Facts) -> Option<ClusterId> {
+    match facts.data_dir {
+        DataDirFact::Valid { cluster, .. } => Some(cluster),
+        _ => facts.damaged.map(|(_, cluster)| cluster),
+    }
+}
+
+/// The revision of the present store, where it can be told: by its etcd, or by its backend, which no etcd that serves
+/// writes to then.
+pub async fn seen(settings: &Settings) -> Option<Revision> {
+    let asked = async {
+        let url = format!("https://localhost:{}", settings.listen.client_port);
+        let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
+        let mut etcd = EtcdClient::connect(&EtcdEndpoint { url, tls: Some(tls), server_name: None }).await?;
+        etcd.status(ANSWER).await
+    };
+    if in_use(&settings.data_dir).unwrap_or(true)
+        && let Ok(Ok(status)) = tokio::time::timeout(ANSWER, asked).await
+    {
+        return Some(status.revision);
+    }
+    let look = || record::present_revision(&settings.etcd_dir());
+    let mut last = look();
+    for _ in 0..LOOKS {
+        sleep(BETWEEN_LOOKS);
+        let now = look();
+        if now == last {
+            return now;
+        }
+        last = now;
+    }
+    None
+}
