@@ -1,7 +1,8 @@
 //! Named crash points: places where a test kills the process, one for each boundary between durable steps.
 //!
 //! Compiled in only with the feature `testing`. `SYNCER_CRASH_AT=<name>` makes the process kill itself with SIGKILL
-//! at that point, which is what a node that loses power, or `kill -9`, does at the worst moment.
+//! at that point, which is what a node that loses power, or `kill -9`, does at the worst moment. `SYNCER_HALT_AT=<name>`
+//! makes it halt there by SIGSTOP until it gets SIGCONT, so that a test can change the world around it meanwhile.
 
 /// Every crash point, in the order in which a migration at boot passes them. Tests loop over this list.
 pub const CRASH_POINTS: &[&str] = &[
@@ -64,7 +65,7 @@ pub const RESTORE_CRASH_POINTS: &[&str] = &["restore-cleared", "restore-staged",
 pub const RESTORE_BOOT_CRASH_POINTS: &[&str] =
     &["restore-begun", "restore-noted", "restore-set-aside", "restore-in-place", "restore-marked", "restore-done"];
 
-/// Kills the process here if the environment asks for it. `name` must be in one of the lists.
+/// Kills or halts the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
     assert!(
@@ -82,9 +83,12 @@ pub fn reach(name: &str) {
         .contains(&name),
         "crash point {name} is not in the list"
     );
-    // The variable is the tests' own channel, not a setting, so it is read here and nowhere else.
-    if std::env::var_os("SYNCER_CRASH_AT").is_some_and(|v| v == name) {
-        let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
+    use nix::sys::signal::{Signal, kill};
+    // The variables are the tests' own channel, not settings, so they are read here and nowhere else.
+    for (variable, signal) in [("SYNCER_CRASH_AT", Signal::SIGKILL), ("SYNCER_HALT_AT", Signal::SIGSTOP)] {
+        if std::env::var_os(variable).is_some_and(|v| v == name) {
+            let _ = kill(nix::unistd::getpid(), signal);
+        }
     }
 }
 

@@ -92,6 +92,7 @@ impl TestPod {
             .arg(format!("--apiserver-port={}", self.apiserver_port))
             .args(extra)
             .env_remove("SYNCER_CRASH_AT")
+            .env_remove("SYNCER_HALT_AT")
             .stdin(Stdio::null());
         command
     }
