@@ -64,7 +64,8 @@ const DAMAGE: &[&str] = &[
 /// Pieces of etcd's lines on a cluster that is not as the command line says.
 const BOOTSTRAP: &[&str] = &[
     "has already been bootstrapped",
-    "member count is unequal",
+    // "... member count is unequal", behind all members, where a line may have been cut.
+    "error validating peerURLs",
     "could not retrieve cluster information",
     "couldn't find local name",
     "unmatched member while checking PeerURLs",

@@ -3,6 +3,7 @@
 mod exits;
 mod launch;
 mod life;
+mod table;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;

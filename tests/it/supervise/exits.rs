@@ -32,7 +32,7 @@ async fn judged(child: &mut Child, relay: Relay) -> ExitCause {
     }
 }
 
-fn end_of(spec: &ChildSpec) -> ExitCause {
+pub fn end_of(spec: &ChildSpec) -> ExitCause {
     run(async {
         let (mut child, relay) = start(spec);
         judged(&mut child, relay).await
