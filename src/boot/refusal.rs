@@ -257,7 +257,9 @@ impl Refusal {
             Refusal::SourceVanished(_) => "put the file back (with its -wal); or, to start without it, move the \
                  migration.journal file and etcd's data dir away"
                 .into(),
-            Refusal::FormedElsewhere(_) => "restore the volume, or recover explicitly".into(),
+            Refusal::FormedElsewhere(_) => "restore the volume, or a snapshot; or, if its data is gone for good, say \
+                 `syncer recover --new-cluster` on this volume and delete the ConfigMap <name>-etcd"
+                .into(),
             Refusal::NotTheSeed { .. } => {
                 "only the seed's store is moved: move this state.db away if it is not the one to keep, otherwise to the \
                  seed's volume"

@@ -104,7 +104,8 @@ impl Wait {
             }
             Wait::Surplus { .. } => "scale up to have it added".into(),
             Wait::NobodyToJoin(_) => "start the pods that have the data; if their volumes are gone, restore a \
-                 snapshot, or say `syncer recover --new-cluster`; without the host cluster's API, delete the volumes of the pods \
+                 snapshot, or give them up: `syncer recover --new-cluster` on the seed's volume, and delete the ConfigMap \
+                 <name>-etcd; without the host cluster's API, delete the volumes of the pods \
                  that wait to join it"
                 .into(),
             Wait::SupersededNotServed(_) => "start the pod that was restored; to keep this data dir instead, move it aside \

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::journal::{self, Permission, Phase};
 use super::run::{ResetOutcome, ResetPlan, allowed, not_open, reset, usable};
+use crate::boot::Notes;
 use crate::datadir::lock::LockError;
 use crate::datadir::members::{Member, stored_members};
 use crate::datadir::{DatadirLock, LogTail, Role, UsableDatadir, log_tail, quarantine};
@@ -18,6 +19,7 @@ use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
+use crate::observe::notes;
 
 /// How far the revision is raised unless told otherwise: no cluster has that many revisions in flight.
 const BUMP: i64 = 1_000_000_000;
@@ -310,6 +312,15 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
             quarantine::set_aside(disk, &data_dir.join(name), SystemTime::now()).context("set a journal aside")?,
         );
     }
+    // What is noted of the given-up cluster would keep the volume from forming another. What was superseded stays so.
+    if notes::load(data_dir).is_err() {
+        let damaged = data_dir.join(notes::FILE_NAME);
+        moved.extend(quarantine::set_aside(disk, &damaged, SystemTime::now()).context("set the notes aside")?);
+    }
+    notes::change(disk, data_dir, |notes| {
+        let (superseded, settled) = (std::mem::take(&mut notes.superseded), std::mem::take(&mut notes.settled));
+        *notes = Notes { superseded, settled, ..Notes::default() };
+    })?;
     for name in STATE_DBS {
         moved.extend(keep_migrated(disk, &data_dir.join(name)).context("keep a migrated store")?);
     }
@@ -322,6 +333,10 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
                 Some(db) => format!("next         the next start moves {} into a new cluster\n", db.display()),
                 None => "next         the next start of the lowest ordinal forms a new, empty cluster\n".to_owned(),
             });
+            text.push_str(
+                "marker       in a pod that uses the host cluster's API: delete the ConfigMap <name>-etcd before that, which \
+                 names the given-up cluster; every other volume that is left must then be empty\n",
+            );
             text
         }
     })

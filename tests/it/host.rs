@@ -381,7 +381,8 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     set.kubectl(&["scale", "statefulset", "vc", "--replicas=2"]);
     let two = |access: &Access| ask(access).filter(|said| said.voters.len() == 2);
     poll("two voters", CHANGE, || two(&Access::of(&set, 1)));
-    assert_eq!((asides("vc-1").len(), formed(&set)), (1, Some(new)));
+    let new = Some(new);
+    assert_eq!((asides("vc-1").len(), formed(&set)), (1, new.clone()));
     assert_eq!(set.etcdctl(1, &["get", "/registry/kept", "--print-value-only"]), "x\n");
     // And k0s finds one CA in both pods when it starts.
     let found = |pod: &str| {
@@ -390,6 +391,31 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     };
     assert_eq!(found("vc-0"), found("vc-1"));
     assert!(own(&set, 1, "ca.crt") == shared(&set, "ca.crt") && !shared(&set, "sa.key").is_empty());
+    given_up(&set, &new.expect("formed"));
+}
+
+/// An operator says that all data is gone for good: a new cluster is formed once every volume is known to be empty.
+fn given_up(set: &TestBox, cluster: &str) {
+    let scale = |replicas: usize| {
+        set.kubectl(&["scale", "statefulset", "vc", &format!("--replicas={replicas}")]);
+    };
+    scale(0);
+    set.wait("no pods", CHANGE, |s| s.pods.is_empty()).expect("no pods");
+    for pod in ["vc-0", "vc-1"] {
+        let mut command = std::process::Command::new(crate::support::syncer());
+        command.args(["recover", "--new-cluster", "--cluster-id", cluster, "--data-dir"]).arg(set.volume(pod));
+        command.arg("--etcd").arg(part("etcd"));
+        crate::support::etcd::output(&mut command);
+    }
+    scale(1);
+    poll("the marker is believed", CHANGE, || set.log("vc-0").contains("has been formed").then_some(()));
+    set.kubectl(&["delete", "configmap", "vc-etcd"]);
+    poll("it asks for the other", CHANGE, || {
+        set.log("vc-0").contains("pods 1 may hold a cluster's data").then_some(())
+    });
+    scale(2);
+    let again = poll("a new cluster", CHANGE, || formed(set));
+    assert_ne!(again, cluster);
 }
 
 /// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.

@@ -10,8 +10,12 @@ use std::time::Instant;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
+use syncer::boot::Notes;
 use syncer::crash_point::RESET_CRASH_POINTS;
 use syncer::datadir::quarantine::asides;
+use syncer::disk::RealDisk;
+use syncer::ids::ClusterId;
+use syncer::observe::notes;
 use syncer::reset::{Permission, pending};
 
 use super::lossless::joins_and_agrees;
@@ -273,10 +277,15 @@ fn check_refused(line: &'static str) {
 
     // What is damaged beyond use is given up only when told so, and nothing is deleted.
     fs::write(home_of(&copy).join("state.db.migrated"), "an old store").expect("write");
+    let volume = home_of(&copy);
+    let note = |notes: &mut Notes| (notes.set_aside, notes.superseded) = (Some(ClusterId(5)), vec![ClusterId(4)]);
+    notes::change(&RealDisk, &volume, note).expect("note");
     let error = refused(recover(&copy, &["--new-cluster"]), 3);
     assert!(error.contains("--yes"), "{error}");
     let shown = done(recover(&copy, &["--new-cluster", "--yes"]));
-    assert!(shown.contains("forms a new, empty cluster"), "{shown}");
+    assert!(shown.contains("forms a new, empty cluster") && shown.contains("ConfigMap"), "{shown}");
+    let left = Notes { superseded: vec![ClusterId(4)], ..Notes::default() };
+    assert_eq!(notes::load(&volume).expect("notes"), left);
     assert!(!copy.data_dir.exists() && home_of(&copy).join("state.db.migrated.1").exists());
     assert_eq!(asides(&copy.data_dir).expect("list").len(), 1);
     // Sound data is named.
