@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::statefulset_box::probe;
 use crate::statefulset_box::protocol::Policy;
 use crate::support::pod::TestPod;
 use crate::support::statefulset::TestBox;
@@ -192,4 +196,26 @@ fn in_a_pod_it_sees_what_the_others_say() {
     assert!(shown["facts"]["peers"][0]["state"]["present"]["serving"].is_object(), "{shown:#}");
     assert!(shown["decision"]["start"].is_object(), "{shown:#}");
     assert_eq!(set.status().unwrap().pods[&1].pid, pid, "the syncer beside it runs on");
+
+    // What pods say of themselves is for those of the same CA alone.
+    let address = set.forward(0, 2382).expect("a forward");
+    let stranger = syncer::supervise::probe::unverified().expect("TLS");
+    assert_eq!(probe::get(address, "/v1/state", &stranger.into()), None, "without a certificate");
+    let said = probe::get(address, "/v1/state", &peer_of(&set.pki("vc-0")).into());
+    assert!(said.as_ref().is_some_and(|(status, word)| *status == 200 && word.contains("serving")), "{said:?}");
+}
+
+/// A client with a certificate of etcd's CA.
+fn peer_of(pki: &Path) -> rustls::ClientConfig {
+    let read = |file: &str| std::fs::read(pki.join("etcd").join(file)).expect("a certificate");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read("ca.crt")).expect("a CA")).expect("add it");
+    let chain = CertificateDer::from_pem_slice(&read("peer.crt")).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(&read("peer.key")).expect("a key");
+    rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("TLS")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![chain], key)
+        .expect("a client")
 }
