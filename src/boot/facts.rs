@@ -374,9 +374,11 @@ pub struct Notes {
     /// Cluster IDs that a restore has superseded; kept by the seed, believed from the seed.
     pub superseded: Vec<ClusterId>,
     /// Those of them of which it was seen, after the restore, that no pod serves them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<ClusterId>,
     /// This cluster's store was written back into SQLite here, and its data dir set aside unless it is still there; the marker
     /// may still name it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<ClusterId>,
 }
 
