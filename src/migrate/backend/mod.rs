@@ -215,8 +215,9 @@ impl Source for BackendStore {
     }
 
     fn side_check(&mut self) -> anyhow::Result<Option<Box<dyn SideCheck>>> {
-        match &self.checksum {
-            snapshot::Checksum::AtEnd(path) => Ok(Some(Box::new(snapshot::ChecksumCheck::new(path)?))),
+        match &mut self.checksum {
+            // A second reading has nothing more to compare: the file is watched, and was compared beside the first.
+            snapshot::Checksum::AtEnd(check) => Ok(check.take().map(|check| Box::new(check) as Box<dyn SideCheck>)),
             snapshot::Checksum::None | snapshot::Checksum::Missing => Ok(None),
         }
     }
