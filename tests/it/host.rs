@@ -381,8 +381,7 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     set.kubectl(&["scale", "statefulset", "vc", "--replicas=2"]);
     let two = |access: &Access| ask(access).filter(|said| said.voters.len() == 2);
     poll("two voters", CHANGE, || two(&Access::of(&set, 1)));
-    let new = Some(new);
-    assert_eq!((asides("vc-1").len(), formed(&set)), (1, new.clone()));
+    assert_eq!((asides("vc-1").len(), formed(&set)), (1, Some(new.clone())));
     assert_eq!(set.etcdctl(1, &["get", "/registry/kept", "--print-value-only"]), "x\n");
     // And k0s finds one CA in both pods when it starts.
     let found = |pod: &str| {
@@ -391,7 +390,7 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     };
     assert_eq!(found("vc-0"), found("vc-1"));
     assert!(own(&set, 1, "ca.crt") == shared(&set, "ca.crt") && !shared(&set, "sa.key").is_empty());
-    given_up(&set, &new.expect("formed"));
+    given_up(&set, &new);
 }
 
 /// An operator says that all data is gone for good: a new cluster is formed once every volume is known to be empty.
