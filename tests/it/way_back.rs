@@ -127,7 +127,8 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     });
     pod.kill_everything();
 
-    std::fs::rename(&db, data.join("state.db.undone")).expect("move state.db away");
+    syncer::disk::Disk::rename(&syncer::disk::RealDisk, &db, &data.join("state.db.undone"))
+        .expect("move state.db away");
     let aside = syncer::datadir::quarantine::asides(&data.join("etcd")).expect("a volume").remove(0);
     let (name, url) = ("vc-0", "https://vc-0.vc-headless.ns:2380");
     let mut command = std::process::Command::new(crate::support::syncer());
