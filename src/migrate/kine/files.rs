@@ -23,6 +23,8 @@ const WAL_MAGIC: u32 = 0x377f_0682;
 const WAL_VERSION: u32 = 3_007_000;
 const WAL_HEADER: usize = 32;
 const FRAME_HEADER: usize = 24;
+/// The byte at which SQLite's locks begin.
+const LOCK_BYTE: u64 = 0x4000_0000;
 
 /// The names of a store's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,26 @@ pub struct DatabaseHeader {
     pub page_size: u32,
     /// Whether its changes go to a `-wal` first.
     pub has_wal: bool,
+    /// How many pages it has, where that was written with the last change of its header.
+    pub pages: Option<u32>,
+}
+
+impl DatabaseHeader {
+    /// Pages that are whole in the file.
+    fn whole_pages(&self) -> u64 {
+        self.bytes / u64::from(self.page_size)
+    }
+
+    /// The first page of the store that is not whole in the file, and not in its WAL either. SQLite fills a last page that is
+    /// cut short with zeros, and every check of its own finds them in order.
+    fn first_missing(&self, wal: &WalFrames) -> Option<u64> {
+        if wal.committed > 0 {
+            return wal.missing;
+        }
+        let partial = self.whole_pages() * u64::from(self.page_size) != self.bytes;
+        let missing = self.pages.map_or(partial, |pages| u64::from(pages) > self.whole_pages());
+        missing.then(|| self.whole_pages() + 1)
+    }
 }
 
 /// What stands in the `-wal`.
@@ -92,7 +114,7 @@ pub fn inspect(files: &StoreFiles) -> Result<(DatabaseHeader, WalContent), Sourc
         Ok(file) => {
             let bytes = file.metadata().map_err(|e| at(&files.wal, e))?.len();
             let mut reader = io::BufReader::with_capacity(1 << 18, file);
-            let frames = read_wal(&mut reader, bytes, header.page_size)
+            let frames = read_wal(&mut reader, bytes, &header)
                 .map_err(|e| at(&files.wal, e))?
                 .map_err(|broken| SourceError::BrokenWal { wal: files.wal.clone(), broken })?;
             (bytes, frames)
@@ -111,6 +133,11 @@ pub fn inspect(files: &StoreFiles) -> Result<(DatabaseHeader, WalContent), Sourc
             0 => SourceError::WalMissing { wal, frames: lost },
             _ => SourceError::WalShort { wal, frames: lost },
         });
+    }
+    if let Some(page) = header.first_missing(&frames) {
+        return Err(SourceError::Corrupt(format!(
+            "it is cut short: page {page} is not whole, and no -wal file has it"
+        )));
     }
     let told = index.is_some_and(|index| Some(index.salt) == frames.salt);
     Ok((header, WalContent { bytes, committed_frames: frames.committed, torn: frames.torn && !told }))
@@ -141,7 +168,10 @@ fn parse_database_header(header: &[u8], bytes: u64) -> Result<DatabaseHeader, So
     if encoding > 1 {
         return Err(SourceError::NotUtf8Database);
     }
-    Ok(DatabaseHeader { bytes, page_size, has_wal: header[18] == 2 })
+    // Only while the change counter is the one for which it was written (file format, 1.3.8).
+    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    let counted = pages > 0 && header[24..28] == header[92..96];
+    Ok(DatabaseHeader { bytes, page_size, has_wal: header[18] == 2, pages: counted.then_some(pages) })
 }
 
 /// A rollback journal with a valid header is one that SQLite would play back into the database.
@@ -231,11 +261,55 @@ struct WalFrames {
     salt: Option<[u8; 8]>,
     /// Something of this generation follows that is not whole.
     torn: bool,
+    /// The first page of the store as of the last commit that is neither whole in the database nor in a committed frame.
+    missing: Option<u64>,
+}
+
+/// Pages behind the whole ones of a database, as they come in frames.
+struct PagesBehind {
+    whole: u64,
+    /// One for each page behind `whole`, as many as there are frames, and that of the locks: if all are to be there, none
+    /// is farther.
+    seen: Vec<bool>,
+    /// Of the transaction that is being read.
+    pending: Vec<usize>,
+    /// The store's pages as of the last commit.
+    pages: u64,
+}
+
+impl PagesBehind {
+    fn of(header: &DatabaseHeader, frames: u64) -> Self {
+        // No file is so long that its frames cannot be counted.
+        let seen = vec![false; usize::try_from(frames + 1).unwrap_or(0)];
+        PagesBehind { whole: header.whole_pages(), seen, pending: Vec::new(), pages: 0 }
+    }
+
+    fn frame(&mut self, page: u32, pages_if_commit: u32) {
+        let behind = u64::from(page).checked_sub(self.whole + 1).and_then(|behind| usize::try_from(behind).ok());
+        self.pending.extend(behind.filter(|behind| *behind < self.seen.len()));
+        if pages_if_commit != 0 {
+            self.pages = pages_if_commit.into();
+            for behind in self.pending.drain(..) {
+                self.seen[behind] = true;
+            }
+        }
+    }
+
+    fn first_missing(&self, page_size: u32) -> Option<u64> {
+        // SQLite never writes the page of its locks (file format, 1.4).
+        let locks = LOCK_BYTE / u64::from(page_size) + 1;
+        let is_there = |page: u64| {
+            let seen = usize::try_from(page - self.whole - 1).ok().and_then(|behind| self.seen.get(behind));
+            page == locks || seen.copied().unwrap_or(false)
+        };
+        (self.whole + 1..=self.pages).find(|page| !is_there(*page))
+    }
 }
 
 /// Reads a WAL to its end and gives its committed frames. A torn frame behind the last commit is what a
 /// killed writer leaves, and no error; so are frames of an earlier generation behind the valid ones.
-fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result<WalFrames, BrokenWal>> {
+fn read_wal(wal: &mut dyn Read, bytes: u64, db: &DatabaseHeader) -> io::Result<Result<WalFrames, BrokenWal>> {
+    let page_size = db.page_size;
     let mut header = [0; WAL_HEADER];
     if bytes < WAL_HEADER as u64 {
         // The header is written first: no frame was ever in it.
@@ -259,6 +333,7 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
     let frames = (bytes - WAL_HEADER as u64) / frame_size as u64;
     let mut frame = vec![0; frame_size];
     let (mut committed, mut first_broken, mut commits_behind) = (0, None, 0);
+    let mut behind = PagesBehind::of(db, frames);
     for number in 1..=frames {
         wal.read_exact(&mut frame)?;
         let same_generation = frame[8..16] == salt;
@@ -270,6 +345,7 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
             let valid = same_generation && word(&frame, 0) != 0 && next.words == (word(&frame, 16), word(&frame, 20));
             if valid {
                 sum = next;
+                behind.frame(word(&frame, 0), word(&frame, 4));
                 if commit {
                     committed = number;
                 }
@@ -289,7 +365,7 @@ fn read_wal(wal: &mut dyn Read, bytes: u64, page_size: u32) -> io::Result<Result
         broken => {
             let cut_off = broken.is_none() && WAL_HEADER as u64 + frames * frame_size as u64 != bytes;
             let torn = cut_off || broken.is_some_and(|(_, same_generation)| same_generation);
-            Ok(WalFrames { committed, salt: Some(salt), torn })
+            Ok(WalFrames { committed, salt: Some(salt), torn, missing: behind.first_missing(page_size) })
         }
     })
 }
@@ -340,8 +416,16 @@ mod tests {
         std::fs::read(StoreFiles::of(&db).wal).unwrap()
     }
 
+    fn header(page_size: u32) -> DatabaseHeader {
+        DatabaseHeader { bytes: 0, page_size, has_wal: true, pages: None }
+    }
+
+    fn read(wal: &[u8]) -> Result<WalFrames, BrokenWal> {
+        read_wal(&mut &wal[..], wal.len() as u64, &header(4096)).unwrap()
+    }
+
     fn judge(wal: &[u8]) -> Result<u64, BrokenWal> {
-        read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().map(|frames| frames.committed)
+        read(wal).map(|frames| frames.committed)
     }
 
     const FRAME: usize = FRAME_HEADER + 4096;
@@ -357,7 +441,7 @@ mod tests {
         let mut torn = wal.clone();
         *torn.last_mut().unwrap() ^= 1;
         assert_eq!(judge(&torn), Ok(frames - 1));
-        let is_torn = |wal: &[u8]| read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().unwrap().torn;
+        let is_torn = |wal: &[u8]| read(wal).unwrap().torn;
         assert!(is_torn(&torn) && is_torn(&wal[..wal.len() - 1]) && !is_torn(&wal));
         assert_eq!(judge(&wal[..10]), Ok(0));
         assert_eq!(judge(&[]), Ok(0));
@@ -371,7 +455,7 @@ mod tests {
         let frames = judge(&wal).unwrap();
         wal.extend(old);
         assert_eq!(judge(&wal), Ok(frames));
-        assert!(!read_wal(&mut &wal[..], wal.len() as u64, 4096).unwrap().unwrap().torn);
+        assert!(!read(&wal).unwrap().torn);
     }
 
     #[test]
@@ -391,7 +475,8 @@ mod tests {
             assert!(matches!(torn, BrokenWal::Torn { frame: f, commits: 1.. } if f == frame), "{torn:?}");
         }
         assert!(matches!(broken(&|w| w[WAL_HEADER + 100] ^= 1), BrokenWal::Torn { frame: 1, commits: 1.. }));
-        assert_eq!(read_wal(&mut &whole[..], whole.len() as u64, 8192).unwrap(), Err(BrokenWal::PageSize));
+        let other = read_wal(&mut &whole[..], whole.len() as u64, &header(8192)).unwrap();
+        assert_eq!(other, Err(BrokenWal::PageSize));
     }
 
     #[test]
@@ -412,7 +497,7 @@ mod tests {
     #[test]
     fn an_index_of_the_same_generation_tells_of_every_frame_that_was_cut_off() {
         let index = |last_frame, checkpointed| WalIndex { last_frame, checkpointed, salt: [7; 8] };
-        let wal = |committed, salt: u8| WalFrames { committed, salt: Some([salt; 8]), torn: false };
+        let wal = |committed, salt: u8| WalFrames { committed, salt: Some([salt; 8]), ..WalFrames::default() };
         for (index, wal, want) in [
             (index(9, 0), wal(9, 7), None),
             (index(9, 0), wal(12, 7), None),
@@ -430,6 +515,69 @@ mod tests {
         ] {
             assert_eq!(index.frames_missing_in(&wal), want, "{wal:?}");
         }
+    }
+
+    /// Each page must be whole in the file or in the WAL, whichever of them holds it.
+    #[test]
+    fn a_database_that_is_cut_short_is_noticed_however_little_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = dir.path().join("a.db");
+        let files = StoreFiles::of(&db);
+        let connection = Connection::open(&db).unwrap();
+        connection.execute_batch("pragma journal_mode = wal; create table t(x)").unwrap();
+        let write = |rows: u32| {
+            let row = "insert into t values (zeroblob(3000))";
+            (0..rows).for_each(|_| assert_eq!(connection.execute(row, []), Ok(1)));
+        };
+        let copied = |to: &Path, cut: u64, grown: u64, with_wal: bool| {
+            let copy = StoreFiles::of(&to.join("b.db"));
+            std::fs::copy(&files.db, &copy.db).unwrap();
+            let file = File::options().write(true).open(&copy.db).unwrap();
+            file.set_len(file.metadata().unwrap().len() - cut + grown).unwrap();
+            if with_wal {
+                std::fs::copy(&files.wal, &copy.wal).unwrap();
+            }
+            inspect(&copy).map(|_| ()).map_err(|e| e.to_string())
+        };
+        let judge = |cut, grown, with_wal| copied(tempfile::tempdir().unwrap().path(), cut, grown, with_wal);
+        let is_cut_short = |judged: Result<(), String>| judged.is_err_and(|e| e.contains("it is cut short: page"));
+        write(20);
+        connection.query_row("pragma wal_checkpoint(truncate)", [], |_| Ok(())).unwrap();
+        assert_eq!(judge(0, 0, false), Ok(()));
+        for cut in [1, 100, 4095, 4096, 10_000] {
+            assert!(is_cut_short(judge(cut, 0, false)), "{cut}");
+        }
+        // What lies behind the pages that count is nobody's.
+        assert_eq!(judge(0, 5000, false), Ok(()));
+        // Pages that are in the WAL alone, and others that are in the file alone.
+        write(20);
+        assert_eq!(judge(0, 0, true), Ok(()));
+        assert_eq!(judge(0, 2048, true), Ok(()), "a checkpoint that was killed");
+        for cut in [1, 4096, 40_000] {
+            assert!(is_cut_short(judge(cut, 0, true)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_page_in_a_transaction_that_was_not_committed_is_not_there() {
+        let db = DatabaseHeader { bytes: 4 * 4096 + 1, ..header(4096) };
+        let missing = |frames: &[(u32, u32)]| {
+            let mut behind = PagesBehind::of(&db, frames.len() as u64);
+            frames.iter().for_each(|(page, commit)| behind.frame(*page, *commit));
+            behind.first_missing(4096)
+        };
+        assert_eq!(missing(&[(2, 4)]), None);
+        assert_eq!(missing(&[(2, 5)]), Some(5));
+        assert_eq!(missing(&[(5, 0), (2, 5)]), None);
+        assert_eq!(missing(&[(2, 5), (5, 0)]), Some(5));
+        assert_eq!(missing(&[(6, 0), (2, 6)]), Some(5));
+        assert_eq!(missing(&[(u32::MAX, u32::MAX)]), Some(5));
+        // The page of the locks is never written.
+        let locks = (LOCK_BYTE / 4096 + 1) as u32;
+        let before = DatabaseHeader { bytes: LOCK_BYTE, ..db };
+        let mut behind = PagesBehind::of(&before, 1);
+        behind.frame(locks + 1, locks + 1);
+        assert_eq!(behind.first_missing(4096), None);
     }
 
     #[test]

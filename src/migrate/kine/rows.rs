@@ -91,10 +91,10 @@ fn missing(rows: u64) -> SourceError {
 /// Sends the row, unless it is a tombstone.
 fn emit(row: &SqlRow<'_>, warnings: &mut Warnings, out: &mut BatchSender<'_>) -> anyhow::Result<()> {
     let value_of = |column: usize| row.get_ref(column).map_err(SourceError::from);
-    if integer(value_of(6)?) != 1 {
+    if value_of(6)? != ValueRef::Integer(1) {
         return Ok(());
     }
-    let id = integer(value_of(0)?);
+    let id = row.get(0).map_err(SourceError::from)?;
     let name = value_of(1)?;
     let number = text_of_number(name);
     let key = match (&number, name) {
@@ -113,25 +113,29 @@ fn emit(row: &SqlRow<'_>, warnings: &mut Warnings, out: &mut BatchSender<'_>) ->
             return Err(SourceError::BadRow { id, reason: "has a number for its value" }.into());
         }
     };
+    let number = |column: usize, reason| {
+        let read = whole_number(value_of(column)?);
+        read.ok_or(SourceError::BadRow { id, reason })
+    };
     let row = Row {
         id,
         key,
-        created: integer(value_of(2)?),
-        create_revision: integer(value_of(3)?),
-        ttl: integer(value_of(4)?),
+        created: number(2, "has no number in its column created")?,
+        create_revision: number(3, "has no number in its column create_revision")?,
+        ttl: number(4, "has no number for its time to live (column lease)")?,
         value,
     };
     out.send(&convert(&row, warnings))?;
     Ok(())
 }
 
-/// A column that kine reads as a number: NULL is 0, as in Go's `sql.NullInt64`.
-fn integer(value: ValueRef<'_>) -> i64 {
+/// A column that kine reads into a whole number; `None` where it fails to. NULL is 0, as in Go's `sql.NullInt64`.
+fn whole_number(value: ValueRef<'_>) -> Option<i64> {
     match value {
-        ValueRef::Integer(i) => i,
-        ValueRef::Real(f) => f as i64,
-        ValueRef::Text(text) => std::str::from_utf8(text).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0),
-        ValueRef::Null | ValueRef::Blob(_) => 0,
+        ValueRef::Integer(number) => Some(number),
+        ValueRef::Null => Some(0),
+        ValueRef::Text(text) => std::str::from_utf8(text).ok()?.parse().ok(),
+        ValueRef::Real(_) | ValueRef::Blob(_) => None,
     }
 }
 

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::error::SourceError;
 use super::idset::IdSet;
 use super::name::{is_bookkeeping, text_of_number};
+use super::schema::last_row;
 use super::sum::RowSum;
 use crate::ids::Revision;
 use crate::migrate::convert::printable;
@@ -23,7 +24,7 @@ const MAX_ODD_NAMES: usize = 100_000;
 pub struct Survey {
     /// The highest id of each name, less kine's own: the rows of the live keys, and tombstones.
     pub newest: IdSet,
-    /// The store's revision: the highest id of all.
+    /// The store's revision: the highest id of all, or the tombstone up to which it was compacted and which went with that.
     pub revision: Revision,
     /// What kine has compacted up to, 0 if never.
     pub compacted: Revision,
@@ -55,10 +56,17 @@ pub fn survey(connection: &Connection) -> Result<Survey, SourceError> {
         .query_row("SELECT max(prev_revision) FROM kine WHERE name = 'compact_rev_key'", [], |r| r.get(0))
         .optional()?
         .flatten();
+    let compacted = compacted.unwrap_or(0).max(0);
+    // kine compacts up to a row that is there, and may remove that row, if it is a tombstone. Its number was given out then.
+    if compacted > highest && last_row(connection).is_none_or(|last| compacted > last) {
+        return Err(SourceError::Corrupt(format!(
+            "it was compacted up to {compacted}, and no row was ever written beyond {highest}: rows are missing"
+        )));
+    }
     let mut found = Survey {
         newest: IdSet::default(),
-        revision: Revision(highest),
-        compacted: Revision(compacted.unwrap_or(0).clamp(0, highest)),
+        revision: Revision(highest.max(compacted)),
+        compacted: Revision(compacted),
         index: RowSum::default(),
         bookkeeping: 0,
         numeric_names: 0,
@@ -232,6 +240,21 @@ mod tests {
             let error = survey(&store("TEXT", NAME, rows)).unwrap_err();
             assert!(matches!(error, SourceError::BadRow { id, .. } if id == row), "{rows}: {error}");
         }
+    }
+
+    /// kine serves nobody from such a store: "required revision has been compacted".
+    #[test]
+    fn a_compaction_beyond_the_last_row_tells_of_missing_rows() {
+        let compacted_at = |compacted: i64| format!("(1,'compact_rev_key',0,{compacted}), (2,'/a',0,0), (9,'/b',1,0)");
+        let found = survey(&store("TEXT", NAME, &compacted_at(9))).unwrap();
+        assert_eq!((found.revision, found.compacted), (Revision(9), Revision(9)));
+        let error = survey(&store("TEXT", NAME, &compacted_at(10))).unwrap_err();
+        assert!(error.to_string().contains("compacted up to 10, and no row was ever written beyond 9"), "{error}");
+        // The last row was a tombstone, and went with the compaction.
+        let without_last = store("TEXT", NAME, &compacted_at(9));
+        without_last.execute_batch("DELETE FROM kine WHERE id = 9").unwrap();
+        let found = survey(&without_last).unwrap();
+        assert_eq!((found.revision, found.compacted, newest(&found)), (Revision(9), Revision(9), vec![2]));
     }
 
     #[test]

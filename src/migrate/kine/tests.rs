@@ -337,6 +337,16 @@ fn a_value_beyond_all_bounds_is_refused_without_reading_it() {
     assert!(text.contains("larger than anything kine accepts"), "{text}");
 }
 
+/// kine fails to read such a table: "converting driver.Value type".
+#[test]
+fn a_number_that_is_none_is_refused_and_no_time_to_live_is_dropped() {
+    for (column, value) in [("lease", "'abc'"), ("lease", "1.5"), ("lease", "x'01'"), ("created", "'yes'")] {
+        let store = store(&format!("{ROWS}; UPDATE kine SET {column} = {value} WHERE id = 3"));
+        let text = refused(&store.cold());
+        assert!(text.contains("row 3 has no number") && text.contains(column), "{text}");
+    }
+}
+
 #[test]
 fn an_idle_user_of_the_store_is_met() {
     let store = store(ROWS);
@@ -429,7 +439,7 @@ fn a_file_that_is_cut_short_or_of_odd_types_is_damaged_and_no_fault_of_the_envir
     let files = long.cold();
     let whole = std::fs::read(&files.db).unwrap();
     std::fs::write(&files.db, &whole[..whole.len() - 100]).unwrap();
-    assert!(refused(&files).contains("it is damaged: the file is cut short"), "{}", refused(&files));
+    assert!(refused(&files).contains("it is damaged: it is cut short"), "{}", refused(&files));
 
     let odd = store(&format!("{ROWS}, (12, 'compact_rev_key', 1, 0, 0, 'seven', 0, x'')"));
     let files = odd.cold();
