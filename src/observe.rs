@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::boot::{DataDirFact, Desired, Facts, Known, LogFact, PeerFact, StoresFact};
-use crate::datadir::InspectedDatadir;
 use crate::datadir::inspect::{SchemaVersion, inspect, owner};
+use crate::datadir::{InspectedDatadir, place};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
 use crate::ids::{Ordinal, RaftIndex};
@@ -28,6 +28,9 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
     let desired = settings.etcd.replicas;
     let not_asked = || "not asked".to_owned();
     let found = inspect(&settings.etcd_dir(), schema).context("inspect etcd's data dir")?;
+    if found == InspectedDatadir::Empty && settings.etcd.enabled {
+        place::check(&settings.etcd_dir())?;
+    }
     let mut notes = notes::load(&settings.data_dir).context("read the notes on the volume")?;
     // The journal of the reset is the note of it.
     notes.resetting = reset::is_pending(&settings.data_dir)?;

@@ -342,11 +342,12 @@ fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
 
 /// A data directory that no second try makes usable is refused with what to do about it.
 fn unusable(error: io::Error, doing: String) -> anyhow::Error {
-    use io::ErrorKind::{AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+    use io::ErrorKind::{AlreadyExists, InvalidInput, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     let remedy = match error.kind() {
         PermissionDenied => "let the user that syncer runs as write to it (in a pod: securityContext.fsGroup)",
         ReadOnlyFilesystem => "mount the volume so that it can be written to",
         AlreadyExists | NotADirectory => "name a directory with --data-dir",
+        InvalidInput => "move it away",
         _ => return anyhow::Error::from(error).context(doing),
     };
     refuse(Exit::Usage, format!("{doing}: {error}"), remedy)

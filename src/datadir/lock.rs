@@ -59,7 +59,9 @@ impl DatadirLock {
     pub fn acquire_file(path: &Path, wait: Duration) -> Result<Self, LockError> {
         let path = path.to_owned();
         let io = |source| LockError::Io { path: path.clone(), source };
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let file = open(&mut options, &path).map_err(io)?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
@@ -91,12 +93,23 @@ impl DatadirLock {
     }
 }
 
+/// Opens a lock file; what is none is not waited for, as an opened pipe would be.
+fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let none = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    match options.custom_flags(libc::O_NONBLOCK).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(none()),
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Err(none()),
+        Err(e) => Err(e),
+    }
+}
+
 /// Whether a syncer or an etcd that one has left behind holds the lock of the volume at `data_dir`. It is shared for a
 /// moment, without making the file: whoever wants it tries for longer than that.
 pub fn in_use(data_dir: &Path) -> Result<bool, LockError> {
     let path = data_dir.join(LOCK_FILE);
     let io = |source| LockError::Io { path: path.clone(), source };
-    let file = match File::open(&path) {
+    let file = match open(OpenOptions::new().read(true), &path) {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(false),
         Err(e) => return Err(io(e)),
@@ -152,6 +165,15 @@ mod tests {
         assert!(holder.as_ref().unwrap().contains(&format!("pid {} ", std::process::id())), "{error}");
         drop(lock);
         DatadirLock::acquire(dir.path(), SOON).unwrap();
+    }
+
+    #[test]
+    fn a_pipe_in_its_place_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join(LOCK_FILE), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let not_a_file = |error: LockError| matches!(error, LockError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput);
+        assert!(not_a_file(DatadirLock::acquire(dir.path(), Duration::ZERO).unwrap_err()));
+        assert!(not_a_file(in_use(dir.path()).unwrap_err()));
     }
 
     #[test]

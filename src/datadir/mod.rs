@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`], [`wal`] and
 //! [`snapshot`] (the files), [`writer`] (a whole new data dir), [`inspect`](mod@inspect) (what stands on a volume),
-//! [`members`] and [`log_tail`](mod@log_tail) (what a decision about it rests on), [`quarantine`] and [`lock`].
+//! [`members`] and [`log_tail`](mod@log_tail) (what a decision about it rests on), [`place`], [`quarantine`] and [`lock`].
 //!
 #![doc = include_str!("FORMAT.md")]
 
@@ -12,6 +12,7 @@ pub mod inspect;
 pub mod lock;
 pub mod log_tail;
 pub mod members;
+pub mod place;
 pub mod proto;
 pub mod quarantine;
 pub mod schema;

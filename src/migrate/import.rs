@@ -38,6 +38,7 @@ use super::space;
 use super::verify::{Expected, Verify, verify};
 use crate::crash_point;
 use crate::datadir::inspect::SchemaVersion;
+use crate::datadir::place;
 use crate::datadir::quarantine::set_aside;
 use crate::datadir::writer::backend_of;
 use crate::datadir::{DatadirLock, DatadirWriter, InspectedDatadir, MemberIdentity, inspect};
@@ -183,6 +184,7 @@ pub fn import(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<ImportOutcom
 fn run(disk: &dyn Disk, plan: &ImportPlan, meter: &Meter) -> anyhow::Result<ImportOutcome> {
     let started = Instant::now();
     plan.identity.check().context("check the member's identity")?;
+    place::check(&plan.etcd_dir)?;
     meter.begin(Stage::Survey, 0);
     // etcd takes as long to tell its version as the survey of a small store.
     let (store, version) = std::thread::scope(|scope| {
