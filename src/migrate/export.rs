@@ -23,7 +23,7 @@ use super::commit::with_suffix;
 use super::convert::{Count, Warnings};
 use super::journal::Phase;
 use super::kine::{KineStore, StoreFiles};
-use super::origin::Origin;
+use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::pipeline::copy;
 use super::progress::{Meter, Show, Stage, StageSeconds, shown};
 use super::source::{FileState, Source};
@@ -274,7 +274,8 @@ fn verify(
     written: &WrittenSqlite,
     meter: &Meter,
 ) -> anyhow::Result<()> {
-    let mut file = KineStore::open(&plan.staging(), Duration::ZERO).context("open what was written")?;
+    // A child that is just being forked has it open for a moment.
+    let mut file = KineStore::open(&plan.staging(), WAIT_FOR_HOLDER).context("open what was written")?;
     let (found, compacted) = (file.revision(), file.survey().compacted);
     let newest = written.renumbered.revision;
     ensure!(

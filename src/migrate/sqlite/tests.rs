@@ -13,6 +13,9 @@ use crate::migrate::sink::DatadirSink;
 use crate::migrate::source::Source;
 use proptest::prelude::*;
 
+/// Another test's child that is just being forked has a file open for a moment.
+const SOON: Duration = Duration::from_secs(10);
+
 /// Key to value, create and mod revision, time to live.
 #[derive(Debug, Default, PartialEq)]
 struct Live(BTreeMap<Vec<u8>, (Vec<u8>, i64, i64, i64)>);
@@ -32,7 +35,7 @@ fn live(source: &mut dyn Source) -> (Live, Revision) {
 }
 
 fn read(db: &Path) -> (Live, Revision) {
-    live(&mut KineStore::open(db, Duration::ZERO).unwrap())
+    live(&mut KineStore::open(db, SOON).unwrap())
 }
 
 fn identity() -> MemberIdentity {
@@ -166,7 +169,7 @@ proptest! {
         let first = read(&at("first.db"));
         prop_assert_eq!(first.0.0.len(), keys.len());
         // There.
-        let mut store = KineStore::open(&at("first.db"), Duration::ZERO).unwrap();
+        let mut store = KineStore::open(&at("first.db"), SOON).unwrap();
         let writer = DatadirWriter::create(&RealDisk, &at("etcd")).unwrap();
         let mut sink = DatadirSink::new(writer, Vec::new());
         copy(&mut store, &mut sink, &Meter::default()).unwrap();
