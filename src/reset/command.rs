@@ -20,6 +20,7 @@ use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
 use crate::observe::notes;
+use crate::restore::record;
 
 /// How far the revision is raised unless told otherwise: no cluster has that many revisions in flight.
 const BUMP: i64 = 1_000_000_000;
@@ -107,6 +108,9 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     }
     let lock = lock(&data_dir)?;
     not_open(&data_dir.join("etcd"))?;
+    if args.new_cluster || args.cluster_id.is_some() {
+        not_restoring(&data_dir)?;
+    }
     let version = EtcdVersion::of(&args.etcd).map_err(|e| e.refused())?;
     if args.new_cluster {
         return new_cluster(disk, args, &data_dir, version);
@@ -151,6 +155,16 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     let lossless = !matches!(permission, Permission::LossAccepted { .. });
     report.done = Some(Done { lossless, revision, copy, seconds: duration.as_secs_f64() });
     shown(args, &report)
+}
+
+/// The next start puts a staged snapshot in the place of whatever is here.
+fn not_restoring(data_dir: &Path) -> anyhow::Result<()> {
+    let Some(staged) = record::load(data_dir).context("read the record of a restore")? else { return Ok(()) };
+    Err(refuse(
+        Exit::RefusedDataDir,
+        format!("{} is staged on this volume, and its next start serves that", staged.source),
+        "start the pod; or call the restore off first, if it has not begun: `syncer snapshot restore --cancel`",
+    ))
 }
 
 fn lock(data_dir: &Path) -> anyhow::Result<DatadirLock> {

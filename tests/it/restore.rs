@@ -278,6 +278,10 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_changed() {
         assert!(ended == Some(code) && log.contains(want) && log.contains("--cancel"), "{want}: {ended:?} {log}");
         assert!(pod.data().join("etcd.restore/etcd").exists() && asides(pod) == 0, "{want}");
     };
+    let mut recover = Command::new(syncer());
+    recover.args(["recover", "--new-cluster", "--yes", "--data-dir"]).arg(pod.data()).arg("--etcd").arg(part("etcd"));
+    let out = recover.output().expect("syncer runs");
+    assert!(out.status.code() == Some(3) && error_of(&out).contains("--cancel"), "{}", error_of(&out));
     pod.values("embeddedEtcd:\n  enabled: false\n  migrateBack: true\n");
     refused(&mut pod, 3, "embedded etcd is disabled");
     pod.values("embeddedEtcd:\n  enabled: true\n");
