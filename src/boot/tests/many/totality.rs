@@ -206,7 +206,9 @@ proptest! {
             let nobody_else = f.host_configured && (f.claims.is_absent() || f.claims == Known::Present(vec![]));
             let others = (0..f.desired.known().unwrap_or_default()).map(Ordinal).filter(|n| *n != f.ordinal);
             let speaks = |n: Ordinal| f.peer(n).is_some_and(|peer| peer.state.present().is_some());
-            prop_assert!(!replaced.is_empty() || nobody_else || f.marker().is_some_and(|m| m.formed().is_some()) || others.into_iter().all(speaks));
+            let marked = f.marker().is_some_and(|m| m.formed().is_some()) || marker::released(&f).is_some();
+            let known = !replaced.is_empty() || nobody_else || marked;
+            prop_assert!(known || others.into_iter().all(speaks));
         }
     }
 }
