@@ -16,6 +16,9 @@ use crate::supervise::Control;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(10);
+/// At every so manieth look the marker is read as well, for a pod that hears of no other cluster because it is cut off from
+/// the seed: a restored one may have replaced its own, and what it acknowledges from then on is lost.
+const MARKER_AT: u32 = 3;
 
 /// Stops everything where another cluster is the right one, upon which the boot begins anew. Never ends.
 pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
@@ -24,13 +27,15 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
     }
     let mut health = pod.health.subscribe();
     let mut said: Option<Instant> = None;
+    let mut looks = 0_u32;
     loop {
         tokio::time::sleep(EVERY).await;
+        looks = looks.wrapping_add(1);
         if health.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
             return std::future::pending().await;
         }
         let Some((_, cluster)) = pod.own.member() else { continue };
-        let Some((heard, rule)) = heard(pod, cluster).await else { continue };
+        let Some((heard, rule)) = heard(pod, cluster, looks.is_multiple_of(MARKER_AT)).await else { continue };
         let overtaken = match heard {
             Beside::Superseded => {
                 tracing::warn!(%cluster, %rule, "a restore has replaced this cluster: stopping it and joining the restored one");
@@ -57,13 +62,13 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
     }
 }
 
-/// What is heard of other clusters. The host API is asked only if there is another at all.
-async fn heard(pod: &Pod, cluster: ClusterId) -> Option<(Beside, Rule)> {
+/// What is heard of other clusters. The host API is asked if there is another at all, or where `marker` asks for that.
+async fn heard(pod: &Pod, cluster: ClusterId, marker: bool) -> Option<(Beside, Rule)> {
     let survey = pod.survey([]).await;
     let (member, running) = pod.own.member()?;
     let mut seen = Facts::serving(pod.settings.pod.ordinal, DataDirFact::Valid { member, cluster });
     survey.add_to(&mut seen);
-    if !another(&seen, cluster) || running != cluster {
+    if !(another(&seen, cluster) || marker && pod.host.is_some()) || running != cluster {
         return None;
     }
     let (facts, notes) = facts(pod, &survey).await;

@@ -46,8 +46,9 @@ fn hash(set: &TestBox, ordinal: u32) -> String {
     serde_json::from_str::<Value>(&said).expect("JSON")[0]["HashKV"]["hash"].to_string()
 }
 
-/// Three pods, a snapshot of what they have, a write behind it, and the seed restarted on the staged snapshot.
-fn restored(set: &TestBox) -> (u64, Said) {
+/// Three pods, a snapshot of what they have, a write behind it, and the seed restarted on the staged snapshot; `parted`: out
+/// of the others' sight, until the marker has told them.
+fn restored(set: &TestBox, parted: bool) -> (u64, Said) {
     set.wait("three pods", CHANGE, |s| s.settled && s.pods.len() == 3).expect("three pods");
     let old = said(set, 0, "three voters", |said| said.voters.len() == 3).cluster;
     for n in 0..30 {
@@ -68,7 +69,18 @@ fn restored(set: &TestBox) -> (u64, Said) {
     set.etcdctl(2, &["put", "/after", "y"]);
     assert_eq!(said(set, 0, "it goes on", |_| true).cluster, old);
 
+    if parted {
+        (1..3).for_each(|other| set.partition(0, other).expect("part them"));
+    }
     set.delete(0).expect("delete the seed's pod");
+    if parted {
+        for pod in ["vc-1", "vc-2"] {
+            poll("the marker tells of the restore", CHANGE, || {
+                set.log(pod).contains("a restore has replaced this cluster").then_some(())
+            });
+        }
+        set.heal().expect("heal");
+    }
     let new = said(set, 0, "three voters of another cluster", |said| said.cluster != old && said.voters.len() == 3);
     for ordinal in 0..3 {
         assert_eq!(said(set, ordinal, "the restored cluster", |said| *said == new), new);
@@ -111,7 +123,7 @@ fn the_other_pods_follow_the_seed_and_so_does_a_volume_that_comes_back() {
         println!("pods have no namespaces here: this is not tested");
         return;
     }
-    let (old, new) = restored(&set);
+    let (old, new) = restored(&set, false);
     // A pod that did not run meanwhile, or whose volume is an older one, comes back with the old cluster's data.
     let kept = syncer::datadir::quarantine::asides(&set.volume("vc-2").join("etcd")).expect("a volume").remove(0);
     set.scale(0).expect("scale");
@@ -133,7 +145,7 @@ fn the_marker_names_the_restored_cluster() {
         return;
     }
     let set = TestBox::hosted(3, Policy::OrderedReady);
-    let (old, new) = restored(&set);
+    let (old, new) = restored(&set, true);
     let text = set.kubectl(&["get", "configmap", "vc-etcd", "-o", "jsonpath={.data.marker}"]);
     let marker: Value = serde_json::from_str(&text).expect("a marker");
     assert_eq!(marker["phase"]["formed"], format!("{:016x}", new.cluster), "{marker}");
