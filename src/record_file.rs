@@ -76,15 +76,45 @@ pub fn decode<T: DeserializeOwned>(magic: &[u8; 8], bytes: &[u8]) -> Result<T, S
     serde_json::from_slice(payload).map_err(|e| e.to_string())
 }
 
+/// What is there and is not to be read, however often it is tried, is as good as damaged.
+fn unreadable(path: &Path, error: io::Error) -> RecordError {
+    let reason = match error.kind() {
+        io::ErrorKind::IsADirectory => "it is a directory",
+        io::ErrorKind::PermissionDenied => "the user that syncer runs as may not read it",
+        _ => return at(path, error).into(),
+    };
+    RecordError::Damaged { path: path.to_owned(), reason: reason.to_owned() }
+}
+
 /// Reads the file at `path`, if there is one.
 pub fn load<T: DeserializeOwned>(magic: &[u8; 8], max: usize, path: &Path) -> Result<Option<T>, RecordError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
-        Err(e) => return Err(at(path, e).into()),
+        Err(e) => return Err(unreadable(path, e)),
     };
     let mut bytes = Vec::new();
     let limit = (HEADER + max + 1) as u64;
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| at(path, e))?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|e| unreadable(path, e))?;
     decode(magic, &bytes).map(Some).map_err(|reason| RecordError::Damaged { path: path.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_damaged_and_what_is_not_there_is_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let look = || load::<u64>(b"SYNCTST1", 64, &path);
+        assert!(matches!(look(), Ok(None)));
+        std::fs::create_dir(&path).unwrap();
+        let error = look().unwrap_err();
+        assert!(matches!(&error, RecordError::Damaged { reason, .. } if reason == "it is a directory"), "{error}");
+        let denied = unreadable(&path, io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(denied, RecordError::Damaged { .. }), "{denied}");
+        // A disk that fails may work again.
+        assert!(matches!(unreadable(&path, io::Error::from_raw_os_error(libc::EIO)), RecordError::Io(_)));
+    }
 }

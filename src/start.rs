@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,7 @@ use crate::etcd::launch::{self, Launch};
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::host::Host;
+use crate::migrate::sqlite;
 use crate::observe;
 use crate::peer::server::Answers;
 use crate::peer::survey::Surveyor;
@@ -75,7 +77,9 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let disk = RealDisk;
     telemetry::set_phase(Phase::Boot);
     let mut stop = StopSignals::new().context("listen for stop signals")?;
-    disk.create_dir(&settings.data_dir).map_err(|error| unusable(error, "make the data directory".to_owned()))?;
+    let data_dir = &settings.data_dir;
+    disk.create_dir(data_dir).map_err(|error| unusable(data_dir, error, "make the data directory".to_owned()))?;
+    check_paths(&settings)?;
     let lock = Arc::new(lock(&settings)?);
 
     let etcd = settings.program("etcd");
@@ -331,22 +335,33 @@ fn reads_at_start(control: &supervise::Control, roles: &[Role]) {
     }
 }
 
+/// Refuses a data directory whose databases SQLite could not open: one that is there, or is to be.
+fn check_paths(settings: &Settings) -> anyhow::Result<()> {
+    let candidates = settings.state_db_candidates();
+    let to_be = if settings.etcd.enabled { 0 } else { 1 };
+    let concerned = candidates.iter().enumerate().filter(|(place, file)| *place < to_be || file.exists());
+    concerned.map(|(_, file)| file).try_for_each(|file| sqlite::check_path(file))
+}
+
 fn lock(settings: &Settings) -> anyhow::Result<DatadirLock> {
     DatadirLock::acquire(&settings.data_dir, LOCK_PATIENCE).map_err(|e| match e {
         LockError::Held { .. } => {
             refuse(Exit::RefusedLocked, e.to_string(), "stop that process; one syncer runs on a data directory")
         }
-        LockError::Io { path, source } => unusable(source, format!("lock {}", path.display())),
+        LockError::Io { path, source } => unusable(&settings.data_dir, source, format!("lock {}", path.display())),
     })
 }
 
 /// A data directory that no second try makes usable is refused with what to do about it.
-fn unusable(error: io::Error, doing: String) -> anyhow::Error {
+fn unusable(dir: &Path, error: io::Error, doing: String) -> anyhow::Error {
     use io::ErrorKind::{AlreadyExists, InvalidInput, NotADirectory, PermissionDenied, ReadOnlyFilesystem};
     let remedy = match error.kind() {
         PermissionDenied => "let the user that syncer runs as write to it (in a pod: securityContext.fsGroup)",
         ReadOnlyFilesystem => "mount the volume so that it can be written to",
-        AlreadyExists | NotADirectory => "name a directory with --data-dir",
+        AlreadyExists | NotADirectory => {
+            let what = format!("{doing}: {} is not a directory", dir.display());
+            return refuse(Exit::Usage, what, "name a directory with --data-dir");
+        }
         InvalidInput => "move it away",
         _ => return anyhow::Error::from(error).context(doing),
     };

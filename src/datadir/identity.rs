@@ -30,7 +30,7 @@ pub enum IdentityError {
     #[error("the member has no name")]
     NoName,
     /// It could not stand in a list of members as etcd takes one.
-    #[error("{0:?} cannot be a member's name: it has a comma or an equals sign")]
+    #[error("{0:?} cannot be a member's name: it has a comma, an equals sign, a space or a control character")]
     BadName(String),
     /// A member needs a peer URL.
     #[error("member {0} has no peer URL")]
@@ -47,7 +47,7 @@ impl MemberIdentity {
         if self.name.is_empty() {
             return Err(IdentityError::NoName);
         }
-        if self.name.contains(['=', ',']) {
+        if self.name.contains(|c: char| matches!(c, '=' | ',') || c.is_whitespace() || c.is_control()) {
             return Err(IdentityError::BadName(self.name.clone()));
         }
         if self.peer_urls.is_empty() {

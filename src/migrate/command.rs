@@ -14,9 +14,10 @@ use super::export::{self, ExportOutcome, ExportPlan, export};
 use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
 use super::origin::Origin;
 use super::progress::Show;
-use super::space;
 use super::verify::Verify;
+use super::{space, sqlite};
 use crate::datadir::MemberIdentity;
+use crate::datadir::identity::IdentityError;
 use crate::disk::Disk;
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
@@ -136,6 +137,14 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
     }
+    if !back {
+        identity(args)?;
+    }
+    for place in [&args.from, &args.to] {
+        if let Place::Sqlite(path) = place {
+            sqlite::check_path(&absolute(path)?)?;
+        }
+    }
     if args.dry_run {
         let needs = if back { space::needed_sqlite } else { space::needed };
         let found = estimate(disk, &source, &target, needs, &args.etcd, Show::Auto)?;
@@ -145,6 +154,25 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         });
     }
     if back { run_back(disk, args, source, target) } else { run_import(disk, args, source, target) }
+}
+
+/// The new cluster's one member.
+fn identity(args: &Args) -> anyhow::Result<MemberIdentity> {
+    let identity = MemberIdentity {
+        name: args.name.clone(),
+        peer_urls: vec![args.peer_url.clone()],
+        client_urls: vec![args.client_url.clone()],
+        token: args.token.clone().unwrap_or_else(fresh_token),
+    };
+    identity.check().map_err(|e| {
+        let (flag, remedy) = match &e {
+            IdentityError::NoName | IdentityError::BadName(_) => ("--name", "give a name such as vc-0"),
+            IdentityError::BadUrl(url) if *url != args.peer_url => ("--client-url", "write it as https://HOST:2379"),
+            IdentityError::BadUrl(_) | IdentityError::NoPeerUrl(_) => ("--peer-url", "write it as https://HOST:2380"),
+        };
+        refuse(Exit::Usage, format!("{flag}: {e}"), remedy)
+    })?;
+    Ok(identity)
 }
 
 fn not_yet(args: &Args) -> anyhow::Error {
@@ -188,12 +216,7 @@ fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> 
         journal: with_suffix(&target, ".migration.journal"),
         source,
         etcd_dir: target,
-        identity: MemberIdentity {
-            name: args.name.clone(),
-            peer_urls: vec![args.peer_url.clone()],
-            client_urls: vec![args.client_url.clone()],
-            token: args.token.clone().unwrap_or_else(fresh_token),
-        },
+        identity: identity(args)?,
         etcd: args.etcd.clone(),
         verify: args.verify,
         commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
@@ -203,7 +226,6 @@ fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> 
         show: Show::Auto,
         lock: None,
     };
-    plan.identity.check().map_err(|e| refuse(Exit::Usage, e.to_string(), "see --name, --peer-url and --client-url"))?;
     let finished = match plan.commit {
         Commit::RenameSource => finish(disk, &plan.journal, plan.source.path(), unix_seconds())?,
         Commit::KeepSource => finish_kept(disk, &plan)?,
@@ -415,8 +437,30 @@ mod tests {
 
     #[test]
     fn a_bad_member_is_bad_usage() {
-        let args = parse(&["--from", "sqlite:a", "--to", "datadir:b", "--peer-url", "localhost:2380"]).unwrap();
-        assert_eq!(exit_of(&run(&RealDisk, &args).unwrap_err()), Exit::Usage);
+        for (flag, value) in [
+            ("--name", "a b"),
+            ("--name", "a=b"),
+            ("--name", ""),
+            ("--name", "a\nb"),
+            ("--peer-url", "localhost:2380"),
+            ("--client-url", "https://a b:2379"),
+        ] {
+            for dry in [None, Some("--dry-run")] {
+                let words = ["--from", "sqlite:a", "--to", "datadir:b", flag, value].into_iter().chain(dry);
+                let error = run(&RealDisk, &parse(&words.collect::<Vec<_>>()).unwrap()).unwrap_err();
+                assert_eq!(exit_of(&error), Exit::Usage);
+                assert!(error.to_string().starts_with(&format!("{flag}: ")), "{flag} {value:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_too_long_for_sqlite_is_bad_usage() {
+        let long = format!("sqlite:/{}", "x/".repeat(260));
+        for (from, to) in [(&*long, "datadir:b"), ("datadir:a", &*long)] {
+            let error = run(&RealDisk, &parse(&["--from", from, "--to", to]).unwrap()).unwrap_err();
+            assert!(exit_of(&error) == Exit::Usage && !error.to_string().is_empty(), "{error}");
+        }
     }
 
     #[test]

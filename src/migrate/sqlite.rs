@@ -41,6 +41,23 @@ const CACHE_KIB: i32 = 8 << 10;
 /// So many rows later a kill leaves a file that is half written.
 const HALF: u64 = 100;
 
+/// The longest path of a database that SQLite opens, in bytes: 512 (`MAX_PATHNAME` of `os_unix.c`) less `-journal`.
+pub const PATH_MAX: usize = 504;
+
+/// Refuses a path that is too long for SQLite, which itself says no more than that it cannot open it.
+///
+/// # Errors
+/// [`Exit::Usage`].
+pub fn check_path(path: &Path) -> anyhow::Result<()> {
+    let bytes = path.as_os_str().len();
+    if bytes <= PATH_MAX {
+        return Ok(());
+    }
+    let shown: String = path.to_string_lossy().chars().take(80).collect();
+    let what = format!("the path {shown}... has {bytes} bytes, and SQLite opens none above {PATH_MAX}");
+    Err(refuse(Exit::Usage, what, "move it to a directory with a shorter path"))
+}
+
 /// A `state.db` that is being written.
 pub struct SqliteSink {
     connection: Connection,

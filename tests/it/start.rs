@@ -303,6 +303,14 @@ fn each_refusal_of_start_has_its_exit_code_and_changes_nothing() {
             3,
             "journal",
         ),
+        (
+            "a journal that is a directory",
+            |pod| {
+                std::fs::create_dir(pod.data().join("migration.journal")).expect("make");
+            },
+            3,
+            "it is a directory",
+        ),
     ];
     for (what, setup, code, word) in table {
         let mut pod = TestPod::new();

@@ -190,3 +190,30 @@ fn the_type_of_a_source_is_open_to_other_threads() {
     fn sent<T: Send>() {}
     sent::<BackendStore>();
 }
+
+#[test]
+fn a_path_that_sqlite_would_not_open_is_refused_with_the_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    for (bytes, fine) in [(PATH_MAX, true), (PATH_MAX + 1, false)] {
+        let mut path = dir.path().to_owned();
+        loop {
+            match bytes - path.as_os_str().len() - 1 {
+                left @ 0..=200 => {
+                    path.push("x".repeat(left));
+                    break;
+                }
+                _ => path.push("d".repeat(100)),
+            }
+        }
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert_eq!(path.as_os_str().len(), bytes);
+        assert_eq!(Connection::open(&path).is_ok(), fine, "SQLite itself has another limit than {PATH_MAX}");
+        match check_path(&path) {
+            Ok(()) => assert!(fine, "{bytes}"),
+            Err(error) => {
+                assert!(!fine && crate::exit::exit_of(&error) == Exit::Usage, "{bytes}: {error}");
+                assert!(error.to_string().contains("505 bytes") && error.to_string().contains("504"), "{error}");
+            }
+        }
+    }
+}
