@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::client::{ClientTls, EtcdEndpoint};
 use crate::exit::{Exit, refuse};
+use crate::settings::provenance::without_user;
 
 /// The files for an etcd whose URL begins with `https://`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
@@ -31,21 +32,22 @@ impl TlsFlags {
     /// [`Exit::Usage`] if the URL and the files do not go together.
     pub fn endpoint(&self, url: &str) -> anyhow::Result<EtcdEndpoint> {
         let usage = |what: String, remedy: &str| Err(refuse(Exit::Usage, what, remedy));
+        let shown = without_user(url);
         let encrypted = url.starts_with("https://");
         if !encrypted && !url.starts_with("http://") {
             return usage(
-                format!("etcd's URL must begin with http:// or https://, not {url}"),
+                format!("etcd's URL must begin with http:// or https://, not {shown}"),
                 "https://HOST:2379, say",
             );
         }
         let tls = match (encrypted, &self.cacert) {
             (true, None) => {
-                return usage(format!("{url} needs the CA of the server's certificate"), "give --cacert FILE");
+                return usage(format!("{shown} needs the CA of the server's certificate"), "give --cacert FILE");
             }
             (true, Some(ca)) => Some(ClientTls { ca: ca.clone(), identity: self.cert.clone().zip(self.key.clone()) }),
             (false, _) if self.given() => {
                 return usage(
-                    format!("{url} is asked without certificates"),
+                    format!("{shown} is asked without certificates"),
                     "leave out --cacert, --cert and --key, or give an https:// URL",
                 );
             }
@@ -77,6 +79,7 @@ mod tests {
             ("http://a:1", files(true, false), Err("without certificates")),
             ("http://a:1", files(false, true), Err("without certificates")),
             ("a:1", files(false, false), Err("must begin with")),
+            ("u:p@a:1", files(false, false), Err("not (set, not shown)@a:1")),
         ] {
             match (flags.endpoint(url), want) {
                 (Ok(found), Ok(tls)) => assert_eq!(found, EtcdEndpoint { url: url.into(), tls, server_name: None }),

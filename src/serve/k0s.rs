@@ -8,6 +8,7 @@ use super::distro::{Backend, EtcdClientFiles, SpecError, child, is_embedded_etcd
 use super::flags::Flags;
 use super::k8s::controllers;
 use crate::settings::Settings;
+use crate::settings::provenance::without_user;
 use crate::supervise::spec::{ChildSpec, LogFormat, Role};
 
 /// What stands for the range of Service addresses in a configuration of the charts.
@@ -155,11 +156,11 @@ fn store(settings: &Settings, backend: &Backend, spec: &mut Map<String, Value>) 
         Backend::Etcd if embedded => Ok(()),
         Backend::Etcd => Err(SpecError::OtherDatastore {
             flag: FLAG,
-            given: endpoints.map_or_else(|| "(k0s' own store)".to_owned(), |e| e.join(",")),
+            given: endpoints.map_or_else(|| "(k0s' own store)".to_owned(), |e| without_user(&e.join(","))),
             ours: format!("127.0.0.1:{}", settings.listen.client_port),
         }),
         Backend::Sqlite { .. } if embedded => {
-            Err(SpecError::EtcdIsOff { flag: FLAG, given: endpoints.unwrap_or_default().join(",") })
+            Err(SpecError::EtcdIsOff { flag: FLAG, given: without_user(&endpoints.unwrap_or_default().join(",")) })
         }
         Backend::Sqlite { state_db, .. } if given.is_none() => {
             let file = text(state_db, "k0s")?;

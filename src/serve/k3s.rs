@@ -6,6 +6,7 @@ use super::distro::{
 use super::flags::Flags;
 use super::k8s::controllers;
 use crate::settings::Settings;
+use crate::settings::provenance::without_user;
 use crate::supervise::spec::{ChildSpec, LogFormat, Role};
 
 const DATASTORE: &str = "datastore-endpoint";
@@ -42,7 +43,11 @@ fn add_datastore(settings: &Settings, backend: &Backend, flags: &mut Flags) -> R
         Backend::Etcd => {
             let ours = etcd_endpoint(settings, "localhost");
             if let Some(given) = given.filter(|given| !is_embedded_etcd(settings, given)) {
-                return Err(SpecError::OtherDatastore { flag: "--datastore-endpoint", given, ours });
+                return Err(SpecError::OtherDatastore {
+                    flag: "--datastore-endpoint",
+                    given: without_user(&given),
+                    ours,
+                });
             }
             let files = EtcdClientFiles::of(&settings.pki_dir);
             flags.add_missing(DATASTORE, ours);
@@ -53,7 +58,7 @@ fn add_datastore(settings: &Settings, backend: &Backend, flags: &mut Flags) -> R
         }
         Backend::Sqlite { .. } => match given {
             Some(given) if is_embedded_etcd(settings, &given) => {
-                Err(SpecError::EtcdIsOff { flag: "--datastore-endpoint", given })
+                Err(SpecError::EtcdIsOff { flag: "--datastore-endpoint", given: without_user(&given) })
             }
             _ => Ok(()),
         },

@@ -269,6 +269,15 @@ fn a_command_that_names_another_datastore_is_refused() {
         specs(&settings, &Backend::Etcd, &prepared()),
         Err(SpecError::OtherDatastore { flag: "--datastore-endpoint", .. })
     ));
+    // A database's password is not repeated.
+    let mut settings = chart(Distro::K3s, "k3s");
+    let endpoint = "--datastore-endpoint=mysql://u:s3cret@tcp(db:3306)/k3s".to_owned();
+    let command = settings.programs.vcluster.as_mut().unwrap();
+    command.args.retain(|arg| !arg.starts_with("--datastore-endpoint"));
+    command.command.retain(|arg| !arg.starts_with("--datastore-endpoint"));
+    command.args.push(endpoint);
+    let error = specs(&settings, &Backend::Etcd, &prepared()).unwrap_err().to_string();
+    assert!(!error.contains("s3cret") && error.contains("tcp(db:3306)"), "{error}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use tracing_subscriber::EnvFilter;
 
 use super::Listen;
+use super::provenance::without_user;
 use crate::exit::{Exit, refuse};
 
 /// A name as Kubernetes takes it for a Service or namespace (RFC 1123 label).
@@ -79,7 +80,7 @@ pub fn etcd_url(url: &str, origin: &str) -> anyhow::Result<()> {
     if rest.and_then(host_and_port).is_some() {
         return Ok(());
     }
-    let url: String = url.chars().take(80).collect();
+    let url: String = without_user(url).chars().take(80).collect();
     Err(refuse(
         Exit::Usage,
         format!("{url:?} ({origin}) is not an etcd's URL"),
@@ -120,19 +121,21 @@ pub fn log_level(text: &str, origin: &str) -> anyhow::Result<()> {
     Err(refuse(Exit::Usage, what, "use error, warn, info, debug or trace, or by part: info,etcd=warn"))
 }
 
-/// Two listeners on one port cannot be.
-pub fn distinct_ports(listen: &Listen) -> anyhow::Result<()> {
+/// Two listeners on one port cannot be. `origin` tells where a setting comes from.
+pub fn distinct_ports(listen: &Listen, origin: impl Fn(&str) -> String) -> anyhow::Result<()> {
     let ports = [
-        ("--client-port", listen.client_port),
-        ("--peer-port", listen.peer_port),
-        ("--metrics-port", listen.metrics_port),
-        ("--state-port", listen.state_port),
-        ("--port", listen.front_port),
-        ("--apiserver-port", listen.apiserver_port),
+        ("--client-port", "listen.clientPort", listen.client_port),
+        ("--peer-port", "listen.peerPort", listen.peer_port),
+        ("--metrics-port", "listen.metricsPort", listen.metrics_port),
+        ("--state-port", "listen.statePort", listen.state_port),
+        ("--port", "listen.port", listen.front_port),
+        ("--apiserver-port", "listen.apiserverPort", listen.apiserver_port),
     ];
-    for (i, (flag, port)) in ports.iter().enumerate() {
-        if let Some((other, _)) = ports.iter().take(i).find(|(_, p)| p == port) {
-            return Err(refuse(Exit::Usage, format!("{other} and {flag} are both {port}"), "give each its own port"));
+    for (i, (flag, setting, port)) in ports.iter().enumerate() {
+        if let Some((other, its, _)) = ports.iter().take(i).find(|(_, _, p)| p == port) {
+            let (its, origin) = (origin(its), origin(setting));
+            let what = format!("{other} ({its}) and {flag} ({origin}) are both {port}");
+            return Err(refuse(Exit::Usage, what, "give each its own port"));
         }
     }
     Ok(())
@@ -216,9 +219,11 @@ mod tests {
             front_port: 4,
             apiserver_port: 5,
         };
-        distinct_ports(&listen).unwrap();
+        let origin =
+            |setting: &str| if setting == "listen.port" { "v.yaml:3".to_owned() } else { "default".to_owned() };
+        distinct_ports(&listen, origin).unwrap();
         listen.front_port = 2;
-        let error = distinct_ports(&listen).unwrap_err().to_string();
-        assert!(error.contains("--peer-port and --port are both 2"), "{error}");
+        let error = distinct_ports(&listen, origin).unwrap_err().to_string();
+        assert!(error.contains("--peer-port (default) and --port (v.yaml:3) are both 2"), "{error}");
     }
 }

@@ -76,6 +76,13 @@ pub fn redacted(args: &[String]) -> Vec<String> {
     shown
 }
 
+/// A URL, or what was given for one, without the user and password in it.
+pub fn without_user(url: &str) -> String {
+    let Some((before, host)) = url.rsplit_once('@') else { return url.to_owned() };
+    let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    format!("{scheme}{REDACTED}@{host}")
+}
+
 /// All settings in the order in which they are shown.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Provenance {
@@ -157,6 +164,17 @@ mod tests {
         let shown = redacted(&args.split(' ').map(str::to_owned).collect::<Vec<_>>()).join(" ");
         let want = "server --token X --agent-token=X --v 2 --token-ttl --x --datastore-endpoint=X X";
         assert_eq!(shown, want.replace('X', REDACTED));
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_user() {
+        for (url, want) in [
+            ("https://u:p@a:1/x", format!("https://{REDACTED}@a:1/x")),
+            ("u:p@q@a:1", format!("{REDACTED}@a:1")),
+            ("https://a:1", "https://a:1".to_owned()),
+        ] {
+            assert_eq!(without_user(url), want);
+        }
     }
 
     #[test]

@@ -315,7 +315,7 @@ impl Resolver<'_> {
                 || 6443,
             ),
         };
-        check::distinct_ports(&listen)?;
+        check::distinct_ports(&listen, |setting| self.origin(setting))?;
         Ok(listen)
     }
 

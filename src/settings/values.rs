@@ -16,7 +16,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::yaml::{self, Node, Value};
+use super::yaml::{self, Key, Node, Value};
 use super::{Distro, DistroCommand};
 use crate::exit::{Exit, refuse};
 pub use etcd::EtcdValues;
@@ -230,7 +230,7 @@ fn from_tree(root: &Node) -> Result<Values, Fault> {
         _ => {
             return Err(Fault::at(
                 root.line,
-                format!("holds {} where the chart's values should be", root.kind()),
+                format!("holds {} where the chart's values should be", root.type_name()),
                 "give the values file of the vCluster chart; `syncer config --example` prints one",
             ));
         }
@@ -256,8 +256,21 @@ fn from_tree(root: &Node) -> Result<Values, Fault> {
     match (old, new) {
         (_, Some(_)) => v020::read(&section),
         (Some(_), None) => v019::read(&section),
-        (None, None) => Ok(Values::default()),
+        (None, None) => without_era(root),
     }
+}
+
+/// What a file says that has no key of either era: `serviceCIDR`, which both have, and what the 0.19 charts have in
+/// places that are theirs by no more than the form. Of another form such a key is somebody else's.
+fn without_era(root: &Node) -> Result<Values, Fault> {
+    let Value::Map(entries) = &root.value else { return Ok(Values::default()) };
+    let of_the_form = |(key, node): &&(Key, Node)| match key.name.as_str() {
+        "ingress" | "sync" => matches!(node.value, Value::Map(_)),
+        "config" => matches!(node.value, Value::Text(_)),
+        _ => true,
+    };
+    let entries: Vec<_> = entries.iter().filter(of_the_form).cloned().collect();
+    v019::read(&Section::of(&entries)).map(|values| Values { era: None, ..values })
 }
 
 /// A replica count, checked against [`MAX_REPLICAS`].

@@ -24,6 +24,8 @@ pub struct Node {
     pub line: u64,
     /// What is written there.
     pub value: Value,
+    /// Line and column where the value itself begins: not where an alias for it stands.
+    begins: (u64, u64),
 }
 
 /// What a YAML node may be.
@@ -35,8 +37,8 @@ pub enum Value {
     Bool(bool),
     /// A whole number.
     Int(i64),
-    /// Any other number.
-    Float(f64),
+    /// Any other number, as it is written.
+    Float(String),
     /// Text.
     Text(String),
     /// A list.
@@ -88,7 +90,10 @@ pub fn parse(text: &str) -> Result<Node, YamlError> {
         emit_comments: false,
         with_snippet: false,
     };
-    serde_yaml::from_str_with_options::<Node>(text, options).map_err(|error| explain(&error))
+    let mut root = serde_yaml::from_str_with_options::<Node>(text, options).map_err(|error| explain(&error))?;
+    let lines: Vec<&str> = text.trim_start_matches('\u{feff}').lines().collect();
+    root.as_written(&lines);
+    Ok(root)
 }
 
 fn explain(error: &serde_yaml::Error) -> YamlError {
@@ -122,17 +127,50 @@ fn explain(error: &serde_yaml::Error) -> YamlError {
 }
 
 impl Node {
-    /// What it is, for messages.
+    /// What it is, for messages; with its value, so not for what may be a secret.
     pub fn kind(&self) -> String {
         match &self.value {
-            Value::Null => "nothing".to_owned(),
             Value::Bool(b) => format!("{b}"),
             Value::Int(n) => format!("{n}"),
-            Value::Float(f) => format!("{f:?}"),
+            Value::Float(written) => written.clone(),
             Value::Text(t) if t.chars().count() <= 40 => format!("the text {t:?}"),
             Value::Text(_) => "a long text".to_owned(),
-            Value::List(_) => "a list".to_owned(),
-            Value::Map(_) => "a mapping".to_owned(),
+            Value::Null | Value::List(_) | Value::Map(_) => self.type_name().to_owned(),
+        }
+    }
+
+    /// What it is, without its value.
+    pub fn type_name(&self) -> &'static str {
+        match &self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a truth value",
+            Value::Int(_) | Value::Float(_) => "a number",
+            Value::Text(_) => "a text",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a mapping",
+        }
+    }
+
+    /// Puts numbers that are not whole, to this reader, as the file has them: `010` is 10 to it, and 8 to Helm.
+    fn as_written(&mut self, lines: &[&str]) {
+        match &mut self.value {
+            Value::Float(number) => {
+                let (line, column) = self.begins;
+                let before = |n: u64| usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1);
+                let line = lines.get(before(line)).copied().unwrap_or_default();
+                let token: String = line
+                    .chars()
+                    .skip(before(column))
+                    .take_while(|c| c.is_ascii_alphanumeric() || "+-._".contains(*c))
+                    .take(40)
+                    .collect();
+                if token.contains(|c: char| c.is_ascii_digit()) {
+                    *number = token;
+                }
+            }
+            Value::List(nodes) => nodes.iter_mut().for_each(|node| node.as_written(lines)),
+            Value::Map(entries) => entries.iter_mut().for_each(|(_, node)| node.as_written(lines)),
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Text(_) => {}
         }
     }
 
@@ -148,7 +186,8 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Raw>::deserialize(deserializer)?;
-        Ok(Node { line: spanned.referenced.line(), value: spanned.value.0 })
+        let begins = (spanned.defined.line(), spanned.defined.column());
+        Ok(Node { line: spanned.referenced.line(), value: spanned.value.0, begins })
     }
 }
 
@@ -160,7 +199,7 @@ impl<'de> Deserialize<'de> for Key {
             Value::Null => "null".to_owned(),
             Value::Bool(b) => b.to_string(),
             Value::Int(n) => n.to_string(),
-            Value::Float(f) => f.to_string(),
+            Value::Float(f) => f,
             Value::List(_) | Value::Map(_) => {
                 return Err(serde::de::Error::custom("a key must be a single word or text"));
             }
@@ -208,19 +247,19 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_u64<E>(self, n: u64) -> Result<Raw, E> {
-        Ok(Raw(i64::try_from(n).map_or(Value::Float(n as f64), Value::Int)))
+        Ok(Raw(i64::try_from(n).map_or_else(|_| Value::Float(n.to_string()), Value::Int)))
     }
 
     fn visit_i128<E>(self, n: i128) -> Result<Raw, E> {
-        Ok(Raw(i64::try_from(n).map_or(Value::Float(n as f64), Value::Int)))
+        Ok(Raw(i64::try_from(n).map_or_else(|_| Value::Float(n.to_string()), Value::Int)))
     }
 
     fn visit_u128<E>(self, n: u128) -> Result<Raw, E> {
-        Ok(Raw(i64::try_from(n).map_or(Value::Float(n as f64), Value::Int)))
+        Ok(Raw(i64::try_from(n).map_or_else(|_| Value::Float(n.to_string()), Value::Int)))
     }
 
     fn visit_f64<E>(self, f: f64) -> Result<Raw, E> {
-        Ok(Raw(Value::Float(f)))
+        Ok(Raw(Value::Float(f.to_string())))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Raw, E> {
@@ -271,7 +310,7 @@ mod tests {
             ("b.d", 5, Value::Bool(true)),
             ("e.f", 6, Value::Null),
             ("g.f", 7, Value::Null),
-            ("h", 8, Value::Float(1.5)),
+            ("h", 8, Value::Float("1.5".into())),
             ("i", 9, Value::Text("7".into())),
             ("j.k", 12, Value::Int(1)),
         ] {
@@ -283,6 +322,55 @@ mod tests {
         let Value::List(list) = &value(&node, "b.c").value else { panic!("{node:?}") };
         assert_eq!((list[1].line, &list[1].value), (4, &Value::Int(2)));
         assert_eq!(node.get("b").unwrap().0.line, 3);
+    }
+
+    #[test]
+    fn a_number_is_shown_as_it_is_written() {
+        let node = parse(
+            "\u{feff}a: 010\nb: {c: 1.50, \u{e9}: &n 1e3}\nd: [ 007 , 3]\ne: *n\nf: 123456789012345678901234567890\n",
+        );
+        let node = node.unwrap();
+        for (path, want) in
+            [("a", "010"), ("b.c", "1.50"), ("b.\u{e9}", "1e3"), ("e", "1e3"), ("f", "123456789012345678901234567890")]
+        {
+            assert_eq!(value(&node, path).kind(), want, "{path}");
+        }
+        let Value::List(list) = &value(&node, "d").value else { panic!("{node:?}") };
+        assert_eq!((list[0].kind(), list[1].kind()), ("007".into(), "3".into()));
+    }
+
+    #[test]
+    fn a_broken_file_is_refused_without_its_values() {
+        for value in [
+            "\"s3cret",
+            "'s3cret",
+            "*s3cret",
+            "&s3cret",
+            "!s3cret x",
+            "!!int s3cret",
+            "!!binary s3cret%",
+            "@s3cret",
+            "%s3cret",
+            "`s3cret",
+            "s3cret: s3cret: x",
+            "{s3cret",
+            "[s3cret",
+            "s3cret]: x]",
+            "\"\\s3cret\"",
+            "\"a\\qs3cret\"",
+            "s3cret\n s3cret: x\ns3cret",
+            "|9s3cret",
+            "\u{7}s3cret",
+            "s3cret\n---\ns3cret",
+            "!!float s3cret",
+            "!!bool s3cret",
+            "<<: s3cret",
+        ] {
+            let text = format!("vcluster:\n  k3sToken: {value}\n");
+            if let Err(error) = parse(&text) {
+                assert!(!error.what.contains("s3cret"), "{value}: {error:?}");
+            }
+        }
     }
 
     #[test]

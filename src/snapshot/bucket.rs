@@ -24,6 +24,7 @@ use super::target::Stored;
 use crate::disk::{Disk, parent_of};
 use crate::exit::{Exit, refuse};
 use crate::migrate::space;
+use crate::settings::provenance::without_user;
 
 /// A part's length in bytes; the last may be shorter. S3 allows 10,000 parts of at least 5 MiB: 78 GiB.
 const PART: usize = 8 << 20;
@@ -57,7 +58,8 @@ impl Bucket {
         let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
         if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(allowed) {
-            return Err(format!("{bucket:?} is no name of a bucket"));
+            // Credentials before an `@` are no part of a place.
+            return Err(format!("{:?} is no name of a bucket", without_user(bucket)));
         }
         let prefix = ObjectPath::parse(prefix).map_err(|_| format!("{prefix:?} is no prefix of objects"))?;
         Ok(Bucket { bucket: bucket.to_owned(), prefix })

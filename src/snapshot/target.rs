@@ -118,5 +118,7 @@ mod tests {
         for other in ["ftp://x", "S3://backups", "s3://"] {
             assert!(other.parse::<Target>().is_err(), "{other}");
         }
+        let error = "s3://id:s3cret@backups/vc".parse::<Target>().unwrap_err();
+        assert!(!error.contains("s3cret"), "{error}");
     }
 }

@@ -133,17 +133,24 @@ fn bad_flags_and_variables_are_refused() {
         (&["start", "--migrate-from=vc-etcd"], &[], &["--migrate-from", "https://"]),
         (&["start", "--listen-address=all"], &[], &["--listen-address"]),
         (&["start", "--shutdown-grace=soon"], &[], &["--shutdown-grace", "8s"]),
-        (&["start", "--peer-port=2379"], &[], &["--client-port and --peer-port are both 2379"]),
+        (
+            &["start", "--peer-port=2379"],
+            &[],
+            &["--client-port (default) and --peer-port (flag --peer-port) are both 2379"],
+        ),
         (&["config", "-o", "xml"], &[], &["xml", "json"]),
         (&["config"], &[("SYNCER_SHUTDOWN_GRACE", "1 day")], &["SYNCER_SHUTDOWN_GRACE"]),
         (&["config"], &[("VCLUSTER_DISTRO", "rke2")], &["VCLUSTER_DISTRO", "k3s, k8s, eks, k0s"]),
         (&["config"], &[("APISERVER_COMMAND", "command: [a\n")], &["APISERVER_COMMAND", "YAML"]),
         (&["config"], &[("POD_NAME", "vc-0"), ("VCLUSTER_NAME", "other")], &["vc-0", "--name=vc"]),
         (&["config"], &[("POD_NAME", "vc-abc"), ("SYNCER_ETCD_EMBEDDED", "true")], &["vc-abc", "StatefulSet"]),
+        (&["config"], &[("VCLUSTER_COMMAND", "{command: k3s --token=s3cret}")], &["must be a list, not a text"]),
+        (&["start", "--data-dir=/etc/passwd"], &[], &["/etc/passwd is not a directory", "--data-dir"]),
         (&["cp", "/nonexistent/file", "/tmp"], &[], &["/nonexistent/file", "does not exist"]),
     ];
     for (args, env, parts) in cases {
         let err = refused(&format!("{args:?} {env:?}"), &run(args, env));
+        assert!(!err.contains("s3cret"), "{err}");
         for part in *parts {
             assert!(err.contains(part), "{args:?} {env:?}: {err:?} does not say {part:?}");
         }

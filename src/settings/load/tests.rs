@@ -218,6 +218,45 @@ fn the_deployed_etcd_has_its_url() {
 }
 
 #[test]
+fn what_tells_no_era_is_read_all_the_same() {
+    for text in ["serviceCIDR: 10.97.0.0/16\n", "serviceCIDR: 10.97.0.0/16\nservice: {}\ncontrolPlane: ~\n"] {
+        let loaded = load(text, "", &[POD]).unwrap();
+        assert_eq!(loaded.settings.service_cidr, "10.97.0.0/16");
+        assert_eq!(loaded.provenance.source("serviceCidr").unwrap().to_string(), "v.yaml:1");
+    }
+    let error = load("serviceCIDR: 10.96.0.0/99\n", "", &[POD]).unwrap_err();
+    assert!(exit_of(&error) == Exit::Usage && error.to_string().contains("v.yaml:1"), "{error}");
+    let text = "ingress: {enabled: true, host: vc.example.com}\nsync: {nodes: {enableScheduler: true}}\n";
+    let settings = load(text, "", &[POD, ("VCLUSTER_DISTRO", "k8s")]).unwrap().settings;
+    assert!(settings.tls_sans.contains(&"vc.example.com".to_owned()), "{:?}", settings.tls_sans);
+    assert!(settings.programs.scheduler_enabled);
+    // The era is still not known: nothing that follows from one is taken for said.
+    assert_eq!(settings.pki_dir, load("{}", "", &[POD, ("VCLUSTER_DISTRO", "k8s")]).unwrap().settings.pki_dir);
+    for key in ["replicas: 3", "k3sToken: x"] {
+        let error = load(&format!("{key}\ncontrolPlane: {{}}\n"), "", &[POD]).unwrap_err().to_string();
+        assert!(error.contains("v.yaml:2") && error.contains("keep one form"), "{error}");
+    }
+}
+
+#[test]
+fn a_clash_of_ports_names_where_they_are_set() {
+    let error = load("controlPlane:\n  proxy:\n    port: 2379\n", "", &[POD]).unwrap_err();
+    assert_eq!(exit_of(&error), Exit::Usage);
+    assert!(error.to_string().contains("--client-port (default) and --port (v.yaml:3) are both 2379"), "{error}");
+}
+
+#[test]
+fn passwords_in_urls_are_not_quoted() {
+    let external =
+        "controlPlane: {backingStore: {etcd: {external: {enabled: true, endpoint: 'u:s3cret@etcd:2379'}}}}\n";
+    let embedded = "embeddedEtcd: {enabled: true}\n";
+    for (text, line) in [(external, ""), (embedded, "--migrate-from=https://u:s3cret@etcd:2379")] {
+        let error = load(text, line, &[POD]).unwrap_err();
+        assert!(!format!("{error:#}").contains("s3cret") && error.to_string().contains("etcd:2379"), "{error:#}");
+    }
+}
+
+#[test]
 fn a_token_is_taken_and_not_shown() {
     for (text, line, env) in [
         ("vcluster: {k3sToken: s3cret}", "", &[POD, ("VCLUSTER_DISTRO", "k3s")][..]),
@@ -305,7 +344,7 @@ fn contradictions_are_refused_with_their_place_and_a_remedy() {
         ("", "--namespace=a/b", &[], &["--namespace"]),
         ("", "--service-cidr=x", &[], &["--service-cidr"]),
         ("", "--tls-san=a/b", &[], &["--tls-san"]),
-        ("", "--client-port=1 --peer-port=1", &[], &["--client-port and --peer-port"]),
+        ("", "--client-port=1 --peer-port=1", &[], &["--client-port (flag --client-port) and --peer-port"]),
         ("", "--log-level=inof", &[], &["--log-level", "info"]),
         ("", "--distro=none --etcd-embedded=false", &[], &["--etcd-embedded", "nothing"]),
         // Environment.

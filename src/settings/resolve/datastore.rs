@@ -7,7 +7,7 @@ use super::Resolver;
 use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 use crate::settings::env::variable_of;
-use crate::settings::provenance::Source;
+use crate::settings::provenance::{Source, without_user};
 use crate::settings::values::etcd::SnapshotValues;
 use crate::settings::values::{self, Era, OtherStore, Spot};
 use crate::settings::{Distro, EtcdSettings, EtcdTiming, PodIdentity, SnapshotSettings, check};
@@ -133,7 +133,10 @@ impl Resolver<'_> {
                 "to move it here set etcd.embedded.enabled and etcd.embedded.migrateFromDeployedEtcd to true and etcd.deploy.enabled to false",
             ),
             OtherStore::ExternalEtcd(endpoint) => (
-                format!("etcd.external is enabled with the endpoint {endpoint:?}, which is not this pod's"),
+                format!(
+                    "etcd.external is enabled with the endpoint {:?}, which is not this pod's",
+                    without_user(endpoint)
+                ),
                 "enable etcd.embedded instead, or set the endpoint to 127.0.0.1:2379 to use the etcd that syncer runs here",
             ),
             OtherStore::Database => (

@@ -47,9 +47,14 @@ impl<'n> Section<'n> {
     /// The whole file.
     pub fn root(node: &'n Node) -> Section<'n> {
         match &node.value {
-            Value::Map(entries) => Section { path: String::new(), entries },
-            _ => Section { path: String::new(), entries: &[] },
+            Value::Map(entries) => Section::of(entries),
+            _ => Section::of(&[]),
         }
+    }
+
+    /// The whole file, as its keys and their values.
+    pub fn of(entries: &'n [(Key, Node)]) -> Section<'n> {
+        Section { path: String::new(), entries }
     }
 
     /// The full name of a key in this section.
@@ -65,7 +70,7 @@ impl<'n> Section<'n> {
             Some((Value::Map(entries), _)) => Ok(Section { path, entries }),
             Some((_, node)) => Err(Fault::at(
                 node.line,
-                format!("{path} must be a mapping, not {}", node.kind()),
+                format!("{path} must be a mapping, not {}", node.type_name()),
                 format!("write its keys indented below `{key}:`"),
             )),
         }
@@ -93,7 +98,8 @@ impl<'n> Section<'n> {
             if known.contains(&key.name.as_str()) {
                 continue;
             }
-            let shown: String = key.name.chars().take(60).collect();
+            // Behind a `=` may stand the value of a flag.
+            let shown: String = key.name.split('=').next().unwrap_or_default().chars().take(60).collect();
             let remedy = match (hints.iter().find(|(k, _)| *k == key.name), nearest(&key.name, known)) {
                 (Some((_, hint)), _) => (*hint).to_owned(),
                 (None, Some(near)) => format!("did you mean {near:?}?"),
@@ -157,7 +163,18 @@ impl<'n> Section<'n> {
         }
     }
 
-    /// A list of texts that is not empty. Numbers and truth values count as text, as the charts quote them.
+    /// As [`Section::text`], of a value that is in no message.
+    pub fn secret(&self, key: &str) -> Result<Option<Spot<String>>, Fault> {
+        match self.node(key).map(|node| (&node.value, node)) {
+            None | Some((Value::Text(_), _)) => self.text(key),
+            Some((_, node)) => {
+                let what = format!("{} must be text, not {}", self.name(key), node.type_name());
+                Err(Fault::at(node.line, what, "put the value in quotes"))
+            }
+        }
+    }
+
+    /// A list of texts that is not empty. Messages leave out what is written: arguments may hold secrets. Numbers and truth values count as text, as the charts quote them.
     pub fn texts(&self, key: &str) -> Result<Option<Spot<Vec<String>>>, Fault> {
         Ok(self
             .text_nodes(key)?
@@ -169,7 +186,8 @@ impl<'n> Section<'n> {
     pub fn text_nodes(&self, key: &str) -> Result<Option<(u64, Vec<Spot<String>>)>, Fault> {
         let Some(node) = self.node(key) else { return Ok(None) };
         let Value::List(list) = &node.value else {
-            return Err(self.wrong(key, node, "a list", "write one `- item` a line".to_owned()));
+            let what = format!("{} must be a list, not {}", self.name(key), node.type_name());
+            return Err(Fault::at(node.line, what, "write one `- item` a line"));
         };
         let texts = list.iter().map(|item| {
             let value = match &item.value {
@@ -177,7 +195,7 @@ impl<'n> Section<'n> {
                 Value::Int(n) => n.to_string(),
                 Value::Bool(b) => b.to_string(),
                 _ => {
-                    let what = format!("{} must be a list of texts, but holds {}", self.name(key), item.kind());
+                    let what = format!("{} must be a list of texts, but holds {}", self.name(key), item.type_name());
                     return Err(Fault::at(item.line, what, "put the item in quotes"));
                 }
             };

@@ -132,7 +132,9 @@ fn wrong_types_and_numbers_are_refused() {
         ("electionTimeout: 1s", "must be milliseconds"),
         ("extraArgs: --a=b", "must be a list"),
         ("extraArgs: [{a: b}]", "holds a mapping"),
-        ("extraArgs: [1.5]", "holds 1.5"),
+        ("extraArgs: [1.5]", "holds a number"),
+        ("heartbeatInterval: 0100", "milliseconds, not 0100"),
+        ("snapshots: {schedule: \"61 * * * *\"}", "61"),
     ] {
         for (text, line) in both_eras(keys) {
             let error = bad(text.as_bytes());
@@ -147,10 +149,59 @@ fn wrong_types_and_numbers_are_refused() {
         ("controlPlane:\n  proxy:\n    extraSANs: a.example.com\n", 3, "must be a list"),
         ("controlPlane:\n  distro:\n    k3s:\n      enabled: true\n      token: 12345\n", 5, "must be text"),
         ("- a\n- b\n", 1, "holds a list"),
-        ("just text", 1, "holds the text"),
+        ("just text", 1, "holds a text"),
+        ("syncer:\n  replicas: 010\n", 2, "must be a number of replicas, not 010"),
     ] {
         let error = bad(text.as_bytes());
         assert!(error.line == Some(line) && error.what.contains(want), "{text}: {error:?}");
+    }
+}
+
+#[test]
+fn a_secret_of_a_wrong_type_is_not_quoted() {
+    for (value, type_name) in [
+        ("987654321", "a number"),
+        ("987654321.5", "a number"),
+        ("0987654321", "a number"),
+        ("true", "a truth value"),
+        ("[987654321]", "a list"),
+        ("{a: 987654321}", "a mapping"),
+        ("{987654321}", "a mapping"),
+    ] {
+        for text in [
+            format!("vcluster:\n  k3sToken: {value}\n"),
+            format!("embeddedEtcd:\n  enabled: true\nk3sToken: {value}\n"),
+            format!("embeddedEtcd:\n  enabled: true\nconfig: {value}\n"),
+            format!("controlPlane:\n  distro:\n    k3s: {{enabled: true, token: {value}}}\n"),
+            format!("controlPlane:\n  distro:\n    k0s: {{enabled: true, config: {value}}}\n"),
+            format!("controlPlane:\n  backingStore:\n    database:\n      embedded: {{dataSource: {value}}}\n"),
+        ] {
+            let error = bad(text.as_bytes());
+            assert!(error.what.ends_with(&format!("must be text, not {type_name}")), "{text}: {error:?}");
+            assert!(!error.remedy.contains("98765") && error.line.is_some(), "{text}: {error:?}");
+        }
+    }
+    // Arguments may hold one too.
+    for text in [
+        "vcluster:\n  extraArgs: --token=s3cret\n",
+        "vcluster:\n  extraArgs: {--token: s3cret}\n",
+        "vcluster:\n  command: k3s server --token=s3cret\n",
+        "vcluster: s3cret\n",
+        "controlPlane:\n  distro:\n    k3s: s3cret\n",
+        "s3cret",
+    ] {
+        let error = bad(text.as_bytes());
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+    }
+    for text in [
+        "{command: k3s server --token=s3cret}",
+        "{command: [k3s], args: --token=s3cret}",
+        "{command: [k3s], --token=s3cret}",
+        "{command: [k3s], args: [--token, {s3cret: 1}]}",
+        "s3cret",
+    ] {
+        let error = command("VCLUSTER_COMMAND", text).expect_err(text);
+        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     }
 }
 

@@ -8,7 +8,8 @@ use super::{Era, Values, etcd, replicas};
 use crate::settings::{Distro, DistroCommand};
 
 /// Keys from which values are taken; beside those of 0.20+ they are a contradiction.
-pub const OWN_KEYS: &[&str] = &["embeddedEtcd", "syncer", "vcluster", "api", "controller", "scheduler", "etcd"];
+pub const OWN_KEYS: &[&str] =
+    &["embeddedEtcd", "syncer", "vcluster", "api", "controller", "scheduler", "etcd", "replicas", "k3sToken"];
 
 /// Keys that only these charts have, those of [`OWN_KEYS`] first.
 pub const KEYS: &[&str] = &[
@@ -20,13 +21,13 @@ pub const KEYS: &[&str] = &[
     "scheduler",
     "etcd",
     "replicas",
+    "k3sToken",
     "storage",
     "headless",
     "isolation",
     "multiNamespaceMode",
     "enableHA",
     "mapServices",
-    "k3sToken",
     "proLicenseSecret",
 ];
 
@@ -52,8 +53,8 @@ pub fn read(root: &Section<'_>) -> Result<Values, Fault> {
         scheduler_extra_args: scheduler.texts("extraArgs")?,
         scheduler_enabled: scheduler_enabled(root, &scheduler)?,
         controller_disabled: controller.flag("disabled")?,
-        k3s_token: vcluster.text("k3sToken")?.or(root.text("k3sToken")?),
-        k0s_config: root.text("config")?,
+        k3s_token: vcluster.secret("k3sToken")?.or(root.secret("k3sToken")?),
+        k0s_config: root.secret("config")?,
         cluster_domain: vcluster.text("clusterDomain")?,
         service_cidr: root.text("serviceCIDR")?,
         tls_sans: sans,

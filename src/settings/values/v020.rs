@@ -63,7 +63,7 @@ fn stores(store: &Section<'_>, mut values: Values) -> Result<Values, Fault> {
             "enable one; to move from a deployed etcd set etcd.embedded.migrateFromDeployedEtcd: true and etcd.deploy.enabled: false",
         ));
     }
-    let source = inside.text("dataSource")?;
+    let source = inside.secret("dataSource")?;
     let other = [
         (database_on, OtherStore::Database),
         (deploy_on, OtherStore::DeployedEtcd),
@@ -122,8 +122,8 @@ fn distro(section: &Section<'_>, mut values: Values) -> Result<Values, Fault> {
     if matches!(key, Distro::K3s | Distro::K0s) {
         values.vcluster = command(&section)?;
         values.vcluster_extra_args = section.texts("extraArgs")?;
-        values.k3s_token = section.text("token")?;
-        values.k0s_config = section.text("config")?;
+        values.k3s_token = section.secret("token")?;
+        values.k0s_config = section.secret("config")?;
         return Ok(values);
     }
     let (api, controller, scheduler) =
