@@ -43,8 +43,10 @@ impl FromStr for Schedule {
         let mut options = ParseOptions::default();
         options.fallback_timezone_option = FallbackTimezoneOption::UTC;
         let times = cronexpr::parse_crontab_with(cron, options).map_err(|e| {
+            // A headline, the expression, and what is wrong with it behind a mark below the place.
             let said = e.to_string();
-            format!("{text:?} is not a cron expression: {}", said.lines().next().unwrap_or_default())
+            let why = said.lines().last().unwrap_or_default().trim_start_matches([' ', '^']);
+            format!("{text:?} is not a cron expression: {why}")
         })?;
         let schedule = Schedule { text: text.to_owned(), times };
         // Such as the 31st of February.
@@ -139,10 +141,21 @@ mod tests {
 
     #[test]
     fn what_is_no_schedule_is_refused() {
-        for bad in ["", "hourly", "@never", "60 * * * *", "* * * *", "* * * * * *", "0 0 31 2 *", "0 0 * * * Mars/City"]
-        {
+        for bad in [
+            "",
+            "hourly",
+            "@never",
+            "60 * * * *",
+            "61 * * * *",
+            "* * * *",
+            "* * * * * *",
+            "0 0 31 2 *",
+            "0 0 * * * Mars/City",
+        ] {
             let error = bad.parse::<Schedule>().unwrap_err();
             assert!(error.contains(&format!("{bad:?}")) && !error.contains('\n'), "{bad}: {error}");
+            let why = error.rsplit(": ").next().unwrap_or_default();
+            assert!(!error.ends_with(':') && !why.is_empty() && !why.starts_with('^'), "{bad}: {error}");
         }
     }
 }
