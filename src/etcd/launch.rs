@@ -13,7 +13,7 @@ use crate::migrate::journal;
 use crate::pki::Pki;
 use crate::restore::record;
 use crate::settings::{EtcdTiming, Settings};
-use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
+use crate::supervise::spec::{ChildSpec, LogFormat, OF_NO_USE, Ready, Role};
 
 /// Heartbeat and election timeout of a member that is alone, unless the values set them. A restarted member waits for
 /// up to an election timeout before it leads; alone, it has nobody whose heartbeat could be late.
@@ -93,7 +93,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         program: launch.program.clone(),
         args: etcd_args(&etcd, launch.version).map_err(|e| e.refused())?,
         env: BTreeMap::new(),
-        env_remove_prefixes: vec!["ETCD_"],
+        env_remove_prefixes: OF_NO_USE.to_vec(),
         cwd: Some(settings.data_dir.clone()),
         ready: Ready::EtcdLinearizableRead,
         log: LogFormat::EtcdJson,

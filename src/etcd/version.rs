@@ -1,5 +1,6 @@
 //! Which etcd this is: `etcd --version`, and whether its line is one that we know.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use thiserror::Error;
 use crate::datadir::SchemaVersion;
 use crate::exit::{Exit, refuse};
 use crate::settings::env;
+use crate::supervise::spec::OF_NO_USE;
 
 /// How long `etcd --version` may take. It does nothing but print; a cold, busy disk is what takes time.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -180,7 +182,9 @@ fn output_of(program: &Path, args: &[String]) -> Result<Output, VersionError> {
     let mut command = Command::new(program);
     // Its own settings in the environment could make it do something else. The rest stays: a bare name is looked for in
     // the child's PATH.
-    for name in env::names().iter().filter(|name| name.as_encoded_bytes().starts_with(b"ETCD_")) {
+    let of_no_use =
+        |name: &&OsString| OF_NO_USE.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
+    for name in env::names().iter().filter(of_no_use) {
         command.env_remove(name);
     }
     command.args(args).arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -20,7 +20,7 @@ use crate::pki::{EtcdTlsFiles, throwaway};
 use crate::settings::EtcdTiming;
 use crate::supervise::child::{Child, spawn};
 use crate::supervise::lines::LineSplitter;
-use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
+use crate::supervise::spec::{ChildSpec, LogFormat, OF_NO_USE, Ready, Role};
 
 /// The etcd that is asked.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +154,7 @@ impl Running {
             program: etcd.program.to_owned(),
             args: etcd_args(&launch, etcd.version).map_err(|e| e.refused())?,
             env: BTreeMap::new(),
-            env_remove_prefixes: vec!["ETCD_"],
+            env_remove_prefixes: OF_NO_USE.to_vec(),
             cwd: None,
             ready: Ready::EtcdLinearizableRead,
             log: LogFormat::EtcdJson,

@@ -7,8 +7,9 @@ use super::distro::{
     Backend, EtcdClientFiles, SpecError, child, etcd_endpoint, is_embedded_etcd, port, readyz, socket_fits, split, text,
 };
 use super::flags::Flags;
+use crate::settings::provenance::without_user;
 use crate::settings::{Distro, Settings};
-use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
+use crate::supervise::spec::{ChildSpec, LogFormat, OF_NO_USE, Ready, Role};
 
 /// vCluster's parameters for kine's SQLite (`pkg/k8s/k8s.go`).
 const SQLITE_PARAMETERS: &str = "_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate";
@@ -31,6 +32,10 @@ pub(super) fn specs(settings: &Settings, backend: &Backend) -> Result<Vec<ChildS
     }
     if settings.programs.scheduler.is_some() || settings.programs.scheduler_enabled {
         specs.push(scheduler(settings)?);
+    }
+    // The API server keeps the environment that the charts gave it: an encryption provider of its may need it.
+    for companion in specs.iter_mut().filter(|spec| matches!(spec.role, Role::ControllerManager | Role::Scheduler)) {
+        companion.env_remove_prefixes = OF_NO_USE.to_vec();
     }
     Ok(specs)
 }
@@ -55,7 +60,7 @@ fn kine(settings: &Settings, state_db: &Path, socket: &Path) -> Result<ChildSpec
     flags.set("listen-address", format!("unix://{}", text(socket, "kine")?));
     flags.set("metrics-bind-address", "0");
     let mut spec = child(Role::Kine, settings.program("kine"), flags.0);
-    spec.env_remove_prefixes.push("KINE_");
+    spec.env_remove_prefixes = OF_NO_USE.to_vec();
     spec.ready = Ready::UnixSocket(socket.to_owned());
     spec.log = LogFormat::Plain;
     spec.stop_grace = KINE_STOP_GRACE;
@@ -88,7 +93,7 @@ fn add_datastore(settings: &Settings, backend: &Backend, flags: &mut Flags) -> R
         Backend::Etcd => {
             let ours = etcd_endpoint(settings, "127.0.0.1");
             if let Some(given) = given.filter(|given| !is_embedded_etcd(settings, given)) {
-                return Err(SpecError::OtherDatastore { flag: "--etcd-servers", given, ours });
+                return Err(SpecError::OtherDatastore { flag: "--etcd-servers", given: without_user(&given), ours });
             }
             let files = EtcdClientFiles::of(&settings.pki_dir);
             flags.add_missing("etcd-cafile", text(&files.ca, "kube-apiserver")?);
@@ -99,7 +104,7 @@ fn add_datastore(settings: &Settings, backend: &Backend, flags: &mut Flags) -> R
         }
         Backend::Sqlite { socket, .. } => match given {
             Some(given) if is_embedded_etcd(settings, &given) => {
-                Err(SpecError::EtcdIsOff { flag: "--etcd-servers", given })
+                Err(SpecError::EtcdIsOff { flag: "--etcd-servers", given: without_user(&given) })
             }
             Some(_) => Ok(Datastore::AsGiven),
             None => {

@@ -245,6 +245,11 @@ impl Flags {
         Lone::command().get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
     }
 
+    /// The variables that stand for them.
+    pub fn variables() -> Vec<String> {
+        Flags::names().iter().map(|name| variable_of(name)).collect()
+    }
+
     /// What the `SYNCER_*` variables say.
     pub fn from_env(env: &dyn Env) -> anyhow::Result<Flags> {
         let mut all = Vec::new();

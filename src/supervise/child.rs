@@ -28,6 +28,7 @@ use thiserror::Error;
 use super::spec::{ChildSpec, Role};
 use crate::datadir::DatadirLock;
 use crate::settings::env;
+use crate::settings::flags::Flags;
 
 /// A child was not started.
 #[derive(Debug, Error)]
@@ -90,7 +91,7 @@ pub fn spawn(spec: &ChildSpec, lock: Option<&DatadirLock>) -> Result<(Child, Out
 fn command(spec: &ChildSpec, inherited: &[OsString]) -> Command {
     let mut command = Command::new(&spec.program);
     command.args(&spec.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in scrubbed(inherited, &spec.env_remove_prefixes) {
+    for name in scrubbed(inherited, &spec.env_remove_prefixes, &Flags::variables()) {
         command.env_remove(name);
     }
     command.envs(&spec.env);
@@ -117,9 +118,10 @@ fn command(spec: &ChildSpec, inherited: &[OsString]) -> Command {
     command
 }
 
-/// The inherited variables that a child must not see.
-fn scrubbed<'a>(names: &'a [OsString], prefixes: &[&str]) -> Vec<&'a OsString> {
-    names.iter().filter(|name| prefixes.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))).collect()
+/// The inherited variables that a child must not see: those with one of the prefixes, and our own settings.
+fn scrubbed<'a>(names: &'a [OsString], prefixes: &[&str], ours: &[String]) -> Vec<&'a OsString> {
+    let prefixed = |name: &OsString| prefixes.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
+    names.iter().filter(|name| prefixed(name) || ours.iter().any(|own| name.as_os_str() == own.as_str())).collect()
 }
 
 type Job = (Command, mpsc::Sender<io::Result<std::process::Child>>);
@@ -215,7 +217,7 @@ impl Drop for Child {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervise::spec::{LogFormat, Ready};
+    use crate::supervise::spec::{LogFormat, OF_NO_USE, Ready};
     use std::collections::BTreeMap;
     use std::io::Read;
     use std::os::unix::process::ExitStatusExt;
@@ -262,8 +264,13 @@ mod tests {
     #[test]
     fn variables_are_removed_by_prefix() {
         let names = ["ETCD_PORT", "ETCD_", "ETCDCTL_API", "HOME", "MY_ETCD_"].map(OsString::from);
-        assert_eq!(scrubbed(&names, &["ETCD_"]), [&names[0], &names[1]]);
-        assert_eq!(scrubbed(&names, &[]), Vec::<&OsString>::new());
+        assert_eq!(scrubbed(&names, &["ETCD_"], &[]), [&names[0], &names[1]]);
+        assert_eq!(scrubbed(&names, &[], &[]), Vec::<&OsString>::new());
+        // A command keeps its environment, but for our settings: SYNCER_PORT is Kubernetes', for a Service "syncer".
+        let names =
+            ["SYNCER_TOKEN", "SYNCER_DATA_DIR", "SYNCER_PORT", "AWS_REGION", "K3S_TOKEN", "PATH"].map(OsString::from);
+        assert_eq!(scrubbed(&names, &["ETCD_"], &Flags::variables()), [&names[0], &names[1]]);
+        assert_eq!(scrubbed(&names, OF_NO_USE, &[]), names[..5].iter().collect::<Vec<_>>());
     }
 
     #[test]

@@ -49,7 +49,8 @@ pub struct ChildSpec {
     pub args: Vec<OsString>,
     /// Variables to set; the rest is inherited, less those with a prefix in `env_remove_prefixes`.
     pub env: BTreeMap<String, OsString>,
-    /// Inherited variables whose name starts so are removed (`ETCD_`: Kubernetes service links inject `ETCD_PORT`).
+    /// Inherited variables whose name starts so are removed (`ETCD_`: Kubernetes service links inject `ETCD_PORT`); those
+    /// that stand for flags of ours, such as `SYNCER_TOKEN`, are removed from every child.
     pub env_remove_prefixes: Vec<&'static str>,
     /// Working directory.
     pub cwd: Option<PathBuf>,
@@ -61,7 +62,16 @@ pub struct ChildSpec {
     pub stop_grace: Duration,
 }
 
+/// Inherited variables that a datastore or a controller has no use for, by the beginnings of their names: what would
+/// mislead etcd or kine, what is ours, and what may hold secrets.
+pub const OF_NO_USE: &[&str] = &["ETCD_", "KINE_", "SYNCER_", "AWS_", "K3S_", "VCLUSTER_"];
+
 impl ChildSpec {
+    /// Whether it is a command of the user's, of which nothing is known but that it runs.
+    pub fn is_command(&self) -> bool {
+        self.role == Role::ApiServer && self.ready == Ready::Started
+    }
+
     /// Whether its program is there and may be run: as a file, or by its bare name in `PATH`.
     pub fn has_program(&self) -> bool {
         let runs = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();

@@ -387,7 +387,9 @@ fn a_wrapped_command_starts_after_the_migration_and_ends_with_the_pod() {
     let mut pod = TestPod::with_small_store();
     let proof = pod.data().join("proof");
     let script = format!("ls {} > {}; exec sleep 600", pod.data().display(), proof.display());
-    pod.start("none", &["--", "/bin/sh", "-c", &script]);
+    let mut command = pod.command("none", &["--", "/bin/sh", "-c", &script]);
+    command.envs([("SYNCER_TOKEN", "s3cret"), ("AWS_SECRET_ACCESS_KEY", "s3cret")]);
+    pod.spawn(command);
     poll("the command runs", Duration::from_secs(60), || {
         pod.assert_running();
         std::fs::read_to_string(&proof).ok().filter(|text| text.contains("pki"))
@@ -395,6 +397,20 @@ fn a_wrapped_command_starts_after_the_migration_and_ends_with_the_pod() {
     let listing = std::fs::read_to_string(&proof).expect("read");
     assert!(listing.contains("state.db.migrated"), "the command ran before the commit: {listing}");
     let children = children_of(pod.pid());
+    assert_eq!(children.len(), 2, "etcd and the command");
+    for pid in &children {
+        let of = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read");
+        let (etcd, environ) = (of("comm").starts_with("etcd"), of("environ"));
+        assert!(
+            !environ.contains(if etcd { "SYNCER_" } else { "SYNCER_TOKEN" }),
+            "our settings reach a child: {environ:?}"
+        );
+        assert_eq!(
+            environ.contains("AWS_SECRET_ACCESS_KEY"),
+            !etcd,
+            "etcd has no use for it, a command may: {environ:?}"
+        );
+    }
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     assert!(children.iter().all(|pid| kill(*pid, None).is_err()), "a child outlived the pod");
 }
