@@ -31,7 +31,13 @@ pub enum ExitCause {
     BadFlag(String),
     /// Its data is damaged or is not what the cluster knows of it.
     Corrupt(String),
-    /// Killed by a SIGKILL that was not ours: as a rule the kernel, for lack of memory.
+    /// It was to listen on an address that this machine does not have.
+    NoAddress(String),
+    /// It may open too few files to run.
+    TooFewFiles,
+    /// Killed by a SIGKILL that was not ours: by the kernel for lack of memory, or by somebody.
+    Killed,
+    /// Killed by the kernel for lack of memory, which the cgroup has counted.
     Oom,
     /// A Go program that panicked for a reason that is not known here.
     Panic(String),
@@ -90,6 +96,12 @@ impl ExitCause {
         if let Some(line) = find(&["address already in use"]) {
             return ExitCause::PortTaken(listener(line));
         }
+        if let Some(line) = find(&["bind: cannot assign requested address"]) {
+            return ExitCause::NoAddress(listener(line));
+        }
+        if etcd && find(&["file descriptor limit of etcd process is too low"]).is_some() {
+            return ExitCause::TooFewFiles;
+        }
         const FLAG: &[&str] = &["flag provided but not defined", "invalid value ", "unknown flag:"];
         // An API server may log a client's words; its own complaint begins the line.
         let begins = |line: &&String| {
@@ -110,7 +122,7 @@ impl ExitCause {
             return ExitCause::Corrupt(line.clone());
         }
         if status.signal() == Some(libc::SIGKILL) {
-            return ExitCause::Oom;
+            return ExitCause::Killed;
         }
         let panic = words.iter().find(|line| line.starts_with("panic: ") || line.starts_with("fatal error: "));
         match panic.or(words.last()) {
@@ -121,16 +133,29 @@ impl ExitCause {
         }
     }
 
+    /// The same, knowing how many processes the kernel had killed for lack of memory when the child was started, and when
+    /// it had ended.
+    pub fn with_oom_kills(self, before: Option<u64>, after: Option<u64>) -> ExitCause {
+        match (self, before, after) {
+            (ExitCause::Killed, Some(before), Some(after)) if after > before => ExitCause::Oom,
+            (cause, ..) => cause,
+        }
+    }
+
     /// Whether starting it again can help.
     pub fn restart_helps(&self) -> bool {
         match self {
-            ExitCause::Removed | ExitCause::BootstrapRefused(_) | ExitCause::BadFlag(_) | ExitCause::Corrupt(_) => {
-                false
-            }
+            ExitCause::Removed
+            | ExitCause::BootstrapRefused(_)
+            | ExitCause::BadFlag(_)
+            | ExitCause::Corrupt(_)
+            | ExitCause::TooFewFiles => false,
             ExitCause::StoppedAsAsked
             | ExitCause::Finished
             | ExitCause::DiskFull
             | ExitCause::PortTaken(_)
+            | ExitCause::NoAddress(_)
+            | ExitCause::Killed
             | ExitCause::Oom
             | ExitCause::Panic(_)
             | ExitCause::Unknown(_) => true,
@@ -156,6 +181,14 @@ impl ExitCause {
             ExitCause::Corrupt(_) => {
                 "keep the data dir; restore a snapshot, or, if other members are healthy, set it aside and join anew"
             }
+            ExitCause::NoAddress(_) => {
+                "bring the interface with that address up (127.0.0.1 must be there: `ip link set lo up`), or choose an \
+                 address of this machine with --listen-address"
+            }
+            ExitCause::TooFewFiles => {
+                "raise the limit on open files to 1024 or more: the hard one (`ulimit -Hn`), or that of the container runtime"
+            }
+            ExitCause::Killed => "raise the memory limit of the container, or find out who sends SIGKILL",
             ExitCause::Oom => "raise the memory limit of the container",
             ExitCause::Panic(_) => "see its stack in the log; if it comes back, report it with that stack",
         }
@@ -171,6 +204,9 @@ impl ExitCause {
             ExitCause::Corrupt(_) => Exit::RefusedDataDir,
             ExitCause::Finished
             | ExitCause::PortTaken(_)
+            | ExitCause::NoAddress(_)
+            | ExitCause::TooFewFiles
+            | ExitCause::Killed
             | ExitCause::Oom
             | ExitCause::Panic(_)
             | ExitCause::Unknown(_) => Exit::Fault,
@@ -189,7 +225,14 @@ impl fmt::Display for ExitCause {
             ExitCause::PortTaken(listener) => write!(f, "found its port taken ({listener})"),
             ExitCause::BadFlag(line) => write!(f, "did not accept its command line ({line})"),
             ExitCause::Corrupt(line) => write!(f, "found its data damaged ({line})"),
-            ExitCause::Oom => f.write_str("was killed, as by the kernel for lack of memory"),
+            ExitCause::NoAddress(listener) => {
+                write!(f, "was to listen on an address that this machine does not have ({listener})")
+            }
+            ExitCause::TooFewFiles => f.write_str("may open too few files to run"),
+            ExitCause::Killed => {
+                f.write_str("was killed with SIGKILL, by the kernel for lack of memory or by somebody")
+            }
+            ExitCause::Oom => f.write_str("was killed by the kernel for lack of memory"),
             ExitCause::Panic(line) => write!(f, "broke down ({line})"),
             ExitCause::Unknown(what) => write!(f, "ended with {what}"),
         }
@@ -224,6 +267,16 @@ mod tests {
         let port = "discovery failed: listen tcp 127.0.0.1:2379: bind: address already in use";
         let taken = ExitCause::PortTaken("listen tcp 127.0.0.1:2379: bind: address already in use".into());
         assert_eq!(judge(Role::Etcd, CODE_1, &[port]), taken);
+        let address = "discovery failed: listen tcp 127.0.0.1:2379: bind: cannot assign requested address";
+        let none = ExitCause::NoAddress("listen tcp 127.0.0.1:2379: bind: cannot assign requested address".into());
+        assert_eq!(judge(Role::Etcd, CODE_1, &[address]), none);
+        assert!(none.remedy().contains("lo up"));
+        // Not one of its own listeners.
+        let dialed = "prober: dial tcp 10.0.0.1:2380: connect: cannot assign requested address";
+        assert!(matches!(judge(Role::Etcd, CODE_1, &[dialed]), ExitCause::Unknown(_)));
+        let files = judge(Role::Etcd, CODE_1, &["file descriptor limit of etcd process is too low; please set higher"]);
+        assert_eq!(files, ExitCause::TooFewFiles);
+        assert!(!files.restart_helps() && files.remedy().contains("ulimit"), "the limit stays as it is");
     }
 
     #[test]
@@ -239,7 +292,15 @@ mod tests {
 
     #[test]
     fn without_known_words_the_status_speaks() {
-        assert_eq!(judge(Role::Etcd, libc::SIGKILL, &[]), ExitCause::Oom);
+        let killed = judge(Role::Etcd, libc::SIGKILL, &[]);
+        assert_eq!(killed, ExitCause::Killed);
+        let counted = |before, after| killed.clone().with_oom_kills(before, after);
+        assert_eq!(counted(Some(1), Some(2)), ExitCause::Oom);
+        for (before, after) in [(Some(2), Some(2)), (None, Some(2)), (Some(1), None), (None, None)] {
+            assert_eq!(counted(before, after), ExitCause::Killed);
+        }
+        assert_eq!(ExitCause::Finished.with_oom_kills(Some(1), Some(2)), ExitCause::Finished);
+        assert!(killed.to_string().contains("SIGKILL") && killed.to_string().contains("somebody"), "{killed}");
         assert_eq!(judge(Role::ApiServer, 0, &["bye"]), ExitCause::Finished);
         let unknown = judge(Role::ApiServer, CODE_1, &["first", "it broke"]);
         assert!(unknown.to_string().contains("it broke"), "{unknown}");

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod child;
 pub mod exit;
 pub mod lines;
+pub mod memory;
 pub mod probe;
 pub mod relay;
 mod running;

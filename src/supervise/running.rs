@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::child::{self, Child};
 use super::exit::{ExitCause, INCONSISTENT};
+use super::memory;
 use super::probe::{self, EtcdAccess, Watch};
 use super::relay::{self, Relay};
 use super::spec::{ChildSpec, Role};
@@ -34,6 +35,8 @@ struct Live {
     probe: AbortHandle,
     /// Taken when it has ended.
     relay: Option<Relay>,
+    /// What the kernel had killed for lack of memory when it was started.
+    oom_kills: Option<u64>,
 }
 
 /// What tasks tell the loop: of which child, of which of its processes (by its start), and what.
@@ -281,18 +284,45 @@ impl Running {
         }
     }
 
+    /// The command after `--`, if the child is one.
+    fn command_of(&self, child: Index) -> Option<std::path::Display<'_>> {
+        self.specs.get(child).filter(|spec| spec.is_command()).map(|spec| spec.program.display())
+    }
+
+    /// The child and why it ended, in words.
+    fn said(&self, child: Index, cause: &ExitCause) -> String {
+        match self.command_of(child) {
+            Some(program) => format!("the command {program} {cause}"),
+            None => cause.to_string(),
+        }
+    }
+
+    /// What to do about the end of a child.
+    fn remedy(&self, child: Index, cause: &ExitCause) -> &'static str {
+        match cause {
+            ExitCause::Finished | ExitCause::Unknown(_) | ExitCause::Panic(_) if self.command_of(child).is_some() => {
+                "look at its own output above: syncer knows nothing of it but that it ended"
+            }
+            cause => cause.remedy(),
+        }
+    }
+
     fn give_up(&self, child: Index) -> anyhow::Error {
-        let name = self.name(child);
+        let name = match self.command_of(child) {
+            Some(program) => format!("the command {program}"),
+            None => self.name(child).to_owned(),
+        };
         let Some(Some(cause)) = self.causes.get(child) else {
             return anyhow::anyhow!("{name} could not be started {FAILURES_MAX} times in a row");
         };
         let times = if cause.restart_helps() { format!("{FAILURES_MAX} times in a row, ") } else { String::new() };
-        refuse(cause.exit(), format!("{times}{name} {cause}"), cause.remedy())
+        refuse(cause.exit(), format!("{times}{name} {cause}"), self.remedy(child, cause))
     }
 
     fn start(&mut self, child: Index) {
         let Some(spec) = self.specs.get(child) else { return };
         let lock = self.has_the_data(spec.role).then_some(&*self.lock);
+        let oom_kills = memory::oom_kills();
         let (process, output) = match child::spawn(spec, lock) {
             Ok(started) => started,
             Err(error) => {
@@ -301,7 +331,10 @@ impl Running {
                 } else {
                     let program = spec.program.display();
                     let what = format!("{} cannot be started: {program}: {}", spec.role.name(), error.source);
-                    let remedy = "put the program into a folder that --binaries names, or choose another --distro";
+                    let remedy = match spec.is_command() {
+                        true => "correct the command after `--`",
+                        false => "put the program into a folder that --binaries names, or choose another --distro",
+                    };
                     self.failure.get_or_insert(refuse(Exit::Usage, what, remedy));
                     Event::Broken(child)
                 };
@@ -330,7 +363,7 @@ impl Running {
         });
         let probe = probe.abort_handle();
         if let Some(slot) = self.children.get_mut(child) {
-            *slot = Some(Live { child: process, ready: None, started, probe, relay: Some(relay) });
+            *slot = Some(Live { child: process, ready: None, started, probe, relay: Some(relay), oom_kills });
         }
     }
 
@@ -381,8 +414,9 @@ impl Running {
             let Some(relay) = live.relay.take() else { continue };
             let (role, process, tell) = (live.child.role(), Some(live.started), self.tell.clone());
             let asked = self.state.told_to_end(child);
+            let (before, after) = (live.oom_kills, memory::oom_kills());
             tokio::spawn(async move {
-                let cause = ExitCause::of(role, status, asked, &relay.last_words().await);
+                let cause = ExitCause::of(role, status, asked, &relay.last_words().await).with_oom_kills(before, after);
                 let _ = tell.send(Told { child, process, what: What::Ended(status, cause) });
             });
         }
@@ -396,12 +430,13 @@ impl Running {
         let name = live.child.role().name();
         let again = cause.restart_helps();
         let anew = live.child.role() == Role::Etcd && self.decides_anew(live.ready.is_some(), &cause);
+        let (said, remedy) = (self.said(child, &cause), self.remedy(child, &cause));
         match &cause {
-            _ if anew => tracing::error!(child = name, %status, "{cause}; what is started is decided anew"),
+            _ if anew => tracing::error!(child = name, %status, remedy, "{said}; what is started is decided anew"),
             ExitCause::StoppedAsAsked => tracing::info!(child = name, %status, "ended"),
             // The last word on it is the program's error.
-            cause if !again => tracing::error!(child = name, %status, "{cause}"),
-            cause => tracing::error!(child = name, %status, remedy = cause.remedy(), "{cause}; it is started again"),
+            _ if !again => tracing::error!(child = name, %status, "{said}"),
+            _ => tracing::error!(child = name, %status, remedy, "{said}; it is started again"),
         }
         if let Some(slot) = self.causes.get_mut(child) {
             *slot = Some(cause);

@@ -416,6 +416,17 @@ fn a_wrapped_command_starts_after_the_migration_and_ends_with_the_pod() {
 }
 
 #[test]
+fn a_wrapped_command_that_fails_is_named_with_what_to_do() {
+    let mut pod = TestPod::new();
+    pod.start("none", &["--", "/bin/sh", "-c", "echo its last words; exit 3"]);
+    let said = poll("its end is told", Duration::from_secs(60), || {
+        pod.log().lines().find(|line| line.contains("the command /bin/sh ended with")).map(str::to_owned)
+    });
+    assert!(said.contains("its last words") && said.contains("its own output above"), "{said}");
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+}
+
+#[test]
 fn a_store_of_the_distros_own_is_not_passed_over() {
     for (distro, own) in [("k3s", "server/db/etcd"), ("k0s", "k0s/etcd")] {
         let mut pod = TestPod::new();
