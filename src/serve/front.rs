@@ -3,15 +3,17 @@
 //! While the API server serves, connections are passed to it as they are: TLS goes from end to end, and client
 //! certificates, HTTP/2 and watches are its affair. Until then, and again whenever it is away, we answer ourselves
 //! ([`super::answer`]), or, in a pod that stands by for another, pass to the front port of one that serves. Which of
-//! these is decided for each connection when it comes.
+//! these is decided for each connection when its first byte comes. Until then it takes up nothing that others could want:
+//! clients that connect and are silent are bounded by themselves, and the oldest makes room for the newest.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::answer::{ServingCertificate, answer};
 use super::health::{Health, Serves};
@@ -24,6 +26,12 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Connections that may wait for our own answers at once; each is over within seconds.
 const ANSWERED_MAX: usize = 512;
+
+/// Connections at once that have sent nothing yet, if the limit on open files allows it.
+const SILENT_MAX: usize = 512;
+
+/// How long a client may take to its first byte. In TLS the client speaks first.
+const FIRST_BYTE: Duration = Duration::from_secs(3);
 
 /// Passed connections at once, if the limit on open files allows it.
 const PASSED_MAX: usize = 16_384;
@@ -45,6 +53,8 @@ pub struct Front {
     buffers: Buffers,
     passed: Arc<Semaphore>,
     answered: Arc<Semaphore>,
+    silent_max: usize,
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Front {
@@ -53,46 +63,73 @@ impl Front {
         let mut names = vec!["localhost".to_owned(), settings.name.clone(), settings.advertised_host()];
         names.extend(settings.tls_sans.iter().cloned());
         names.retain(|name| !name.is_empty());
+        let files = open_files_limit();
         Front {
             serves: super::distro::serves(settings),
             apiserver,
             certificate: ServingCertificate::new(&settings.pki_dir, names),
             buffers: Buffers::default(),
-            passed: Arc::new(Semaphore::new(passed_max(open_files_limit()))),
+            passed: Arc::new(Semaphore::new(passed_max(files))),
             answered: Arc::new(Semaphore::new(ANSWERED_MAX)),
+            silent_max: silent_max(files),
+            warned: Mutex::default(),
         }
     }
 
-    /// With other limits: connections passed, and connections that wait for our own answers.
-    pub fn with_limits(mut self, passed: usize, answered: usize) -> Front {
+    /// With other limits: connections passed, connections that wait for our own answers, and those that have sent nothing.
+    pub fn with_limits(mut self, passed: usize, answered: usize, silent: usize) -> Front {
         self.passed = Arc::new(Semaphore::new(passed));
         self.answered = Arc::new(Semaphore::new(answered));
+        self.silent_max = silent;
         self
     }
 
     /// Serves for ever. `health` decides, at each connection; its last value stays if its sender goes.
     pub async fn serve(self, listener: TcpListener, health: watch::Receiver<Health>) -> std::convert::Infallible {
         let front = Arc::new(self);
-        let mut warned: Option<Instant> = None;
+        let mut silent = Silent::new(front.silent_max);
         loop {
             let error = match listener.accept().await {
                 Ok((client, _)) => {
-                    let Some(route) = front.route(*health.borrow()) else {
-                        warn_rarely(&mut warned, "too many connections wait on the front port: closing new ones");
-                        continue;
-                    };
-                    if matches!(route, Route::Answer(_, true, _)) {
-                        warn_rarely(&mut warned, "too many connections to the API server: refusing new ones");
+                    let (place, dropped) = silent.enter();
+                    if dropped {
+                        front.warn("too many clients of the front port are silent: closing the oldest connections");
                     }
-                    tokio::spawn(Arc::clone(&front).connection(client, route));
+                    tokio::spawn(Arc::clone(&front).client(client, place, health.clone()));
                     continue;
                 }
                 Err(error) => error,
             };
             if !belongs_to_the_client(&error) {
-                warn_rarely(&mut warned, &format!("accept a connection on the front port: {error}"));
+                front.warn(&format!("accept a connection on the front port: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+
+    /// A connection from its beginning: it is routed once it has something to say.
+    async fn client(self: Arc<Self>, client: TcpStream, place: Place, health: watch::Receiver<Health>) {
+        if !speaks(&client, place).await {
+            return;
+        }
+        let now = *health.borrow();
+        drop(health);
+        let Some(route) = self.route(now) else {
+            self.warn("too many connections wait on the front port: closing new ones");
+            return;
+        };
+        if matches!(route, Route::Answer(_, true, _)) {
+            self.warn("too many connections to the API server: refusing new ones");
+        }
+        self.connection(client, route).await;
+    }
+
+    /// At most one line on refused connections in [`WARN_EVERY`].
+    fn warn(&self, what: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!("{what}");
         }
     }
 
@@ -130,6 +167,45 @@ impl Front {
             Ok(config) => Box::pin(answer(client, config, health, self.serves)).await,
             Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot answer probes"),
         }
+    }
+}
+
+/// The connections that have sent nothing yet, oldest first.
+struct Silent {
+    max: usize,
+    places: VecDeque<oneshot::Sender<()>>,
+}
+
+/// A place among them: it is held until it is dropped, or taken back, which closes the connection.
+type Place = oneshot::Receiver<()>;
+
+impl Silent {
+    fn new(max: usize) -> Silent {
+        Silent { max, places: VecDeque::new() }
+    }
+
+    /// A place for a new connection, and whether another had to go for it.
+    fn enter(&mut self) -> (Place, bool) {
+        if self.places.len() >= self.max {
+            self.places.retain(|place| !place.is_closed());
+        }
+        let full = self.places.len() >= self.max;
+        if full {
+            self.places.pop_front();
+        }
+        let (ours, place) = oneshot::channel();
+        self.places.push_back(ours);
+        (place, full)
+    }
+}
+
+/// Whether the client sends something in time, and while it still has its place.
+async fn speaks(client: &TcpStream, place: Place) -> bool {
+    let mut first = [0];
+    let said = tokio::time::timeout(FIRST_BYTE, client.peek(&mut first));
+    tokio::select! {
+        said = said => matches!(said, Ok(Ok(1..))),
+        _ = place => false,
     }
 }
 
@@ -172,6 +248,11 @@ fn passed_max(open_files: usize) -> usize {
     (open_files.saturating_sub(FILES_RESERVED) / 2).clamp(64, PASSED_MAX)
 }
 
+/// A small part of them all: each is over within [`FIRST_BYTE`].
+fn silent_max(open_files: usize) -> usize {
+    (open_files / 8).clamp(32, SILENT_MAX)
+}
+
 /// The limit on open files, after raising the soft one to the hard one, as Go's runtime does for the programs beside
 /// us: container runtimes start processes with a soft limit of 1024, which is kept for programs that use select(2).
 fn open_files_limit() -> usize {
@@ -188,13 +269,6 @@ fn open_files_limit() -> usize {
     usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
-fn warn_rarely(warned: &mut Option<Instant>, what: &str) {
-    if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-        *warned = Some(Instant::now());
-        tracing::warn!("{what}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,10 +281,26 @@ mod tests {
         let health = Health { datastore_ready: true, apiserver_ready: true, ..Health::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let route = front.route(health).unwrap();
-        assert!(matches!(route, Route::Pass(..)));
-        let task = Arc::clone(&front).connection(client, route);
+        assert!(matches!(front.route(health), Some(Route::Pass(..))));
+        let (_sender, health) = watch::channel(health);
+        let task = Arc::clone(&front).client(client, Silent::new(1).enter().0, health);
         assert!(size_of_val(&task) <= 1536, "{} bytes", size_of_val(&task));
+    }
+
+    #[test]
+    fn the_oldest_of_the_silent_makes_room() {
+        let mut silent = Silent::new(2);
+        let gone = |place: &mut Place| place.try_recv() == Err(oneshot::error::TryRecvError::Closed);
+        let (mut first, dropped) = silent.enter();
+        assert!(!dropped);
+        let (second, dropped) = silent.enter();
+        assert!(!dropped && !gone(&mut first));
+        // It has spoken: its place is free.
+        drop(second);
+        let (mut third, dropped) = silent.enter();
+        assert!(!dropped && !gone(&mut first));
+        let (mut fourth, dropped) = silent.enter();
+        assert!(dropped && gone(&mut first) && !gone(&mut third) && !gone(&mut fourth));
     }
 
     #[test]

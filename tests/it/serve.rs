@@ -302,7 +302,7 @@ async fn hostile_clients_are_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let flags = Flags { distro: Some(DistroFlag::None), etcd_embedded: Some(true), ..Flags::default() };
     let settings = settings(dir.path(), flags, &[]);
-    let (address, _health) = front(&settings, Front::new(&settings, None).with_limits(1, 4)).await;
+    let (address, _health) = front(&settings, Front::new(&settings, None).with_limits(1, 4, 4)).await;
 
     // Not TLS.
     let mut plain = TcpStream::connect(address).await.unwrap();
@@ -317,17 +317,48 @@ async fn hostile_clients_are_cut_off() {
         assert!(status == 414 || status == 431, "{status}");
     }
 
-    // Silence, from more clients than are served at once: the next is closed, and all are over soon.
-    let mut silent = Vec::new();
-    for _ in 0..4 {
-        silent.push(TcpStream::connect(address).await.unwrap());
+    // Clients that begin and do not go on, more than are served at once: the next is closed, and all are over soon.
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(&[0x16, 3, 1]).await.unwrap();
+        slow.push(client);
     }
-    let more = TcpStream::connect(address).await.unwrap();
+    let mut more = TcpStream::connect(address).await.unwrap();
+    more.write_all(&[0x16, 3, 1]).await.unwrap();
     assert!(closed(more, Duration::from_secs(2)).await, "the limit on waiting connections does not hold");
-    for client in silent {
-        assert!(closed(client, Duration::from_secs(10)).await, "a silent client is kept");
+    for client in slow {
+        assert!(closed(client, Duration::from_secs(10)).await, "a slow client is kept");
     }
     assert_eq!(get(address, "/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn silent_clients_take_nothing_from_probes() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = || on_sqlite(DistroFlag::K8s, Path::new("/nonexistent"));
+    // The API server's place is held by a front that says something else about the same paths.
+    let (settings, other) = (settings(dir.path(), flags(), &[]), settings(dir.path(), flags(), &[]));
+    let (behind, behind_health) = front(&other, Front::new(&other, None)).await;
+    behind_health.send(Health { stopping: true, ..Health::default() }).unwrap();
+    let (address, health) = front(&settings, Front::new(&settings, Some(behind)).with_limits(16, 16, 8)).await;
+    for (health_now, want) in [(Health::default(), "datastore"), (READY, "stopping")] {
+        health.send(health_now).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let begun = Instant::now();
+        for _ in 0..10 {
+            let (_, body) = get(address, "/readyz").await;
+            assert!(body.contains(want), "{body}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2), "probes wait for silent clients: {:?}", begun.elapsed());
+        // The oldest have gone at once, the last ones soon.
+        let last = silent.pop().unwrap();
+        assert!(closed(silent.swap_remove(0), Duration::from_secs(1)).await, "the oldest silent client is kept");
+        assert!(closed(last, Duration::from_secs(6)).await, "a silent client is kept");
+    }
 }
 
 /// Whether the other side ends the connection in time.
@@ -375,7 +406,7 @@ async fn many_idle_connections_pass_and_the_limit_answers() {
             });
         }
     });
-    let (address, health) = front(&settings, Front::new(&settings, Some(behind)).with_limits(200, 8)).await;
+    let (address, health) = front(&settings, Front::new(&settings, Some(behind)).with_limits(200, 8, 8)).await;
     health.send(READY).unwrap();
     let mut idle = Vec::new();
     for n in 0..200u8 {
