@@ -133,7 +133,10 @@ fn certs(args: syncer::pki::command::Args) -> anyhow::Result<()> {
 fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e).context("write to standard output"),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            // Not as the I/O error that it is: a full disk behind the output is not the volume, which has a code of its own.
+            Err(anyhow::anyhow!("write to standard output: {e}"))
+        }
         _ => Ok(()),
     }
 }

@@ -165,6 +165,14 @@ fn bad_flags_and_variables_are_refused() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_fault() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let out = Command::new(syncer()).args(["config", "-o", "json"]).env_clear().stdout(full).output().unwrap();
+    let err = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.code() == Some(1) && err.contains("standard output"), "{:?} {err}", out.status);
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     for args in
         [&["--help"][..], &["start", "--help"], &["config", "-h"], &["cp", "--help"], &["--version"], &["version"]]
