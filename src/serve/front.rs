@@ -31,7 +31,7 @@ const ANSWERED_MAX: usize = 512;
 const SILENT_MAX: usize = 512;
 
 /// How long a client may take to its first byte. In TLS the client speaks first.
-const FIRST_BYTE: Duration = Duration::from_secs(3);
+const FIRST_BYTE: Duration = Duration::from_secs(5);
 
 /// Passed connections at once, if the limit on open files allows it.
 const PASSED_MAX: usize = 16_384;

@@ -357,7 +357,7 @@ async fn silent_clients_take_nothing_from_probes() {
         // The oldest have gone at once, the last ones soon.
         let last = silent.pop().unwrap();
         assert!(closed(silent.swap_remove(0), Duration::from_secs(1)).await, "the oldest silent client is kept");
-        assert!(closed(last, Duration::from_secs(6)).await, "a silent client is kept");
+        assert!(closed(last, Duration::from_secs(15)).await, "a silent client is kept");
     }
 }
 
