@@ -16,7 +16,7 @@ use crate::supervise::Control;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(10);
-/// At every so manieth look the marker is read as well, for a pod that hears of no other cluster because it is cut off from
+/// One look in so many reads the marker as well, for a pod that hears of no other cluster because it is cut off from
 /// the seed: a restored one may have replaced its own, and what it acknowledges from then on is lost.
 const MARKER_AT: u32 = 3;
 
