@@ -54,9 +54,15 @@ pub fn replaced(facts: &Facts) -> BTreeSet<ClusterId> {
 
 /// Those of `replaced` that nobody has yet seen to be served by no pod: only these make a pod's silence matter. That it was
 /// seen once is noted, and believed from any pod: whoever starts later hears of the restore first.
-pub fn unsettled(facts: &Facts, replaced: &BTreeSet<ClusterId>) -> BTreeSet<ClusterId> {
+fn unsettled(facts: &Facts, replaced: &BTreeSet<ClusterId>) -> BTreeSet<ClusterId> {
     let told = |cluster: &ClusterId| facts.peers.iter().any(|peer| peer.settled.contains(cluster));
-    replaced.iter().copied().filter(|cluster| !facts.notes.settled.contains(cluster) && !told(cluster)).collect()
+    unnoted(facts, replaced).into_iter().filter(|cluster| !told(cluster)).collect()
+}
+
+/// Those of `replaced` that this volume does not note as settled. Each pod notes it for itself, also what it was told: who
+/// told it may be silent when it starts the next time.
+pub fn unnoted(facts: &Facts, replaced: &BTreeSet<ClusterId>) -> BTreeSet<ClusterId> {
+    replaced.iter().copied().filter(|cluster| !facts.notes.settled.contains(cluster)).collect()
 }
 
 /// What holds the API server back, in a pod that knows these clusters to be replaced; `None`: nothing.
@@ -182,7 +188,14 @@ mod tests {
         facts.peers.push(PeerFact { ordinal: Ordinal(2), ..serves(OLD) });
         assert_eq!(asked(&facts).map(|held| (held.having, held.silent)), Some((vec![Ordinal(2)], vec![])));
         let told = PeerFact { ordinal: Ordinal(2), settled: vec![OLD], ..serves(NEW) };
-        assert_eq!(asked(&seed([there.clone(), told.clone()])), None, "another pod has seen it");
+        let hears = seed([there.clone(), told.clone()]);
+        assert_eq!(asked(&hears), None, "another pod has seen it");
+        assert_eq!(
+            unnoted(&hears, &replaced(&hears)),
+            [OLD].into(),
+            "it notes that itself: the other may be silent next time"
+        );
+        assert_eq!(unnoted(&facts, &[OLD].into()), [].into());
         let mut again = seed([there, told]);
         again.notes.superseded.push(ClusterId(7));
         assert_eq!(asked(&again), silent(), "another restore is settled anew");

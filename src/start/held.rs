@@ -9,7 +9,7 @@ use super::beside;
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
 use crate::boot::beside::NotesRead;
-use crate::boot::restored::{held, replaced, unsettled};
+use crate::boot::restored::{held, replaced, unnoted};
 use crate::ids::ClusterId;
 use crate::observe::notes;
 use crate::rules::{Rule, Rules};
@@ -40,7 +40,7 @@ pub async fn release(pod: &Pod, mut known: BTreeSet<ClusterId>, control: &Contro
         }
         match held(&facts, &known, Rules::ALL) {
             None if read == NotesRead::Yes => {
-                settle(pod, &unsettled(&facts, &known));
+                settle(pod, &unnoted(&facts, &known));
                 while !control.release() {
                     tokio::time::sleep(EVERY).await;
                 }

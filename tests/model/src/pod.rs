@@ -65,7 +65,7 @@ impl World {
             known.remove(&ClusterId(dir.cluster.into()));
         }
         if restored::held(&facts, &known, c.rules).is_none() {
-            self.volumes[o].notes.settled.extend(restored::unsettled(&facts, &known));
+            self.volumes[o].notes.settled.extend(restored::unnoted(&facts, &known));
             self.pods[o].held.clear();
         }
     }
