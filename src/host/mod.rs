@@ -126,7 +126,7 @@ impl Host {
 
     /// Secret `<name>-certs`, in which vCluster keeps the certificates.
     pub fn certs(&self) -> SecretObject {
-        SecretObject::new(&self.client, format!("{}-certs", self.client.name))
+        SecretObject::new(&self.client, secret::certs_of(&self.client.name))
     }
 
     /// Secret `vc-k3s-<name>`, in which vCluster keeps k3s' token.

@@ -60,6 +60,19 @@ impl fmt::Debug for SecretData {
     }
 }
 
+/// The Secret in which vCluster keeps the certificates of the StatefulSet `name`.
+pub fn certs_of(name: &str) -> String {
+    format!("{name}-certs")
+}
+
+impl SecretData {
+    /// A Secret with this content, as `kubectl apply` takes it.
+    pub fn manifest(&self, name: &str, namespace: &str) -> serde_json::Value {
+        let metadata = json!({"name": name, "namespace": namespace});
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": text(self)})
+    }
+}
+
 impl SecretObject {
     pub(super) fn new(client: &Arc<Client>, name: String) -> SecretObject {
         SecretObject { client: Arc::clone(client), name }

@@ -1,8 +1,9 @@
-//! `syncer certs`: issues or checks a PKI directory and shows what is in it.
+//! `syncer certs`: issues or checks a PKI directory and shows what is in it, or the Secret by which pods share it.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -12,7 +13,10 @@ use super::ensure::{Mode, ensure_input};
 use super::outcome::{Report, State};
 use super::plan::Input;
 use super::problem::{Refusal, refused};
+use super::shared::SharedPki;
 use crate::disk::Disk;
+use crate::host::secret;
+use crate::host::share::Sharing;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
 
@@ -43,6 +47,9 @@ pub enum Output {
     Text,
     /// JSON, with every name.
     Json,
+    /// The Secret `<name>-certs` for `kubectl apply -f -`: what all pods share, private keys included, under vCluster's keys.
+    /// Pods with the host cluster's API adopt it and issue the rest themselves.
+    Secret,
 }
 
 /// Issues what is missing, or checks. Gives what is to be printed, and the refusal if there is one: what was found is
@@ -66,6 +73,9 @@ pub fn run(
     let text = match args.output {
         Output::Text => table(pki.paths.dir(), &rows, &pki.warnings, &refusals),
         Output::Json => json(pki.paths.dir(), rows, &pki.warnings, &refusals),
+        Output::Secret if refusals.is_empty() => secret(&input, settings, now)?,
+        // A part of it would be taken for the whole.
+        Output::Secret => String::new(),
     };
     Ok((text, if refusals.is_empty() { Ok(()) } else { Err(refused(&refusals)) }))
 }
@@ -149,6 +159,13 @@ fn table(dir: &std::path::Path, rows: &[Row], warnings: &[String], refusals: &[R
         let _ = writeln!(text, "refused: {} {}; {}", refusal.path.display(), refusal.problem, refusal.remedy());
     }
     text
+}
+
+fn secret(input: &Input, settings: &Settings, now: OffsetDateTime) -> anyhow::Result<String> {
+    let pki = SharedPki::of(input, settings.data_dir.clone(), now);
+    let data = pki.content(&pki.items, &[], None).context("read what all pods share")?;
+    let manifest = data.manifest(&secret::certs_of(&settings.name), &settings.namespace);
+    serde_yaml::to_string(&manifest).map_err(|e| anyhow::anyhow!("write the Secret as YAML: {e}"))
 }
 
 fn json(dir: &std::path::Path, rows: Vec<Row>, warnings: &[String], refusals: &[Refusal]) -> String {

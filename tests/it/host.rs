@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -12,7 +13,7 @@ use nix::unistd::Pid;
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, NetworkMode, PodStatus, Policy, Program, Status};
 use crate::support::statefulset::{TestBox, alive, statefulset};
-use crate::support::{part, poll};
+use crate::support::{part, poll, syncer};
 
 /// So long nothing must change where nothing may.
 const NOTHING: Duration = Duration::from_secs(8);
@@ -133,7 +134,9 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
     scene.scaled(3);
 
-    scale(&mut scene, 1);
+    for replicas in [5, 3, 1] {
+        scale(&mut scene, replicas);
+    }
     assert_eq!(formed(&scene.set), Some(cluster.clone()));
 
     // The volume is lost, and the marker knows of it.
@@ -284,6 +287,17 @@ fn api_hangs(scene: &mut Scene) {
     scene.scaled(3);
 }
 
+/// An administrator's Secret, there before the first pod.
+fn given_certs(set: &TestBox, folder: &Path) {
+    let mut command = Command::new(syncer());
+    command.args(["certs", "-o", "secret", "--name=vc", "--namespace=team-a", "--distro=k3s", "--dir"]);
+    let made = command.arg(folder.join("pki")).output().expect("run syncer");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let manifest = folder.join("certs.yaml");
+    std::fs::write(&manifest, made.stdout).expect("write it");
+    set.kubectl(&["apply", "-f", manifest.to_str().expect("UTF-8")]);
+}
+
 /// As the charts of 0.19 have it: one pod after the other; here from ordinal 2 on, which is the seed.
 #[test]
 fn in_order_from_another_first_ordinal() {
@@ -291,12 +305,16 @@ fn in_order_from_another_first_ordinal() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let set = hosted(3, Policy::OrderedReady, |config| {
+    let set = hosted(0, Policy::OrderedReady, |config| {
         config.first = 2;
         with_k3s(config, folder.path());
     });
+    given_certs(&set, folder.path());
+    set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
     let mut scene = Scene::from(2, 3, set);
     let cluster = formed(&scene.set).expect("formed by pod 2");
+    let ca = std::fs::read(folder.path().join("pki/etcd/ca.key")).expect("a CA");
+    assert!((2..5).all(|ordinal| own(&scene.set, ordinal, "etcd/ca.key") == STANDARD.encode(&ca)), "another CA");
     for replicas in [1, 3] {
         scale(&mut scene, replicas);
     }

@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use syncer::disk::RealDisk;
 use syncer::pki::plan::Input;
 use syncer::pki::{Mode, Pki, ensure_input};
@@ -178,7 +180,20 @@ fn the_command_issues_checks_and_refuses() {
     assert_eq!(document["files"][1]["issued_by_syncer"], true);
     assert!(document["files"][1]["sans"].as_array().unwrap().len() > 20);
 
+    let secret = certs(&["-o", "secret"]);
+    let secret: serde_json::Value = serde_yaml::from_slice(&secret.stdout).unwrap();
+    assert_eq!(secret["kind"], "Secret");
+    assert_eq!(secret["metadata"], serde_json::json!({"name": "my-certs", "namespace": "team"}));
+    let shared = secret["data"].as_object().unwrap();
+    // Three CAs and the key pair of service account tokens, under vCluster's keys, with the record of what was issued.
+    let keys: Vec<_> = shared.keys().map(String::as_str).collect();
+    let cas = ["ca.crt", "ca.key", "etcd-ca.crt", "etcd-ca.key", "front-proxy-ca.crt", "front-proxy-ca.key"];
+    assert_eq!(keys, [&cas[..], &["sa.key", "sa.pub", "syncer-issued.json"]].concat());
+    let ca = std::fs::read(pki.join("etcd/ca.key")).unwrap();
+    assert_eq!(shared["etcd-ca.key"], STANDARD.encode(ca));
+
     std::fs::remove_file(pki.join("etcd/server.key")).unwrap();
+    assert_eq!(certs(&["-o", "secret"]).stdout, b"", "a part of it would be taken for the whole");
     let refused = certs(&[]);
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(6), "{text}");
