@@ -81,6 +81,12 @@ impl Bucket {
         let mut builder = AmazonS3Builder::from_env();
         let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
         let endpoint = endpoint.iter().find_map(|key| builder.get_config_value(key));
+        // The store's errors name it whole.
+        if endpoint.as_ref().is_some_and(|endpoint| endpoint.contains('@')) {
+            let what = format!("{self} cannot be used: AWS_ENDPOINT_URL has a user or a password in it");
+            let remedy = "name them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; the endpoint is SCHEME://HOST:PORT";
+            return Err(refuse(Exit::Usage, what, remedy));
+        }
         if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
             builder = builder.with_allow_http(true);
         }

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::check::check;
 use super::fetched::Fetched;
-use super::name::{SnapshotName, expired};
+use super::name::{SnapshotName, cluster_of, expired};
 use super::save::save;
 use super::target::Target;
 use crate::disk::RealDisk;
@@ -53,9 +53,9 @@ pub enum SnapshotCommand {
             What was written since the snapshot is in no store any more. Take one of what is there first: it is the way \
             back. docs/migration.md, \"Restoring a snapshot\", tells the whole journey.",
         after_long_help = "Examples:\n  \
-            kubectl exec my-vcluster-0 -- syncer snapshot restore /data/snapshots/my-vcluster-20261124T060000Z.db\n      \
+            kubectl exec my-vcluster-0 -- syncer snapshot restore /data/snapshots/team-a.my-vcluster-20261124T060000Z.db\n      \
             then: kubectl delete pod my-vcluster-0\n  \
-            syncer snapshot restore s3://my-backups/my-vcluster/my-vcluster-20261124T060000Z.db --dry-run\n  \
+            syncer snapshot restore s3://my-backups/my-vcluster/team-a.my-vcluster-20261124T060000Z.db --dry-run\n  \
             syncer snapshot restore --cancel\n      \
             call it off, before that start\n\n\
             Exit codes: 0 staged, shown or called off   2 bad usage   3 beside an import, a reset, another restore, or with \
@@ -167,12 +167,13 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
         let what = format!("the etcd at {} is a learner, which may lack what the others have", endpoint.url);
         return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
     }
-    let name = SnapshotName::new(&settings.name, OffsetDateTime::now_utc());
+    let (cluster, now) = (cluster_of(settings), OffsetDateTime::now_utc());
+    let name = SnapshotName::new(&cluster, now);
     let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size).await?;
     let mut removed = Vec::new();
     if let Some(keep) = args.keep {
         let kept = args.to.list().await?.into_iter().map(|stored| stored.name);
-        for old in expired(kept, &settings.name, keep as usize) {
+        for old in expired(kept, &cluster, keep as usize, now) {
             args.to.remove(&RealDisk, &old).await?;
             removed.push(old);
         }

@@ -1,4 +1,4 @@
-//! Names of snapshots: which virtual cluster, and when. They sort by time.
+//! Names of snapshots: which virtual cluster, and when.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,12 +8,14 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
+use crate::settings::Settings;
+
 /// The end of every name.
 const SUFFIX: &str = ".db";
 const TIME: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
-/// A snapshot's name, such as `my-vcluster-20261124T060000Z.db`. A file of any other name is nothing of ours: it is not
-/// listed and never removed.
+/// A snapshot's name, such as `team-a.my-vcluster-20261124T060000Z.db`. A file of any other name is nothing of ours: it is
+/// not listed and never removed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotName {
     cluster: String,
@@ -21,7 +23,7 @@ pub struct SnapshotName {
 }
 
 impl SnapshotName {
-    /// The snapshot of `cluster`, the virtual cluster's name, taken at `taken`; its name tells whole seconds of UTC.
+    /// The snapshot of `cluster` ([`cluster_of`]), taken at `taken`; its name tells whole seconds of UTC.
     pub fn new(cluster: &str, taken: OffsetDateTime) -> Self {
         let taken = taken.to_offset(time::UtcOffset::UTC);
         SnapshotName { cluster: cluster.to_owned(), taken: taken.replace_nanosecond(0).unwrap_or(taken) }
@@ -32,7 +34,7 @@ impl SnapshotName {
         SnapshotName { taken: self.taken.saturating_add(time::Duration::SECOND), ..self.clone() }
     }
 
-    /// The virtual cluster's name.
+    /// The virtual cluster, as [`cluster_of`] names it.
     pub fn cluster(&self) -> &str {
         &self.cluster
     }
@@ -68,10 +70,25 @@ impl Serialize for SnapshotName {
     }
 }
 
-/// The snapshots of `cluster` that are to go so that the `keep` newest stay; the oldest first.
-pub fn expired(names: impl IntoIterator<Item = SnapshotName>, cluster: &str, keep: usize) -> Vec<SnapshotName> {
+/// The virtual cluster in the names of its snapshots: another namespace may have one of the same name, and the same bucket.
+/// Neither part has a dot in it.
+pub fn cluster_of(settings: &Settings) -> String {
+    format!("{}.{}", settings.namespace, settings.name)
+}
+
+/// Clocks of two pods differ by less than this.
+pub const CLOCKS: time::Duration = time::Duration::minutes(1);
+
+/// The snapshots of `cluster` that are to go so that the `keep` newest stay at `now`; the oldest first. What a wrong clock
+/// has named after a time to come goes before all others, which it would outlive otherwise, the newest ones included.
+pub fn expired(
+    names: impl IntoIterator<Item = SnapshotName>,
+    cluster: &str,
+    keep: usize,
+    now: OffsetDateTime,
+) -> Vec<SnapshotName> {
     let mut own: Vec<_> = names.into_iter().filter(|name| name.cluster == cluster).collect();
-    own.sort();
+    own.sort_by_key(|name| (name.taken <= now + CLOCKS, name.taken));
     own.truncate(own.len().saturating_sub(keep));
     own
 }
@@ -115,10 +132,16 @@ mod tests {
     fn the_newest_stay_and_those_of_others_do() {
         let names =
             ["vc-20260101T000000Z.db", "vc-20270101T000000Z.db", "vc-20260601T000000Z.db", "o-20200101T000000Z.db"];
-        let gone = |keep| expired(names.map(name), "vc", keep).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let at = |now: &str, keep| {
+            let now = OffsetDateTime::parse(now, &time::format_description::well_known::Rfc3339).unwrap();
+            expired(names.map(name), "vc", keep, now).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let gone = |keep| at("2027-01-01T00:00:00Z", keep);
         assert_eq!(gone(3), [""; 0]);
         assert_eq!(gone(1), [names[0], names[2]]);
         assert_eq!(gone(0), [names[0], names[2], names[1]]);
         assert_eq!(gone(100), [""; 0]);
+        // A clock was wrong once: what is taken now stays.
+        assert_eq!(at("2026-06-01T00:00:00Z", 1), [names[1], names[0]]);
     }
 }

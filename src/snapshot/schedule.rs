@@ -5,12 +5,9 @@ use std::str::FromStr;
 
 use cronexpr::{Crontab, FallbackTimezoneOption, MakeTimestamp, ParseOptions};
 use serde::{Serialize, Serializer};
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
-use super::name::SnapshotName;
-
-/// So far the clocks of pods may differ.
-const CLOCKS: Duration = Duration::minutes(1);
+use super::name::{CLOCKS, SnapshotName};
 
 /// Names for whole expressions, as in CronJobs.
 const NAMED: [(&str, &str); 7] = [
@@ -83,7 +80,7 @@ impl Schedule {
         OffsetDateTime::from_unix_timestamp(next.timestamp().as_second()).ok()
     }
 
-    /// When the next snapshot of `cluster` is due at `now`, where `kept` are there; after `since` if none is. A time in the
+    /// When the next snapshot of `cluster` is due at `now`, where `kept` are there; at once if none is. A time in the
     /// past: it was missed, and is made up for at once, once for however many were missed. `None`: never again.
     ///
     /// One that a wrong clock has named after a time to come must not keep others from being taken until then.
@@ -92,10 +89,12 @@ impl Schedule {
         kept: impl IntoIterator<Item = &'a SnapshotName>,
         cluster: &str,
         now: OffsetDateTime,
-        since: OffsetDateTime,
     ) -> Option<OffsetDateTime> {
         let taken = kept.into_iter().filter(|kept| kept.cluster() == cluster).map(SnapshotName::taken);
-        self.after(taken.filter(|taken| *taken <= now + CLOCKS).max().unwrap_or(since))
+        match taken.filter(|taken| *taken <= now + CLOCKS).max() {
+            Some(last) => self.after(last),
+            None => Some(now),
+        }
     }
 }
 
@@ -124,13 +123,14 @@ mod tests {
     #[test]
     fn missed_ones_are_made_up_for_once() {
         let schedule: Schedule = "@hourly".parse().unwrap();
-        let (since, now) = (at("2026-11-24T10:30:00Z"), at("2026-11-24T10:45:00Z"));
+        let now = at("2026-11-24T10:45:00Z");
         let due = |kept: &[&str]| {
             let kept: Vec<_> = kept.iter().map(|name| name.parse::<SnapshotName>().unwrap()).collect();
-            schedule.due(&kept, "vc", now, since).unwrap()
+            schedule.due(&kept, "vc", now).unwrap()
         };
         let (missed, next) = (at("2026-11-20T01:00:00Z"), at("2026-11-24T11:00:00Z"));
-        assert_eq!(due(&[]), next);
+        assert_eq!(due(&[]), now, "none at all");
+        assert_eq!(due(&["vc-20270101T000000Z.db"]), now);
         assert_eq!(due(&["vc-20261120T000000Z.db"]), missed);
         assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20261124T104500Z.db"]), next);
         // Another cluster's does not count, and neither does one of a time to come; clocks may differ a little.

@@ -1,7 +1,7 @@
 //! Backups on the schedule of the values, taken by the pod beside the etcd leader.
 //!
 //! What is due is told by what is kept: whoever leads looks at the newest snapshot in the target. So a missed one is made
-//! up for, and one that another pod has taken is not taken again where they share the place.
+//! up for, the first one is taken at once, and one that another pod has taken is not taken again where they share the place.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::settings::SnapshotSettings;
-use crate::snapshot::name::{SnapshotName, expired};
+use crate::snapshot::name::{SnapshotName, cluster_of, expired};
 use crate::snapshot::save::save;
 
 /// Between two looks at the clock at most: it may be set.
@@ -20,12 +20,13 @@ const LOOK: Duration = Duration::from_secs(15 * 60);
 const FOLLOWER: Duration = Duration::from_secs(30);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(60);
+/// After one was taken: whatever a place lists, snapshots are not taken one after the other.
+const AT_LEAST: Duration = Duration::from_secs(1);
 /// A place that hangs must not keep this from seeing changed settings.
 const LISTING: Duration = Duration::from_secs(60);
 
 /// Takes snapshots for as long as it is polled.
 pub async fn keep(pod: &Pod) -> Infallible {
-    let since = OffsetDateTime::now_utc();
     let mut now = pod.now.clone();
     let mut serving = pod.health.subscribe();
     loop {
@@ -35,7 +36,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
             if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
                 return std::future::pending().await;
             }
-            let wait = match Box::pin(pass(pod, wanted, since)).await {
+            let wait = match Box::pin(pass(pod, wanted)).await {
                 Ok(wait) => wait,
                 Err(error) => {
                     tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
@@ -52,10 +53,10 @@ pub async fn keep(pod: &Pod) -> Infallible {
 }
 
 /// Takes a snapshot if one is due and this is the leader's pod; how long until the next look.
-async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> anyhow::Result<Duration> {
-    let name = &pod.settings.name;
+async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> {
+    let cluster = cluster_of(&pod.settings);
     let now = OffsetDateTime::now_utc();
-    let due = wanted.schedule.due(&kept(wanted).await?, name, now, since).context("the schedule has ended")?;
+    let due = wanted.schedule.due(&kept(wanted).await?, &cluster, now).context("the schedule has ended")?;
     if due > now {
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
     }
@@ -64,15 +65,15 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings, since: OffsetDateTime) -> an
     if status.leader != Some(status.member) {
         return Ok(FOLLOWER);
     }
-    let name_now = SnapshotName::new(name, now);
+    let name_now = SnapshotName::new(&cluster, now);
     let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
-    for old in expired(kept(wanted).await?, name, wanted.keep as usize) {
+    for old in expired(kept(wanted).await?, &cluster, wanted.keep as usize, now) {
         wanted.target.remove(&pod.disk, &old).await?;
         tracing::info!(name = %old, "old snapshot removed");
     }
-    Ok(Duration::ZERO)
+    Ok(AT_LEAST)
 }
 
 async fn kept(wanted: &SnapshotSettings) -> anyhow::Result<Vec<SnapshotName>> {

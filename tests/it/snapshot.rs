@@ -210,6 +210,11 @@ fn bad_places_and_endpoints_are_named() {
         assert_eq!(out.status.code(), Some(code), "{args:?}: {}", error_of(&out));
         assert!(error_of(&out).contains(want), "{args:?}: {}", error_of(&out));
     }
+    let mut of_bucket = snapshot(&["list", "--from", "s3://bucket/place"]);
+    let out = ran(of_bucket.env("AWS_ENDPOINT_URL", "http://somebody:hidden@127.0.0.1:1"));
+    let error = error_of(&out);
+    assert!(out.status.code() == Some(2) && error.contains("AWS_ENDPOINT_URL has a user"), "{error}");
+    assert!(!error.contains("hidden"), "{error}");
     let none = home.path().join("none");
     let out = ran(&mut snapshot(&["list", "--from", text(&none)]));
     assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("no snapshots in"));
@@ -220,8 +225,9 @@ fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     let mut pod = TestPod::new();
     let place = pod.data().join("kept");
     std::fs::create_dir(&place).unwrap();
-    let old = ["syncer-20260101T000000Z.db", "syncer-20260102T000000Z.db"].map(|name| place.join(name));
-    let foreign = ["other-20200101T000000Z.db", "notes.txt"].map(|name| place.join(name));
+    let old = ["default.syncer-20260101T000000Z.db", "default.syncer-20260102T000000Z.db"].map(|name| place.join(name));
+    let foreign =
+        ["other.syncer-20200101T000000Z.db", "syncer-20200101T000000Z.db", "notes.txt"].map(|name| place.join(name));
     for file in old.iter().chain(&foreign) {
         std::fs::write(file, "x").unwrap();
     }
@@ -237,7 +243,7 @@ fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     pod.etcd(async |etcd| fill(etcd).await);
     // The newest is of January the 2nd of a year that is over: one was missed. It acts without a restart.
     std::fs::remove_file(&old[1]).unwrap();
-    std::fs::write(place.join("syncer-20240102T000000Z.db"), "x").unwrap();
+    std::fs::write(place.join("default.syncer-20240102T000000Z.db"), "x").unwrap();
     std::fs::remove_file(&old[0]).unwrap();
     pod.values(&values(1));
     let kept = poll("a snapshot is kept, and the old one is gone", SOON, || {
