@@ -13,12 +13,13 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, reload};
 
 use crate::ids::MemberId;
 use crate::settings::flags::LogFormat;
@@ -64,7 +65,7 @@ struct Context {
 }
 
 static CONTEXT: RwLock<Context> = RwLock::new(Context { pod: None, member: None, phase: None });
-type Filter = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
+type Filter = reload::Handle<Targets, tracing_subscriber::Registry>;
 static FILTER: OnceLock<Filter> = OnceLock::new();
 
 /// Starts logging. `format` of `None` is text on a terminal and JSON elsewhere; `level` has been checked by the
@@ -90,8 +91,11 @@ pub fn set_level(level: &str) {
     }
 }
 
-fn filter(level: &str) -> EnvFilter {
-    EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new("info"))
+/// Of a part that is not named, errors are logged all the same.
+fn filter(level: &str) -> Targets {
+    let Ok(filter) = level.parse::<Targets>() else { return Targets::new().with_default(LevelFilter::INFO) };
+    let default = filter.default_level().unwrap_or(LevelFilter::ERROR);
+    filter.with_default(default)
 }
 
 fn change(set: impl FnOnce(&mut Context)) {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
 use super::Listen;
 use super::provenance::without_user;
@@ -111,9 +111,13 @@ pub fn log_level(text: &str, origin: &str) -> anyhow::Result<()> {
     let level = |text: &str| {
         matches!(text.to_ascii_lowercase().as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
     };
-    // EnvFilter takes any lone word for a part's name, so that a misspelt level would switch on everything of no part.
-    let sound = text.split(',').all(|part| part.contains(['=', '[', ':']) || level(part.trim()) || part.contains('_'));
-    if sound && EnvFilter::try_new(text).is_ok() {
+    // Targets takes any lone word for a part's name, so that a misspelt level would switch on everything of no part.
+    let sound = |part: &str| match part.split_once('=') {
+        Some((name, its)) => !name.trim().is_empty() && level(its.trim()),
+        None => level(part.trim()) || part.contains([':', '_']),
+    };
+    let sound = text.split(',').all(sound);
+    if sound && text.parse::<Targets>().is_ok() {
         return Ok(());
     }
     let text: String = text.chars().take(80).collect();
