@@ -37,7 +37,8 @@
 //! # Invariants
 //!
 //! * The source of a migration is the truth until the commit, which is one rename. The API server never runs before it.
-//! * A data dir is never deleted: what is set aside is renamed.
+//! * A data dir is never deleted: what is set aside is renamed. Of those that the cluster has gone on without, the newest
+//!   three stay.
 //! * Unknown is not absent: [`boot::Known`].
 //! * Nothing outside `main.rs` exits the process.
 

@@ -69,6 +69,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
             .filter(|ordinal| *ordinal != settings.pod.ordinal)
             .map(|ordinal| PeerFact { state: Known::Unknown(not_asked()), ..PeerFact::new(ordinal) })
             .collect(),
+        named: Known::Absent,
         members: Known::Unknown(not_asked()),
     })
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::boot::{self, BootDecision, DataDirFact, Facts};
+use crate::boot::{self, BootDecision, DataDirFact, Facts, Known};
 use crate::datadir::lock::in_use;
 use crate::discovery::Discovery;
 use crate::discovery::schedule::Pace;
@@ -119,7 +119,10 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
     if settings.pod.in_pod && settings.etcd.enabled {
         match survey(settings, &facts).await {
             Ok(survey) => survey.add_to(&mut facts),
-            Err(error) => remarks.push(format!("the other pods cannot be asked: {error:#}")),
+            Err(error) => {
+                remarks.push(format!("the other pods cannot be asked: {error:#}"));
+                facts.named = Known::Unknown("they cannot be asked".to_owned());
+            }
         }
         if let Some(host) = Host::of(settings) {
             let (set, marker) = tokio::join!(host.set(), host.marker());

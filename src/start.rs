@@ -33,7 +33,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{BootDecision, Known, decide};
+use crate::boot::{BootDecision, Known, Refusal, decide};
 use crate::datadir::lock::{DatadirLock, LockError};
 use crate::discovery::schedule::Pace;
 use crate::discovery::{Discovery, own};
@@ -100,8 +100,13 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     }
     let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
     // What other pods and the host API have a say in is decided when they have been asked.
+    let others_decide = |refusal: &Refusal| {
+        settings.pod.in_pod
+            && settings.etcd.enabled
+            && (refusal.exit() == Exit::RefusedMembership || matches!(refusal, Refusal::DamagedDataDir(_)))
+    };
     if let BootDecision::Refuse(refusal) = decide(&facts)
-        && (host.is_none() || refusal.exit() != Exit::RefusedMembership)
+        && !others_decide(&refusal)
     {
         return Err(refusal.error());
     }
@@ -161,6 +166,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
                 own: Arc::clone(&own),
                 health: health.subscribe(),
                 metrics: (Ipv4Addr::LOCALHOST, settings.listen.metrics_port).into(),
+                etcd_dir: settings.etcd_dir(),
             };
             Some(tokio::spawn(peer::server::serve(listener, answers)))
         }
@@ -255,6 +261,7 @@ async fn live(
             never = again::decide_again(pod, &control) => match never {},
             never = beside::compare(pod, &control) => match never {},
             never = held::release(pod, replaced, &control) => match never {},
+            never = restore::remind(pod) => match never {},
         };
         match stopped {
             Stopped::BySignal => {
@@ -281,6 +288,7 @@ async fn live(
 
 fn etcd_spec(pod: &Pod, settings: &Settings, bootstrap: Bootstrap) -> anyhow::Result<Option<ChildSpec>> {
     let Some((program, version)) = pod.etcd.clone() else { return Ok(None) };
+    pod.own.needs(launch::largest_request(settings)?);
     launch::spec(&Launch { settings, pki: &pod.pki, bootstrap, program, version }).map(Some)
 }
 

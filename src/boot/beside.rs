@@ -10,9 +10,12 @@ use crate::rules::{Rule, Rules};
 pub enum Beside {
     /// A restore has replaced its cluster: it stops everything and decides anew, which has it join the restored one.
     Superseded,
-    /// An unrelated cluster is the formed one, or is served by at least as many pods: it stops everything and decides
-    /// anew, which is a refusal as long as that stays so. Nothing is changed.
+    /// An unrelated cluster is the formed one: it stops everything and decides anew, which is a refusal as long as that stays
+    /// so. Nothing is changed.
     Overtaken(ClusterId),
+    /// An unrelated cluster is served by at least as many pods: the same, once it has been so for some looks, as the word
+    /// of a pod may be missing in one.
+    Outnumbered(ClusterId),
     /// Fewer pods serve an unrelated cluster. They are to stop; a stray volume must not stop those that have a quorum.
     Stray(ClusterId),
 }
@@ -52,7 +55,7 @@ pub fn beside(facts: &Facts, cluster: ClusterId, notes: NotesRead, rules: Rules)
     let other =
         others.filter(|other| *other != cluster && !marker::superseded(facts, *other)).max_by_key(|o| served(*o))?;
     let outnumbered = formed.is_none() && notes == NotesRead::Yes && served(other) > served(cluster);
-    let heard = if outnumbered { Beside::Overtaken(other) } else { Beside::Stray(other) };
+    let heard = if outnumbered { Beside::Outnumbered(other) } else { Beside::Stray(other) };
     Some((heard, Rule::RunningCompared))
 }
 
@@ -93,9 +96,9 @@ mod tests {
     fn as_many_pods_that_serve_another_cluster_stop_this_one_and_fewer_do_not() {
         assert_eq!(heard(&serving(&[])), None);
         assert_eq!(heard(&serving(&[serves(MINE), serves(MINE)])), None);
-        assert_eq!(heard(&serving(&[serves(OTHER)])), Some(Beside::Overtaken(OTHER)));
+        assert_eq!(heard(&serving(&[serves(OTHER)])), Some(Beside::Outnumbered(OTHER)));
         assert_eq!(heard(&serving(&[serves(MINE), serves(OTHER)])), Some(Beside::Stray(OTHER)));
-        assert_eq!(heard(&serving(&[serves(OTHER), serves(OTHER)])), Some(Beside::Overtaken(OTHER)));
+        assert_eq!(heard(&serving(&[serves(OTHER), serves(OTHER)])), Some(Beside::Outnumbered(OTHER)));
         let two_strays = serving(&[serves(MINE), serves(OTHER), serves(ClusterId(8))]);
         assert!(matches!(heard(&two_strays), Some(Beside::Stray(_))));
     }
@@ -105,7 +108,7 @@ mod tests {
     fn with_notes_that_cannot_be_read_only_the_marker_or_the_seed_stops_a_pod() {
         let unread = |facts: &Facts| beside(facts, MINE, NotesRead::Unknown, Rules::ALL).map(|(heard, _)| heard);
         let outnumbered = serving(&[serves(OTHER), serves(OTHER)]);
-        assert_eq!(heard(&outnumbered), Some(Beside::Overtaken(OTHER)));
+        assert_eq!(heard(&outnumbered), Some(Beside::Outnumbered(OTHER)));
         assert_eq!(unread(&outnumbered), Some(Beside::Stray(OTHER)));
         let other = marked(|marker| marker.phase = MarkerPhase::Formed(OTHER));
         assert_eq!(unread(&Facts { marker: other, ..outnumbered.clone() }), Some(Beside::Overtaken(OTHER)));

@@ -106,9 +106,17 @@ pub struct Facts {
     /// The other ordinals: at least those below desired, and each higher one that anything is known of.
     #[serde(default)]
     pub peers: Vec<PeerFact>,
+    /// Whether the headless service has said which pods there are; absent: it names none, or there is none to ask. Until it
+    /// has, a pod above desired may be there that `peers` does not have.
+    #[serde(default = "nobody_to_ask", skip_serializing_if = "Known::is_absent")]
+    pub named: Known<()>,
     /// A *linearizable* member list of a cluster that a peer serves. Never a peer's own view ([`PeerFact::members`]).
     #[serde(default)]
     pub members: Known<MemberList>,
+}
+
+const fn nobody_to_ask() -> Known<()> {
+    Known::Absent
 }
 
 impl Facts {
@@ -136,6 +144,7 @@ impl Facts {
             marker: Known::default(),
             claims: Known::default(),
             peers: Vec::new(),
+            named: Known::Absent,
             members: Known::default(),
         }
     }
@@ -380,6 +389,9 @@ pub struct Notes {
     /// may still name it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<ClusterId>,
+    /// The largest request that the store's values need, in bytes, as another pod said when this one joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_bytes: Option<u64>,
 }
 
 /// A member list with the cluster it is of.

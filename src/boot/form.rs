@@ -17,7 +17,15 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     if let Some(dir) = &facts.distro_store {
         return refuse(Refusal::DistroStore(dir.clone()), Rule::Settings);
     }
+    let away = match (&facts.marker, facts.host_configured && rules.on(Rule::HostAnswers)) {
+        (Known::Unknown(why), true) => Some(why),
+        _ => None,
+    };
     if facts.ordinal != facts.seed && rules.on(Rule::SeedForms) {
+        // It says which ordinal is the first.
+        if let Some(why) = away {
+            return wait(Wait::HostAway(why.clone()), Rule::HostAnswers);
+        }
         return if facts.stores.state_dbs.is_empty() {
             wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
         } else {
@@ -29,9 +37,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     {
         return refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce);
     }
-    if let (Known::Unknown(why), true) = (&facts.marker, facts.host_configured)
-        && rules.on(Rule::HostAnswers)
-    {
+    if let Some(why) = away {
         return wait(Wait::HostAway(why.clone()), Rule::HostAnswers);
     }
     if let Some((ordinal, store)) = facts.peers.iter().find_map(|peer| match &peer.state {
@@ -40,8 +46,9 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     }) {
         return refuse(Refusal::StoreElsewhere { ordinal, store: store.clone() }, Rule::StoreOfSeed);
     }
-    let Some(asked) = must_answer(facts, rules) else {
-        return wait(Wait::HostAway("which pods are wanted".into()), Rule::HostAnswers);
+    let asked = match must_answer(facts, rules) {
+        Ok(asked) => asked,
+        Err((why, rule)) => return wait(why, rule),
     };
     let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
     if !silent.is_empty() {
@@ -81,29 +88,37 @@ fn told(facts: &Facts, rules: Rules) -> impl Iterator<Item = ClusterId> {
     facts.peers.iter().filter(move |_| rules.on(Rule::JoinersTell)).filter_map(|peer| peer.joins).filter(current)
 }
 
-/// The ordinals that must say of themselves that they are empty; `None`: not known which.
-pub(super) fn must_answer(facts: &Facts, rules: Rules) -> Option<BTreeSet<Ordinal>> {
+/// The ordinals that must say of themselves that they are empty, or what says which.
+pub(super) fn must_answer(facts: &Facts, rules: Rules) -> Result<BTreeSet<Ordinal>, (Wait, Rule)> {
     // Whatever volumes there are, they are superseded, and the marker keeps them from starting.
     if facts.host_configured && marker::released(facts).is_some() {
-        return Some(BTreeSet::new());
+        return Ok(BTreeSet::new());
     }
     if facts.host_configured {
         match &facts.claims {
-            Known::Absent => return Some(BTreeSet::new()),
-            Known::Present(claims) if claims.is_empty() => return Some(BTreeSet::new()),
-            _ if !rules.on(Rule::ClaimsAnswer) => return Some(BTreeSet::new()),
+            Known::Absent => return Ok(BTreeSet::new()),
+            Known::Present(claims) if claims.is_empty() => return Ok(BTreeSet::new()),
+            _ if !rules.on(Rule::ClaimsAnswer) => return Ok(BTreeSet::new()),
             Known::Present(_) | Known::Unknown(_) => {}
         }
     }
     if !rules.on(Rule::PeersSayEmpty) {
-        return Some(BTreeSet::new());
+        return Ok(BTreeSet::new());
     }
-    let desired = facts.desired.known()?;
+    let Some(desired) = facts.desired.known() else {
+        return Err((Wait::HostAway("which pods are wanted".into()), Rule::HostAnswers));
+    };
+    // Those of a scale-down that has not reached them yet are known by their names alone.
+    if let Known::Unknown(why) = &facts.named
+        && !facts.host_configured
+    {
+        return Err((Wait::PodsNotNamed(why.clone()), Rule::PeersSayEmpty));
+    }
     let below = (0..desired).map(|n| Ordinal(facts.seed.0.saturating_add(n)));
     let claimed = facts.claims.present().into_iter().flatten().copied();
     // A record of a higher ordinal that is not authoritatively absent may be there.
     let named = facts.peers.iter().filter(|peer| !peer.dns.is_absent()).map(|peer| peer.ordinal);
-    Some(below.chain(claimed).chain(named).filter(|ordinal| *ordinal != facts.ordinal).collect())
+    Ok(below.chain(claimed).chain(named).filter(|ordinal| *ordinal != facts.ordinal).collect())
 }
 
 fn says_empty(facts: &Facts, ordinal: Ordinal) -> bool {
@@ -121,7 +136,10 @@ pub(super) fn unrecorded(facts: &Facts, cluster: ClusterId, rules: Rules) -> Opt
     match (&facts.marker, facts.host_configured) {
         // No marker can say so: whoever could have data is asked once more, now that this pod's word is its data.
         (Known::Unknown(_), false) => {
-            let asked = must_answer(facts, rules).unwrap_or_default();
+            let asked = match must_answer(facts, rules) {
+                Ok(asked) => asked,
+                Err((wait, rule)) => return Some((BootDecision::Wait(wait), rule)),
+            };
             let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
             if let Some(other) = told(facts, rules).find(|other| *other != cluster) {
                 let refusal = Refusal::TwoClusters { mine: cluster, other };

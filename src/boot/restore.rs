@@ -107,8 +107,9 @@ fn supersede(facts: &Facts, staged: &Staged, rules: Rules) -> Verdict {
     if !found.is_empty() {
         return begins(found);
     }
-    let Some(asked) = form::must_answer(facts, rules) else {
-        return (BootDecision::Wait(Wait::HostAway("which pods are wanted".into())), Rule::HostAnswers);
+    let asked = match form::must_answer(facts, rules) {
+        Ok(asked) => asked,
+        Err((wait, rule)) => return (BootDecision::Wait(wait), rule),
     };
     let speaks = |peer: &PeerFact| peer.state.present().is_some();
     let silent: Vec<_> = asked.into_iter().filter(|ordinal| !facts.peer(*ordinal).is_some_and(speaks)).collect();

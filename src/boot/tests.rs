@@ -27,6 +27,7 @@ fn facts() -> Facts {
         host_configured: false,
         claims: Known::Unknown("no host API is configured".into()),
         peers: Vec::new(),
+        named: Known::Present(()),
         members: Known::default(),
     }
 }

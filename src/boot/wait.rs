@@ -11,6 +11,8 @@ use crate::ids::{ClusterId, MemberId, Ordinal};
 pub enum Wait {
     /// The host API is configured, does not answer, and this step may not be decided without it.
     HostAway(String),
+    /// DNS does not say which pods there are, and nothing may be formed before each has said of itself that it is empty.
+    PodsNotNamed(String),
     /// Nothing may be formed before each of these pods has said of itself that it is empty.
     PeersNotKnownEmpty(Vec<Ordinal>),
     /// No cluster exists yet; the seed forms it.
@@ -53,6 +55,9 @@ impl Wait {
     pub fn what(&self) -> String {
         match self {
             Wait::HostAway(why) => format!("the host cluster's API does not say what must be known: {why}"),
+            Wait::PodsNotNamed(why) => {
+                format!("DNS does not say which pods the headless service has, and one of them may hold data: {why}")
+            }
             Wait::PeersNotKnownEmpty(pods) => {
                 format!("pods {} may hold a cluster's data: nothing has said that they are empty", list(pods))
             }
@@ -94,6 +99,7 @@ impl Wait {
     pub fn remedy(&self) -> String {
         match self {
             Wait::HostAway(_) => "make the host cluster's API reachable, and the StatefulSet readable".into(),
+            Wait::PodsNotNamed(_) => "look at the cluster's DNS and at the headless service".into(),
             Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \
                  that hold nothing: one pod first, then more"
                 .into(),
@@ -104,15 +110,16 @@ impl Wait {
             }
             Wait::Surplus { .. } => "scale up to have it added".into(),
             Wait::NobodyToJoin(_) => "start the pods that have the data; if their volumes are gone, restore a \
-                 snapshot, or give them up: `syncer recover --new-cluster` on the seed's volume, and delete the ConfigMap \
-                 <name>-etcd; without the host cluster's API, delete the volumes of the pods \
-                 that wait to join it"
+                 snapshot, or give them up: `syncer recover --new-cluster` on every volume that is left (or delete those of \
+                 the pods that wait to join it), and delete the ConfigMap <name>-etcd"
                 .into(),
             Wait::SupersededNotServed(_) => "start the pod that was restored; to keep this data dir instead, move it aside \
                  and have `syncer migrate --from datadir:PATH` make a new cluster of it"
                 .into(),
             Wait::Dropped { .. } => {
-                "start the survivor; if its volume is gone, `syncer recover` on the pod with the latest data".into()
+                "start the survivor; if its volume is gone, scale the StatefulSet to zero, `syncer recover` on the volume with the \
+                 latest data, delete the ConfigMap <name>-etcd, which drops this member, and scale up again"
+                    .into()
             }
             Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero, give `syncer recover` \
                  the volume with the latest data, which says what may be lost before it does anything, and scale up again"

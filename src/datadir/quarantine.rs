@@ -1,7 +1,7 @@
-//! Setting a data dir aside: renamed, never deleted, unless pruning is asked for.
+//! Setting a data dir aside: renamed, and never deleted but by [`retire`], of what it has set aside itself.
 //!
 //! Killed anywhere and called again, each function ends in the same state. A reset's copy of a data dir has a name of the
-//! same form and counts among those set aside.
+//! same form; that, and what a restore or an operator has replaced, stays until somebody deletes it.
 //!
 //! `<dir>` becomes `<dir>.aside-<UTC time>-<n>`, for example `etcd.aside-20260823T101500Z-1`.
 
@@ -72,18 +72,26 @@ pub fn asides(etcd_dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Sets a data dir aside and removes all but the newest [`KEEP`] that were; its new path.
+/// In a data dir that [`retire`] has set aside: the cluster goes on without it, and it may be removed.
+const RETIRED: &str = "retired";
+
+/// Sets a data dir aside that its cluster goes on without, and removes all but the newest [`KEEP`] of these; its new path.
 pub fn retire(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<Option<PathBuf>> {
     let kept = set_aside(disk, etcd_dir, now)?;
+    if let Some(kept) = &kept {
+        // A kill before this keeps it for ever, which is the safe side.
+        disk.write_durable(&kept.join(RETIRED), b"", 0o600)?;
+    }
     prune(disk, etcd_dir, KEEP)?;
     Ok(kept)
 }
 
-/// Removes all but the newest `keep` set-aside data dirs, and says which. Only what [`set_aside`] named is touched. What
+/// Removes all but the newest `keep` data dirs that were [retired](retire), and says which. What
 /// is removed is renamed first, so that a half-removed data dir never looks like a whole one.
 pub fn prune(disk: &dyn Disk, etcd_dir: &Path, keep: usize) -> io::Result<Vec<PathBuf>> {
     let parent = parent_of(etcd_dir);
     let mut old = asides(etcd_dir)?;
+    old.retain(|path| path.join(RETIRED).exists());
     old.truncate(old.len().saturating_sub(keep));
     for path in &old {
         disk.rename_durable(path, &going(path))?;
@@ -183,8 +191,12 @@ mod tests {
         let dir = home.path().join("etcd");
         let names = ["20260823T101500Z-2", "20260823T101500Z-10", "20250823T101500Z-1", "20260824T000000Z-1"];
         for name in names {
-            make(&home.path().join(format!("etcd.aside-{name}")), name);
+            let aside = home.path().join(format!("etcd.aside-{name}"));
+            make(&aside, name);
+            std::fs::write(aside.join(RETIRED), "").unwrap();
         }
+        // Nobody has gone on without this one.
+        make(&home.path().join("etcd.aside-20200823T101500Z-1"), "kept");
         for other in ["etcd.aside-mine", "etcd.aside-20260823T101500Z-1.bak", "etcd2.aside-20260823T101500Z-1", "etcd"]
         {
             make(&home.path().join(other), other);
@@ -192,8 +204,8 @@ mod tests {
         let removed = prune(&RealDisk, &dir, 2).unwrap();
         let gone = ["etcd.aside-20250823T101500Z-1", "etcd.aside-20260823T101500Z-2"];
         assert_eq!(removed, gone.map(|name| home.path().join(name)));
-        assert_eq!(asides(&dir).unwrap().len(), 2);
-        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 6);
+        assert_eq!(asides(&dir).unwrap().len(), 3);
+        assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 7);
         assert!(prune(&RealDisk, &dir, KEEP).unwrap().is_empty());
     }
 

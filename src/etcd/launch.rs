@@ -10,6 +10,7 @@ use super::version::EtcdVersion;
 use crate::datadir::MemberIdentity;
 use crate::datadir::members::stored_members;
 use crate::migrate::journal;
+use crate::observe::notes;
 use crate::pki::Pki;
 use crate::restore::record;
 use crate::settings::{EtcdTiming, Settings};
@@ -66,7 +67,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         Bootstrap::Restart => stored_members(&backend).map_or(true, |stored| stored.members.len() <= 1),
         Bootstrap::Existing { .. } | Bootstrap::ForceNewCluster => false,
     };
-    let largest = journal::max_request_bytes(&settings.data_dir)?.max(record::max_request_bytes(&settings.data_dir)?);
+    let largest = largest_request(settings)?;
     let etcd = EtcdLaunch {
         name: settings.pod.name.clone(),
         data_dir: settings.etcd_dir(),
@@ -99,6 +100,14 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         log: LogFormat::EtcdJson,
         stop_grace: STOP_GRACE,
     })
+}
+
+/// The largest request that the store's values need, in bytes: of what was imported or restored here, or as another pod
+/// said, whose store this pod's member has. etcd checks it in the member that is asked.
+pub fn largest_request(settings: &Settings) -> anyhow::Result<Option<u64>> {
+    let dir = &settings.data_dir;
+    let told = notes::load(dir)?.request_bytes;
+    Ok(journal::max_request_bytes(dir)?.max(record::max_request_bytes(dir)?).max(told))
 }
 
 /// The timing as set, or the quick one of a member that is alone and stays so.

@@ -44,7 +44,7 @@ pub struct MemberFact {
     pub active: bool,
     /// It is within a small number of entries of the leader, with the leader's snapshot installed.
     pub caught_up: bool,
-    /// A learner that has neither applied an entry nor received bytes for minutes.
+    /// A learner that has neither applied an entry nor received bytes for minutes, and is behind or gives no answer.
     #[serde(default)]
     pub stalled: bool,
 }

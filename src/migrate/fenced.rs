@@ -101,6 +101,8 @@ pub struct Looked {
     pub members: Vec<MemberId>,
     /// Size of its backend file in bytes.
     pub db_size: u64,
+    /// Bytes of it that are in use.
+    pub in_use: u64,
 }
 
 /// Looks whether the source can be fenced and read. Nothing is changed anywhere. `ours`: the record of an earlier fence.
@@ -150,7 +152,7 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
         source = etcd.url, cluster = %list.cluster, version = status.version, members = members.len(), bytes = status.db_size,
         "the source can be moved from"
     );
-    Ok(Looked { cluster: list.cluster, members, db_size: status.db_size })
+    Ok(Looked { cluster: list.cluster, members, db_size: status.db_size, in_use: status.db_in_use })
 }
 
 /// Records a fence, raises it and makes sure that it holds.
@@ -257,15 +259,26 @@ impl Fenced {
 
     /// Makes sure that the fence holds, and gives the revision that a majority agrees on.
     async fn held(&self) -> anyhow::Result<Revision> {
-        let (ours, refuses, revision) = patiently(PATIENCE_FENCED, async || {
+        let (alarms, refuses, revision) = patiently(PATIENCE_FENCED, async || {
             let mut client = EtcdClient::connect(&self.etcd).await?;
-            let ours = client.alarms(ANSWER).await?.contains(&(self.alarm, Alarm::Corrupt));
+            let alarms = client.alarms(ANSWER).await?;
             let refuses = client.refuses_writes(&format!("syncer/fence/{}", self.alarm), ANSWER).await?;
             // Last: what was written before the fence had been lifted for a moment shows in it.
-            Ok((ours, refuses, client.linearizable_read(ANSWER).await?))
+            Ok((alarms, refuses, client.linearizable_read(ANSWER).await?))
         })
         .await
         .map_err(|error| no_answer(&self.etcd, error))?;
+        let corrupt = || alarms.iter().filter(|(_, alarm)| *alarm == Alarm::Corrupt).map(|(member, _)| *member);
+        // Raised since the source was looked at. Of two that move from it at once, both may see the other: both give up.
+        if let Some(other) = corrupt().find(|member| *member != self.alarm) {
+            return Err(refuse(
+                Exit::RefusedSource,
+                format!("{} has got an alarm CORRUPT of {other} beside the fence", self.etcd.url),
+                "if that is a member (`etcdctl member list`), its data differs: replace it and disarm the alarm; otherwise \
+                 another virtual cluster is being moved from there: let one alone do so",
+            ));
+        }
+        let ours = corrupt().any(|member| member == self.alarm);
         if ours && refuses {
             return Ok(revision);
         }
@@ -297,6 +310,7 @@ pub async fn lift(
         client.disarm_alarm(record.alarm, Alarm::Corrupt, ANSWER).await?;
         crash_point!("fence-half-lifted");
         client.disarm_alarm(record.alarm, Alarm::NoSpace, ANSWER).await?;
+        restore_alarms(&mut client).await?;
         Ok(cluster)
     })
     .await
@@ -307,6 +321,29 @@ pub async fn lift(
     }
     fence::store(disk, data_dir, &FenceRecord { phase: FencePhase::Lifted, ..record.clone() })?;
     tracing::info!(source = etcd.url, "the fence around the source is lifted: it takes writes again");
+    Ok(())
+}
+
+/// Before 3.6 the end of one alarm ends the effect of all, until a member is restarted, which then takes other writes than
+/// the others. So alarms of the source's own that stand are taken back and raised anew: only the first of a kind has an
+/// effect (`applierV3backend.Alarm` in `server/etcdserver/apply.go`). CORRUPT last, as NOSPACE would take its place. Killed
+/// in between, etcd raises them again by itself: the one at the next write beyond its quota, the other at its next check.
+async fn restore_alarms(source: &mut EtcdClient) -> Result<(), ClientError> {
+    let alarms = source.alarms(ANSWER).await?;
+    if alarms.is_empty() {
+        return Ok(());
+    }
+    let members = source.member_list(ANSWER).await?.members;
+    for kind in [Alarm::NoSpace, Alarm::Corrupt] {
+        let of_kind = alarms.iter().filter(|(_, alarm)| *alarm == kind).map(|(member, _)| *member);
+        let its_own: Vec<_> = of_kind.filter(|member| members.iter().any(|known| known.id == *member)).collect();
+        for member in &its_own {
+            source.disarm_alarm(*member, kind, ANSWER).await?;
+        }
+        for member in &its_own {
+            source.raise_alarm(*member, kind, ANSWER).await?;
+        }
+    }
     Ok(())
 }
 

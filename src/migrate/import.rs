@@ -318,6 +318,19 @@ pub(super) fn finish_kept(disk: &dyn Disk, plan: &ImportPlan) -> anyhow::Result<
     }
 }
 
+/// Removes what a killed import from a running etcd has left on the volume at `data_dir`: nothing of it is used again.
+pub fn forget_killed(disk: &dyn Disk, data_dir: &Path) -> anyhow::Result<()> {
+    let etcd_dir = data_dir.join("etcd");
+    disk.forget_file(&with_suffix(&etcd_dir, ".source")).context("remove a downloaded snapshot")?;
+    // One that cannot be read is reported by the import itself.
+    let Ok(Some(journal)) = journal::load(&data_dir.join(journal::FILE_NAME)) else { return Ok(()) };
+    if journal.phase == Phase::Importing && journal.source.is_remote() {
+        remove_scratch(disk, &with_suffix(&etcd_dir, ".verify"))?;
+        remove_if_there(disk, &with_suffix(&etcd_dir, ".staging"))?;
+    }
+    Ok(())
+}
+
 /// Closes the journal at `path` of an import from a running etcd, if its data dir is the one at `etcd_dir`.
 pub fn close_kept(disk: &dyn Disk, path: &Path, etcd_dir: &Path) -> anyhow::Result<()> {
     let journal = journal::load(path).context("read the migration journal")?;

@@ -138,9 +138,13 @@ pub fn fact(data_dir: &Path) -> io::Result<JournalFact> {
     })
 }
 
-/// The largest request that the values imported into `data_dir` need, in bytes; `None` if nothing was imported.
+/// The largest request that the values imported into `data_dir` need, in bytes, at boot or by `syncer migrate`; `None` if
+/// nothing was imported.
 pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, RecordError> {
-    Ok(load(&data_dir.join(FILE_NAME))?.and_then(|journal| journal.written).map(|written| written.max_request_bytes))
+    let needed = |journal: Option<Journal>| Some(journal?.written?.max_request_bytes);
+    // No boot depends on it otherwise.
+    let by_hand = load(&data_dir.join("etcd.migration.journal")).ok().flatten();
+    Ok(needed(load(&data_dir.join(FILE_NAME))?).max(needed(by_hand)))
 }
 
 /// A source's path as the journal at `journal` keeps it.

@@ -57,6 +57,12 @@ pub struct Word {
     /// The last entry that its etcd has applied, while that runs and answers no clients yet.
     #[serde(default)]
     pub applied: Option<RaftIndex>,
+    /// The largest request that the values of its store need, in bytes, as far as it knows.
+    #[serde(default)]
+    pub request_bytes: Option<u64>,
+    /// Bytes of the store in its data dir, a snapshot that is on its way included, while its etcd runs.
+    #[serde(default)]
+    pub received: Option<u64>,
 }
 
 impl Word {
@@ -66,6 +72,17 @@ impl Word {
             Some(PeerState::Data { member, cluster, .. }) if (member, cluster) == (id, in_cluster) => self.applied,
             _ => None,
         }
+    }
+
+    /// The bytes of the store that this member's etcd has.
+    pub fn received_as(&self, id: MemberId, in_cluster: ClusterId) -> Option<u64> {
+        let runs = match self.state {
+            Some(PeerState::Data { member, cluster, .. } | PeerState::Serving { member, cluster }) => {
+                (member, cluster) == (id, in_cluster)
+            }
+            _ => false,
+        };
+        self.received.filter(|_| runs)
     }
 }
 
@@ -88,6 +105,7 @@ struct Says {
     settled: Vec<ClusterId>,
     joins: Option<ClusterId>,
     request: Option<Request>,
+    request_bytes: Option<u64>,
 }
 
 impl Own {
@@ -138,6 +156,11 @@ impl Own {
         self.says().request = request;
     }
 
+    /// The largest request that the values of its store need, in bytes.
+    pub fn needs(&self, request_bytes: Option<u64>) {
+        self.says().request_bytes = request_bytes;
+    }
+
     /// The word now.
     pub fn word(&self, health: Health) -> Word {
         let says = self.says().clone();
@@ -157,6 +180,8 @@ impl Own {
             request,
             serves_clients,
             applied: None,
+            request_bytes: says.request_bytes,
+            received: None,
         }
     }
 }
@@ -253,6 +278,9 @@ mod tests {
         let starting = Word { applied: Some(RaftIndex(7)), ..own.word(Health::default()) };
         assert_eq!(starting.applied_as(id, cluster), Some(RaftIndex(7)));
         assert_eq!(starting.applied_as(MemberId(9), cluster), None, "of another member");
+        let starting = Word { received: Some(4096), ..starting };
+        assert_eq!(starting.received_as(id, cluster), Some(4096));
+        assert_eq!(starting.received_as(MemberId(9), cluster), None, "of another member");
         assert_eq!(starting.applied_as(id, ClusterId(9)), None, "of another cluster");
         own.ask(Some(Request::Leave));
         assert_eq!(own.word(Health { stopping: true, ..serving }).request, Some(Request::Leave));

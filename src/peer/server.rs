@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,8 @@ pub struct Answers {
     pub health: watch::Receiver<Health>,
     /// Where the etcd in this pod shows its metrics.
     pub metrics: SocketAddr,
+    /// Its data dir.
+    pub etcd_dir: PathBuf,
 }
 
 /// Answers for ever.
@@ -108,7 +111,7 @@ impl Answers {
         response
     }
 
-    /// The word, with what etcd has applied while only its metrics tell that.
+    /// The word, with what etcd has applied while only its metrics tell that, and what it has received.
     async fn word(&self) -> Word {
         let word = self.own.word(*self.health.borrow());
         let applied = match word.state {
@@ -117,6 +120,14 @@ impl Answers {
             }
             _ => None,
         };
-        Word { applied, ..word }
+        let received = self.own.member().and_then(|_| received(&self.etcd_dir));
+        Word { applied, received, ..word }
     }
+}
+
+/// Bytes of the store in a data dir: the backend, and a snapshot that etcd is being sent, which it writes into a file
+/// beside the backend (`SaveDBFrom` in `server/etcdserver/api/snap/db.go`) and counts in no metric before its end.
+fn received(etcd_dir: &Path) -> Option<u64> {
+    let files = std::fs::read_dir(etcd_dir.join("member/snap")).ok()?;
+    Some(files.flatten().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum())
 }

@@ -47,6 +47,8 @@ pub struct Surveyor {
 pub struct Survey {
     /// For the boot decision.
     pub peers: Vec<PeerFact>,
+    /// Whether the headless service has said which pods there are.
+    pub named: Known<()>,
     /// What each said.
     pub words: BTreeMap<Ordinal, Word>,
     /// Where each is.
@@ -88,11 +90,12 @@ impl Surveyor {
     pub async fn look(&self, ordinals: impl IntoIterator<Item = Ordinal>) -> anyhow::Result<Survey> {
         let dial = Dial::new(&self.settings, &self.files)?;
         let mut ordinals: BTreeSet<Ordinal> = ordinals.into_iter().collect();
-        ordinals.extend(self.named().await);
+        let (there, named) = self.named().await;
+        ordinals.extend(there);
         ordinals.remove(&self.settings.pod.ordinal);
         let ordinals: Vec<_> = ordinals.into_iter().take(PODS_MAX).collect();
 
-        let mut found = Survey::default();
+        let mut found = Survey { named, ..Survey::default() };
         let last: Vec<_> = ordinals.iter().filter_map(|ordinal| self.pod(*ordinal, None)).collect();
         let mut asked = self.ask_all(&dial, &last, &mut found).await;
         let silent = ordinals.iter().filter(|ordinal| asked.get(ordinal).is_none_or(|answers| answers.word.is_err()));
@@ -132,16 +135,21 @@ impl Surveyor {
     }
 
     /// The pods that the headless service names, and those that were there last: that DNS does not answer now takes
-    /// nobody away.
-    async fn named(&self) -> BTreeSet<Ordinal> {
+    /// nobody away. With whether it has answered.
+    async fn named(&self) -> (BTreeSet<Ordinal>, Known<()>) {
         let mut named = self.named.clone();
         let answered = named.wait_for(|named| *named != Known::default());
         let now = match tokio::time::timeout(FIRST_NAMED, answered).await {
-            Ok(Ok(named)) => named.present().cloned().unwrap_or_default(),
-            Ok(Err(_)) | Err(_) => Vec::new(),
+            Ok(Ok(named)) => named.clone(),
+            Ok(Err(_)) | Err(_) => Known::Unknown("DNS has not answered yet".to_owned()),
+        };
+        let (now, answered) = match now {
+            Known::Present(now) => (now, Known::Present(())),
+            Known::Absent => (Vec::new(), Known::Absent),
+            Known::Unknown(why) => (Vec::new(), Known::Unknown(why)),
         };
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        now.into_iter().chain(last.keys().copied()).collect()
+        (now.into_iter().chain(last.keys().copied()).collect(), answered)
     }
 
     async fn ask_all(&self, dial: &Dial, pods: &[Pod], found: &mut Survey) -> BTreeMap<Ordinal, Asked> {
@@ -246,6 +254,7 @@ impl Survey {
         facts.peers.retain(|peer| !self.peers.iter().any(|found| found.ordinal == peer.ordinal));
         facts.peers.extend(self.peers.iter().cloned());
         facts.peers.sort_by_key(|peer| peer.ordinal);
+        facts.named.clone_from(&self.named);
         facts.members.clone_from(&self.members);
         facts.shared_ca = self.shared_ca;
     }

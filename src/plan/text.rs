@@ -77,6 +77,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     } else {
         lines.push(("host API", "not configured".into()));
     }
+    if f.named.unknown().is_some() {
+        lines.push(("which pods", known(&f.named, |()| String::new())));
+    }
     let mut lines: Vec<_> = lines.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     lines.extend(f.peers.iter().map(|p| (format!("pod {}", p.ordinal), peer(p, f.host_configured))));
     lines.push(("members".to_owned(), known(&f.members, list)));

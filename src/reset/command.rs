@@ -19,6 +19,7 @@ use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
+use crate::migrate::fence::{self, FencePhase};
 use crate::observe::notes;
 use crate::restore::record;
 
@@ -253,7 +254,7 @@ fn text(report: &Report) -> String {
             let how = if done.lossless { "nothing that was acknowledged is lost" } else { "see what is missing" };
             line("done", format!("this is the only member now, at revision {}; {how}", done.revision));
             line("copy", done.copy.display().to_string());
-            line("next", "start it as usual, with one replica; never start the others with their old volumes".into());
+            line("next", "scale up as far as this pod; never start the others with their old volumes".into());
         }
         (None, _) if report.interrupted.is_some() => {
             line("interrupted", format!("a reset stands at {:?}", report.interrupted));
@@ -319,9 +320,20 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
             ));
         }
     }
+    // Without it the next start would know neither that a fence is to be lifted nor that one was.
+    let fence = fence::load(data_dir).context("read the record of a fence")?;
+    if let Some(fence) = fence.as_ref().filter(|fence| fence.phase == FencePhase::Raised) {
+        return Err(refuse(
+            Exit::RefusedSource,
+            format!("{} may still have this volume's fence around it, by which it takes no writes", fence.source),
+            "start this pod, which lifts it, or lift it by hand (docs/migration.md); then try again",
+        ));
+    }
     let mut moved: Vec<PathBuf> = Vec::new();
     moved.extend(quarantine::set_aside(disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?);
-    for name in [journal::FILE_NAME, crate::migrate::journal::FILE_NAME] {
+    let mut records = vec![journal::FILE_NAME, crate::migrate::journal::FILE_NAME];
+    records.extend(fence.is_some().then_some(fence::FILE_NAME));
+    for name in records {
         moved.extend(
             quarantine::set_aside(disk, &data_dir.join(name), SystemTime::now()).context("set a journal aside")?,
         );

@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::look;
 use super::record::{self, RestoreRecord};
+use crate::boot::restored::replaced;
 use crate::crash_point;
 use crate::datadir::DatadirLock;
 use crate::datadir::lock::{LockError, in_use};
@@ -43,10 +44,12 @@ pub struct Args {
     /// Call off a restore that is staged and has not taken its place, and remove what a killed attempt has left.
     #[arg(long, conflicts_with_all = ["place", "dry_run", "skip_hash_check"])]
     pub cancel: bool,
-    /// How far above the greater of the snapshot's revision and the present store's the restored one goes on: more than
-    /// there are writes until it takes its place, so that clients list anew and none sees a revision twice.
-    #[arg(long, value_name = "N", default_value_t = BUMP, value_parser = clap::value_parser!(i64).range(1..=1 << 60))]
-    pub bump_revision: i64,
+    /// How far above all that clients may have seen the restored store goes on: more than there are writes until it takes
+    /// its place, so that clients list anew and none sees a revision twice. Default: 1000000000, and once more for each
+    /// cluster that the volume or the marker knows to have been replaced before. What clients have seen is the greatest
+    /// of the snapshot's revision, the present store's, and that at which the last restored store began.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1 << 60))]
+    pub bump_revision: Option<i64>,
     /// Take a file without a checksum at its end, such as a copy of etcd's own member/snap/db.
     #[arg(long)]
     pub skip_hash_check: bool,
@@ -90,7 +93,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<String> {
     if let Some(present) = record::load(dir).context("read the record of a restore")? {
         return staged_before(args, settings, &present, &snapshot);
     }
-    let look = Look::at(settings, &runtime)?;
+    let look = Look::at(args, settings, &runtime)?;
     let (outcome, record) = stage(&disk, args, settings, &snapshot, &look, &runtime, lock)?;
     let mut text = report(args, settings, &record);
     if args.output == Output::Text {
@@ -119,11 +122,16 @@ impl Snapshot {
 struct Look {
     program: PathBuf,
     replaces: Option<crate::ids::ClusterId>,
+    /// Of the present store.
     seen: Option<Revision>,
+    /// At which the store began that was restored last.
+    restored: Option<Revision>,
+    /// By how much the restored store is above both.
+    bump: i64,
 }
 
 impl Look {
-    fn at(settings: &Settings, runtime: &Runtime) -> anyhow::Result<Look> {
+    fn at(args: &Args, settings: &Settings, runtime: &Runtime) -> anyhow::Result<Look> {
         let program = settings.program("etcd");
         let version = EtcdVersion::of(&program).map_err(|e| e.refused())?;
         let facts = runtime.block_on(look::facts(settings, version))?;
@@ -134,7 +142,16 @@ impl Look {
                 "the present store does not tell its revision: the restored one goes on above the snapshot's"
             );
         }
-        Ok(Look { program, replaces: look::present_cluster(&facts), seen })
+        let restored = record::restored_at(&settings.data_dir).context("read the record of the last restore")?;
+        // A volume that was lost has taken that record with it, and the marker has not. Each restore leaves one there.
+        let before = i64::try_from(replaced(&facts).len()).unwrap_or(i64::MAX);
+        let bump = args.bump_revision.unwrap_or(BUMP.saturating_mul(before.saturating_add(1)));
+        Ok(Look { program, replaces: look::present_cluster(&facts), seen, restored, bump })
+    }
+
+    /// A revision that clients have seen; 0 if none is known.
+    fn least(&self) -> Revision {
+        self.seen.max(self.restored).unwrap_or(Revision(0))
     }
 }
 
@@ -156,11 +173,12 @@ fn stage(
     let built = || {
         disk.create_dir(&staging).context("make the staging directory")?;
         let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &staging))?;
+        look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
         let origin = Origin::Snapshot(here.path().to_owned());
         let identity = launch::identity(settings, fresh_token());
         let plan = ImportPlan {
-            bump: args.bump_revision,
-            least: look.seen.unwrap_or(Revision(0)),
+            bump: look.bump,
+            least: look.least(),
             spare: LEFT_FREE,
             verify: args.verify,
             lock: Some(lock),
@@ -205,13 +223,13 @@ fn dry_run(
     snapshot: &Snapshot,
     runtime: &Runtime,
 ) -> anyhow::Result<String> {
-    let look = Look::at(settings, runtime)?;
+    let look = Look::at(args, settings, runtime)?;
     let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &std::env::temp_dir()))?;
+    look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
     let origin = Origin::Snapshot(here.path().to_owned());
     let found = estimate(disk, &origin, &settings.data_dir, space::needed, &look.program, Show::Auto)?;
     let (needed, free) = (found.needed_bytes.saturating_add(LEFT_FREE), found.free_bytes);
-    let above = found.revision.max(look.seen.unwrap_or(Revision(0)));
-    let revision = Revision(above.0.saturating_add(args.bump_revision));
+    let revision = Revision(found.revision.max(look.least()).0.saturating_add(look.bump));
     if args.output == Output::Json {
         let report = json!({
             "source": snapshot.name(),
@@ -377,7 +395,7 @@ mod tests {
     fn a_snapshot_is_named_or_called_off() {
         let parse = |line: &str| Cli::try_parse_from(std::iter::once("restore").chain(line.split_whitespace()));
         let args = parse("/backups/a.db").unwrap().args;
-        assert_eq!((args.place, args.bump_revision, args.cancel), (Some("/backups/a.db".into()), BUMP, false));
+        assert_eq!((args.place, args.bump_revision, args.cancel), (Some("/backups/a.db".into()), None, false));
         assert!(parse("--cancel -o json").unwrap().args.cancel);
         for bad in ["", "a.db --cancel", "a.db --bump-revision 0", "a.db b.db", "--cancel --dry-run"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -46,13 +46,23 @@ pub fn file(place: &Path, skip_hash_check: bool) -> anyhow::Result<Option<(u64, 
         }
         Err(e) => return Err(crate::disk::at(place, e)).context("look at the snapshot"),
     };
-    if meta.len() % UNIT == 0 && !skip_hash_check {
-        let remedy = "use a file that `etcdctl snapshot save` or `syncer snapshot save` wrote; to take it as it is, add \
-                      --skip-hash-check";
-        return refused("it has no checksum at its end, so that damage would not be seen", remedy);
-    }
+    checksummed(place, place, skip_hash_check)?;
     let modified = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
     Ok(Some((meta.len(), modified.map_or(0, |since| since.as_nanos() as i128))))
+}
+
+/// Refuses a snapshot without a checksum at its end, unless that is allowed: `file` is what `place` names, fetched from there
+/// if it is in a bucket.
+pub fn checksummed(place: &Path, file: &Path, skip_hash_check: bool) -> anyhow::Result<()> {
+    let length = file.metadata().map_err(|e| crate::disk::at(file, e)).context("look at the snapshot")?.len();
+    if length % UNIT != 0 || skip_hash_check {
+        return Ok(());
+    }
+    Err(refuse(
+        Exit::RefusedSource,
+        format!("{} is not read: it has no checksum at its end, so that damage would not be seen", place.display()),
+        "use a file that `etcdctl snapshot save` or `syncer snapshot save` wrote; to take it as it is, add --skip-hash-check",
+    ))
 }
 
 /// The facts of this volume, as far as nobody else is needed for them, and the host API's word on the seed and the marker.

@@ -132,8 +132,16 @@ pub fn present_revision(etcd_dir: &Path) -> Option<Revision> {
 
 /// The largest request that the values need that were restored last, in bytes; `None` if nothing was restored.
 pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, RecordError> {
-    let record: Option<RestoreRecord> = record_file::load(MAGIC, MAX_PAYLOAD, &data_dir.join(DONE))?;
-    Ok(record.map(|record| record.max_request_bytes))
+    Ok(restored(data_dir)?.map(|record| record.max_request_bytes))
+}
+
+/// The revision at which the store began that was restored last; `None` if nothing was restored.
+pub fn restored_at(data_dir: &Path) -> Result<Option<Revision>, RecordError> {
+    Ok(restored(data_dir)?.map(|record| record.revision))
+}
+
+fn restored(data_dir: &Path) -> Result<Option<RestoreRecord>, RecordError> {
+    record_file::load(MAGIC, MAX_PAYLOAD, &data_dir.join(DONE))
 }
 
 #[cfg(test)]

@@ -334,7 +334,11 @@ impl Boot<'_> {
         let pod = self.pod;
         let (Some(surveyor), Some(known)) = (&pod.surveyor, &survey.listed) else { return Ok(None) };
         let known: Vec<_> = known.members.iter().map(|m| m.id).collect();
-        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.set_aside = Some(cluster))?;
+        let needed = survey.words.values().filter_map(|word| word.request_bytes).max();
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| {
+            notes.set_aside = Some(cluster);
+            notes.request_bytes = notes.request_bytes.max(needed);
+        })?;
         pod.own.joins(cluster);
         pod.own.ask(Some(Request::Join { replace }));
         let deadline = Instant::now() + ADDED_WITHIN;

@@ -29,7 +29,7 @@ const AT_WORK: Duration = Duration::from_millis(250);
 const AT_LEAST: Duration = Duration::from_millis(50);
 /// IDs have one-second grain, and a change that was just made may not be applied everywhere.
 const SETTLED: Duration = Duration::from_millis(1100);
-/// A learner that has applied nothing for so long is stuck.
+/// A learner that has neither applied an entry nor received a byte for so long is stuck.
 const STALLED: Duration = Duration::from_secs(5 * 60);
 /// So many entries behind the leader a member counts as caught up: less than a busy API server writes in a second.
 const CAUGHT_UP: u64 = 500;
@@ -82,8 +82,8 @@ struct Leader<'a> {
     /// The term in which it has fenced what was changed before; nobody else changes anything while it lasts.
     fenced: Option<Term>,
     replacing: Option<Ordinal>,
-    /// The last applied entry of each member, and since when it is that.
-    progress: BTreeMap<MemberId, (RaftIndex, Instant)>,
+    /// How far each member has come, and since when it is there.
+    progress: BTreeMap<MemberId, Progress>,
     said: Option<Plan>,
     space: Keeper,
     by_host: ByHost,
@@ -237,15 +237,14 @@ impl Leader<'_> {
                 let told = word.and_then(|word| word.applied_as(member.id, list.cluster));
                 let answered = state.map(|state| state.applied).or(told);
                 let applied = answered.unwrap_or(RaftIndex(0));
-                let entry = self.progress.entry(member.id).or_insert((applied, Instant::now()));
-                if applied > entry.0 {
-                    *entry = (applied, Instant::now());
-                }
+                let word = member.ordinal.and_then(|ordinal| survey.words.get(&ordinal));
+                let received = word.and_then(|word| word.received_as(member.id, list.cluster)).unwrap_or_default();
+                let stands = self.progress.entry(member.id).or_insert_with(Progress::none).to(applied, received);
                 let behind = own.applied.0.saturating_sub(applied.0);
                 MemberFact {
                     active: answered.is_some(),
                     caught_up: applied.0 > 0 && behind <= CAUGHT_UP,
-                    stalled: member.learner && behind > CAUGHT_UP && entry.1.elapsed() >= STALLED,
+                    stalled: member.learner && (answered.is_none() || behind > CAUGHT_UP) && stands >= stalled_after(),
                     member: member.clone(),
                 }
             })
@@ -269,6 +268,38 @@ impl Leader<'_> {
             own_url_differs,
         })
     }
+}
+
+/// How far a member has come: the most that was seen of it, as one that begins anew again and again comes no further.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    applied: RaftIndex,
+    received: u64,
+    since: Instant,
+}
+
+impl Progress {
+    fn none() -> Progress {
+        Progress { applied: RaftIndex(0), received: 0, since: Instant::now() }
+    }
+
+    /// Notes where it is now; how long it has been there.
+    fn to(&mut self, applied: RaftIndex, received: u64) -> Duration {
+        if applied > self.applied || received > self.received {
+            let (applied, received) = (applied.max(self.applied), received.max(self.received));
+            *self = Progress { applied, received, since: Instant::now() };
+        }
+        self.since.elapsed()
+    }
+}
+
+/// A learner that has come no further in this time is stuck.
+fn stalled_after() -> Duration {
+    #[cfg(feature = "testing")]
+    if let Some(seconds) = std::env::var("SYNCER_STALLED_SECONDS").ok().and_then(|text| text.parse().ok()) {
+        return Duration::from_secs(seconds);
+    }
+    STALLED
 }
 
 /// The ordinal whose voter's removal makes room for its successor: one that is still wanted.

@@ -18,7 +18,7 @@ use crate::disk::parent_of;
 use crate::etcd::client::EtcdEndpoint;
 use crate::migrate::fence::{self, FencePhase, FenceRecord};
 use crate::migrate::fenced::{self, Gate};
-use crate::migrate::import::{ImportOutcome, close_kept};
+use crate::migrate::import::{ImportOutcome, close_kept, forget_killed};
 use crate::migrate::{Origin, journal, space};
 use crate::observe::{self, notes};
 use crate::telemetry;
@@ -36,9 +36,12 @@ pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
     let earlier = fence::load(&settings.data_dir).context("read the record of an earlier fence")?;
     tracing::info!(source = url, "moving the store of a deployed etcd");
     let looked = fenced::look(&etcd, earlier.as_ref()).await?;
-    // Its snapshot, and at least what etcd writes for itself: the import looks closer.
+    // What a killed move has left takes the room of this one.
+    forget_killed(&pod.disk, &settings.data_dir)?;
+    // Its snapshot, and a store of all that is in use there: a source is not to be fenced for a move that cannot be made.
     let volume = parent_of(&settings.etcd_dir());
-    space::check(&volume, looked.db_size.saturating_add(space::needed(0, 0)), space::free(&volume)?)?;
+    let needed = looked.db_size.saturating_add(space::needed(0, looked.in_use));
+    space::check(&volume, needed, space::free(&volume)?)?;
     if pod.surveyor.is_some() {
         notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
     }

@@ -170,6 +170,8 @@ impl Pod {
             facts.restore = RestoreFact::Absent;
         }
         if self.surveyor.is_some() {
+            // What was taken for granted before anything said which ordinal is the first.
+            facts.peers.retain(|peer| peer.ordinal >= self.seed());
             look.survey.add_to(&mut facts);
         }
         if let Some(broken) = &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {

@@ -1,6 +1,7 @@
 //! A staged restore takes the place of the data dir at the seed's start ([`crate::boot`] decides each step and their order).
 
-use std::time::{Duration, SystemTime};
+use std::convert::Infallible;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 
@@ -12,11 +13,39 @@ use crate::datadir::quarantine;
 use crate::disk::Disk;
 use crate::ids::{ClusterId, MemberId};
 use crate::observe::notes;
+use crate::record_file::unix_seconds;
 use crate::reset;
 use crate::restore::record;
 
+/// Between two looks at whether a restore is staged.
+const LOOK: Duration = Duration::from_secs(10);
+/// Between two reminders of one that is.
+const REMIND_EVERY: Duration = Duration::from_secs(600);
 /// Somebody is staging a restore, or calling it off: it is looked at again after this time.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Says, while this pod runs, that a restore is staged: whatever starts the pod again puts it in place. Never ends.
+pub async fn remind(pod: &Pod) -> Infallible {
+    let mut said: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // A record that cannot be read is told of by who uses it.
+        let Ok(Some(staged)) = record::load(&pod.settings.data_dir) else {
+            said = None;
+            continue;
+        };
+        if said.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
+            said = Some(Instant::now());
+            let minutes = unix_seconds().saturating_sub(staged.staged) / 60;
+            tracing::warn!(
+                source = staged.source,
+                remedy = "start this pod anew now, or call it off: `syncer snapshot restore --cancel`",
+                "a restore was staged {minutes} minutes ago: the next start of this pod, whatever brings it about, puts it in \
+                 the present store's place"
+            );
+        }
+    }
+}
 
 /// From here on it is gone through with. The record first: what it supersedes stands in it too, and is noted again by
 /// whoever finds the one without the other.

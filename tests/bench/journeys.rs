@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
@@ -13,6 +13,9 @@ use crate::peers::{Etcd, copy_tree};
 use crate::sample::{self, Cost};
 use crate::store::{Stores, program, stores};
 
+/// For an etcd to serve.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A snapshot file to a data dir.
 pub fn snapshot(what: &str, keys: u64, count: usize) -> anyhow::Result<Value> {
     let stores = stores(keys)?;
@@ -20,6 +23,7 @@ pub fn snapshot(what: &str, keys: u64, count: usize) -> anyhow::Result<Value> {
     let contenders = vec![
         Contender::new("syncer", |work| migrate(&format!("snapshot:{}", file.display()), "datadir", work)),
         Contender::new("etcdutl", |work| restore(file, true, work)),
+        Contender::new("etcdutl_and_etcds_hash", |work| restored_and_hashed(file, true, work)),
     ];
     sized(&stores, rounds(what, &stores.folder, count, contenders)?.json("etcdutl"))
 }
@@ -31,6 +35,7 @@ pub fn datadir(what: &str, keys: u64, count: usize) -> anyhow::Result<Value> {
     let contenders = vec![
         Contender::new("syncer", |work| migrate(&format!("datadir:{}", stores.datadir.display()), "datadir", work)),
         Contender::new("etcdutl", |work| restore(&backend, false, work)),
+        Contender::new("etcdutl_and_etcds_hash", |work| restored_and_hashed(&backend, false, work)),
     ];
     sized(&stores, rounds(what, &stores.folder, count, contenders)?.json("etcdutl"))
 }
@@ -48,6 +53,20 @@ pub fn restore(file: &Path, checksum: bool, work: &Path) -> anyhow::Result<Cost>
         command.arg("--skip-hash-check");
     }
     Ok(sample::run(&mut command)?.0)
+}
+
+/// The same, and an etcd that is started on the result and hashes it, as ours has done when it ends. There is nothing to
+/// compare the hash with: that it is what was read is known of ours alone.
+fn restored_and_hashed(file: &Path, checksum: bool, work: &Path) -> anyhow::Result<Cost> {
+    let restored = restore(file, checksum, work)?;
+    let started = Instant::now();
+    let etcd = Etcd::start(&work.join("restored"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { anyhow::Ok(etcd.connected(PATIENCE).await?.hash_kv(0).await?) })?;
+    etcd.stop()?;
+    let hashed = started.elapsed().as_secs_f64();
+    let parts = vec![("restore", restored.seconds), ("hash", hashed)];
+    Ok(Cost { seconds: restored.seconds + hashed, parts, ..Cost::default() })
 }
 
 /// A snapshot file to a state.db. The rows are there for sqlite3 already, in a file of SQLite's; the layout, the pragmas and
@@ -106,7 +125,7 @@ pub fn save(what: &str, keys: u64, count: usize) -> anyhow::Result<Value> {
     let data = home.path().join("etcd");
     copy_tree(&stores.datadir, &data)?;
     let etcd = Etcd::start(&data)?;
-    etcd.serves(Duration::from_secs(120))?;
+    etcd.serves(PATIENCE)?;
     let contenders = vec![
         Contender::new("syncer", |work| {
             let mut command = Command::new(program("SYNCER_RELEASE", "")?);

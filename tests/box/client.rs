@@ -1,5 +1,6 @@
 //! Starts a box and talks to it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ impl Config {
             network: NetworkMode::Auto,
             first: 0,
             mounted_pki: true,
+            env: BTreeMap::new(),
             host: None,
             die_with_parent: true,
         }

@@ -46,6 +46,9 @@ pub struct Config {
     pub first: u32,
     /// Mount one PKI into every pod. Without it each has its own, on its volume.
     pub mounted_pki: bool,
+    /// Environment of every pod, beside its identity.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
     /// Run a host cluster, whose controllers decide.
     pub host: Option<HostPrograms>,
     /// End when the process that started it ends.

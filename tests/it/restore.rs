@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use etcd_client::{Client, PutOptions, WatchOptions};
 use serde_json::Value;
@@ -135,6 +136,10 @@ fn a_snapshot_takes_the_place_of_the_store_at_the_next_start() {
         assert!(said.contains(word), "{word}: {said}");
     }
     assert_eq!(pod.dump(), running, "whoever runs goes on as before");
+    let reminds = "the next start of this pod, whatever brings it about";
+    poll("the pod says what its next start does", Duration::from_secs(30), || {
+        pod.log().contains(reminds).then_some(())
+    });
 
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
     pod.start("none", &[]);

@@ -93,7 +93,8 @@ impl Daemon {
         let name = self.name_of(ordinal);
         let volume = self.volume(&name);
         fs::create_dir_all(&volume)?;
-        let mut env = self.identity(ordinal);
+        let mut env = self.config.env.clone();
+        env.extend(self.identity(ordinal));
         env.insert("POD_IP".to_owned(), address.to_string());
         env.insert("POD_REVISION".to_owned(), revision.to_string());
         if matches!(self.driver, Driver::Host(_)) {

@@ -106,6 +106,54 @@ fn it_holds_when_the_source_runs_out_of_space_meanwhile() {
     }
 }
 
+/// Before 3.6 the end of our alarms would be the end of its own.
+#[test]
+fn a_source_without_space_has_none_when_it_is_lifted() {
+    for line in SOURCES {
+        let volume = tempfile::tempdir().expect("a volume");
+        let source = Deployed::start(line, 1, None);
+        source.fill(20);
+        let member = own_member(&source);
+        alarm(&source, AlarmAction::Activate, member, AlarmType::Nospace);
+        raised(&source, volume.path());
+        lifted(&source, volume.path());
+        let error = source.asked(async |mut client| client.put("/more", "x", None).await);
+        let error = error.expect_err("a put is refused").to_string();
+        assert!(error.contains("space exceeded"), "{line}: {error}");
+        source
+            .asked(async |mut client| client.delete("/registry/last", None).await)
+            .expect("what makes room goes through");
+        alarm(&source, AlarmAction::Deactivate, member, AlarmType::Nospace);
+        assert!(source.takes_writes(), "{line}");
+    }
+}
+
+/// Each has looked before the other has raised its fence: never do both commit, and the source serves on when both are lifted.
+#[test]
+fn of_two_moves_at_once_at_most_one_is_committed() {
+    for line in SOURCES {
+        let [one, two, copy] = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+        let source = Deployed::start(line, 1, None);
+        source.fill(20);
+        let etcd = endpoint(&source);
+        let looked = run(fenced::look(&etcd, None)).expect("a look");
+        let first = raised(&source, one.path());
+        let mut store = Origin::Fenced(first)
+            .open(&RealDisk, Path::new("etcd"), &copy.path().join("copy"), None)
+            .expect("a snapshot");
+        let second = run(fenced::raise(&RealDisk, two.path(), &etcd, &looked, Gate::default()));
+        let error = second.expect_err("two fences").to_string();
+        assert!(error.contains("beside the fence"), "{line}: {error}");
+        let error = store.confirm().expect_err("two fences").to_string();
+        assert!(error.contains("beside the fence"), "{line}: {error}");
+        lifted(&source, two.path());
+        // Before 3.6 that was the end of both.
+        assert_eq!(store.confirm().is_ok(), !source.takes_writes(), "{line}");
+        lifted(&source, one.path());
+        assert!(source.takes_writes(), "{line}");
+    }
+}
+
 /// A lease whose time is over keeps its keys until the fence is lifted: their deletion would be a write.
 #[test]
 fn leases_do_not_expire_behind_it() {

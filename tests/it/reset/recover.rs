@@ -14,7 +14,8 @@ use syncer::boot::Notes;
 use syncer::crash_point::RESET_CRASH_POINTS;
 use syncer::datadir::quarantine::asides;
 use syncer::disk::RealDisk;
-use syncer::ids::ClusterId;
+use syncer::ids::{ClusterId, MemberId};
+use syncer::migrate::fence::{self, FencePhase, FenceRecord};
 use syncer::observe::notes;
 use syncer::reset::{Permission, pending};
 
@@ -282,7 +283,20 @@ fn check_refused(line: &'static str) {
     notes::change(&RealDisk, &volume, note).expect("note");
     let error = refused(recover(&copy, &["--new-cluster"]), 3);
     assert!(error.contains("--yes"), "{error}");
+    // A source that was fenced for this volume must not stay so, and one that was moved is not moved again.
+    let raised = FenceRecord {
+        phase: FencePhase::Raised,
+        source: "http://old-etcd:2379".to_owned(),
+        cluster: ClusterId(8),
+        alarm: MemberId(9),
+        since: 1,
+    };
+    fence::store(&RealDisk, &volume, &raised).expect("record a fence");
+    let error = refused(recover(&copy, &["--new-cluster", "--yes"]), 4);
+    assert!(error.contains("http://old-etcd:2379") && error.contains("lift it"), "{error}");
+    fence::store(&RealDisk, &volume, &FenceRecord { phase: FencePhase::Kept, ..raised }).expect("keep it");
     let shown = done(recover(&copy, &["--new-cluster", "--yes"]));
+    assert!(!fence::path(&volume).exists(), "the next start would refuse for its sake");
     assert!(shown.contains("forms a new, empty cluster") && shown.contains("ConfigMap"), "{shown}");
     let left = Notes { superseded: vec![ClusterId(4)], ..Notes::default() };
     assert_eq!(notes::load(&volume).expect("notes"), left);

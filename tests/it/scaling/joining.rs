@@ -1,11 +1,25 @@
-//! Joiners whose first start fails.
+//! Joiners whose first start fails or hangs.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::{Access, CHANGE, Scene, ask};
-use crate::statefulset_box::protocol::{Policy, Program};
+use crate::statefulset_box::protocol::{Config, Policy, Program};
 use crate::support::statefulset::TestBox;
 use crate::support::{part, poll, syncer};
+
+/// An etcd of pod 1 that hangs at its first start as a joiner, until the file `go` is there.
+const HANGS_ONCE: &str = r#"#!/bin/sh
+for argument in "$@"; do
+  case $argument in --initial-cluster=*vc-1=*,*)
+    case $* in *--name=vc-1*)
+      : > hangs
+      while [ ! -e go ]; do sleep 0.02; done ;;
+    esac ;;
+  esac
+done
+exec ETCD "$@"
+"#;
 
 /// An etcd that ends without a word at its first start as a joiner, once the file `go` is there.
 const FAILS_ONCE: &str = r#"#!/bin/sh
@@ -21,20 +35,23 @@ done
 exec ETCD "$@"
 "#;
 
+/// This is the pods' etcd; in the script `ETCD` is the real one.
+fn with_etcd(config: &mut Config, folder: &Path, script: &str) {
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
+    let etcd = folder.join("etcd");
+    std::fs::write(&etcd, script.replace("ETCD", &part("etcd").display().to_string())).expect("write a script");
+    std::fs::set_permissions(&etcd, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    let (file, binaries, args) = (syncer(), folder.to_owned(), vec!["--distro=none".to_owned()]);
+    config.program = Program::Syncer { file, binaries, args };
+}
+
 /// Its member is gone by then, so that the list of members that it was started with is no longer true. What it was to
 /// join is looked at anew before its next start, within the same life of its pod.
 #[test]
 fn a_joiner_that_fails_before_it_has_written_anything_looks_at_the_members_anew() {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
-    let etcd = folder.path().join("etcd");
-    std::fs::write(&etcd, FAILS_ONCE.replace("ETCD", &part("etcd").display().to_string())).expect("write a script");
-    std::fs::set_permissions(&etcd, PermissionsExt::from_mode(0o755)).expect("make it a program");
-    let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
-        let (file, binaries, args) = (syncer(), folder.path().to_owned(), vec!["--distro=none".to_owned()]);
-        config.program = Program::Syncer { file, binaries, args };
-    });
-    let mut scene = Scene::of(1, set);
+    let mut scene =
+        Scene::of(1, TestBox::syncer_with(1, Policy::Parallel, |config| with_etcd(config, folder.path(), FAILS_ONCE)));
     scene.set.scale(2).expect("scale");
     let volume = scene.set.volume("vc-1");
     poll("the joiner is started", CHANGE, || volume.join("failed").exists().then_some(()));
@@ -47,5 +64,27 @@ fn a_joiner_that_fails_before_it_has_written_anything_looks_at_the_members_anew(
     assert_eq!(scene.set.status().expect("a status").pods[&1].incarnation, before, "{}", scene.set.log("vc-1"));
     let said = poll("the members", CHANGE, || ask(&Access::of(&scene.set, 1)));
     assert!(!said.voters.contains(&u64::from_str_radix(learner, 16).expect("an ID")), "a removed ID was used again");
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// A learner that comes no further keeps others from joining. It is removed, and joins anew when it can.
+#[test]
+fn a_learner_that_is_stuck_is_evicted_and_holds_up_nobody() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
+        with_etcd(config, folder.path(), HANGS_ONCE);
+        config.env.insert("SYNCER_STALLED_SECONDS".to_owned(), "4".to_owned());
+    });
+    let mut scene = Scene::of(1, set);
+    scene.set.scale(2).expect("scale");
+    let volume = scene.set.volume("vc-1");
+    poll("the joiner hangs", CHANGE, || volume.join("hangs").exists().then_some(()));
+    scene.set.scale(3).expect("scale");
+    let evicts = "4.6 (EvictStalled)";
+    poll("it is evicted", CHANGE, || scene.set.log("vc-0").contains(evicts).then_some(()));
+    let members = || ask(&Access::of(&scene.set, 0)).filter(|said| said.voters.len() == 2 && said.learners == 0);
+    poll("the other joins", CHANGE, members);
+    std::fs::write(volume.join("go"), "").expect("let it start");
+    scene.rests("the joiner was stuck", 3);
     assert!(!scene.writer.finish().is_empty());
 }

@@ -91,7 +91,12 @@ fn restore(w: &World, o: usize) -> RestoreFact {
 
 pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
     let others = (0..w.pods.len()).filter(|p| *p != o);
-    let peers = others.clone().map(|p| {
+    // Without DNS only those below desired are known to be asked for.
+    let known = match desired(w, c) {
+        Desired::Values(n) if blind && !c.host => n as usize,
+        _ => usize::MAX,
+    };
+    let peers = others.clone().filter(|p| *p < known).map(|p| {
         let ordinal = Ordinal(p as u32);
         if blind || w.apart(o, p) {
             let dns = if blind { Known::default() } else { dns(w, p) };
@@ -146,6 +151,7 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
             Known::default()
         },
         peers: peers.collect(),
+        named: if blind { Known::default() } else { Known::Present(()) },
         members: server.map_or_else(Known::default, |d| Known::Present(list(d))),
     }
 }

@@ -77,7 +77,7 @@ impl World {
             return;
         }
         match beside::beside(&facts, cluster, NotesRead::Yes, c.rules) {
-            Some((Beside::Superseded | Beside::Overtaken(_), _)) => self.stop_etcd(o, Process::Waits),
+            Some((Beside::Superseded | Beside::Overtaken(_) | Beside::Outnumbered(_), _)) => self.stop_etcd(o, Process::Waits),
             Some((Beside::Stray(_), _)) | None => {}
         }
     }

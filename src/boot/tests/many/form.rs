@@ -60,6 +60,35 @@ fn without_a_host_api_dns_is_no_answer() {
     }
 }
 
+/// Those of a scale-down that has not reached them yet serve on, and DNS alone names them.
+#[test]
+fn without_a_host_api_nothing_is_formed_before_dns_has_said_which_pods_there_are() {
+    let unnamed = Facts { named: Known::Unknown("SERVFAIL".into()), ..facts() };
+    expect(&unnamed, BootDecision::Wait(Wait::PodsNotNamed("SERVFAIL".into())), Rule::PeersSayEmpty);
+    assert_eq!(explained(&unnamed, Rules::without(&[Rule::PeersSayEmpty])).0, BootDecision::Form);
+    for named in [Known::Absent, Known::Present(())] {
+        assert_eq!(decide(&Facts { named, ..facts() }), BootDecision::Form);
+    }
+    // Whoever has data needs nobody's word to start, but for a formation that is not done.
+    let f = Facts { data_dir: valid(), ..unnamed };
+    assert!(matches!(decide(&f), BootDecision::Start { .. }));
+    let f = Facts { notes: Notes { forming: true, ..Notes::default() }, ..f };
+    expect(&f, BootDecision::Wait(Wait::PodsNotNamed("SERVFAIL".into())), Rule::PeersSayEmpty);
+    // With a host API the claims say it.
+    let f = Facts { named: Known::default(), marker: Known::Absent, claims: Known::Absent, peers: vec![], ..three() };
+    assert!(matches!(decide(&f), BootDecision::Record(Record::Forming(Some(_)))));
+}
+
+/// Which ordinal is the first stands in the StatefulSet.
+#[test]
+fn with_the_host_api_away_no_pod_is_told_that_it_is_not_the_first() {
+    let mut f = Facts { ordinal: Ordinal(5), marker: Known::Unknown("timeout".into()), ..three() };
+    f.stores.state_dbs = vec![db()];
+    expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::HostAnswers);
+    f.marker = Known::Absent;
+    assert!(matches!(decide(&f), BootDecision::Refuse(Refusal::NotTheSeed { .. })));
+}
+
 #[test]
 fn a_formation_is_noted_recorded_and_only_then_started() {
     let mut f = Facts { marker: Known::Absent, claims: Known::Absent, peers: vec![], ..three() };

@@ -99,16 +99,17 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         superseded: vec![],
         settled: vec![],
         left: None,
+        request_bytes: None,
     });
     let owner = prop::option::of((ids(), clusters()));
     let own = (ordinals(), desireds(), (dir, owner), known(logs()), notes);
     let seen = (any::<bool>(), known(markers()), known(prop::collection::vec(ordinals(), 0..3)));
-    let others = (prop::collection::vec(peers(), 0..4), known(lists()), any::<bool>());
+    let others = (prop::collection::vec(peers(), 0..4), known(Just(())), known(lists()), any::<bool>());
     (own, seen, others).prop_map(
         |(
             (ordinal, desired, (data_dir, damaged), log, notes),
             (host_configured, marker, claims),
-            (peers, members, shared_ca),
+            (peers, named, members, shared_ca),
         )| {
             Facts {
                 ordinal,
@@ -121,6 +122,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
                 marker,
                 claims,
                 peers,
+                named,
                 members,
                 shared_ca,
                 ..facts()
@@ -158,6 +160,7 @@ proptest! {
             prop_assert_eq!(f.ordinal, f.seed);
             prop_assert_eq!(f.notes.set_aside, None);
             prop_assert!(!f.host_configured || f.marker.unknown().is_none());
+            prop_assert!(f.host_configured || f.named.unknown().is_none());
             prop_assert_eq!(f.marker().and_then(Marker::formed), None);
             prop_assert!(nobody_else || (1..desired).map(Ordinal).all(is_empty));
             let named = |p: &&PeerFact| p.ordinal != f.ordinal && !p.dns.is_absent();
