@@ -80,7 +80,8 @@ pub enum Command {
             same by itself; this is for making them beforehand, and for looking.",
         after_long_help = "Examples:\n  \
             syncer certs --dir ./pki --name my-vcluster --namespace team --distro k8s\n  \
-            syncer certs --check -o json"
+            syncer certs --check -o json\n  \
+            syncer certs --dir ./pki --name my-vcluster --namespace team -o secret | kubectl apply -f -"
     )]
     Certs(Box<crate::pki::command::Args>),
     /// Copy one file, such as this program, out of an image that has no shell.

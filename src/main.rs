@@ -108,7 +108,7 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     match command {
         SnapshotCommand::Restore(args) => {
-            let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
+            let settings = loader(args.flags.clone(), Vec::new()).load()?.with_etcd();
             print(&syncer::restore::command::run(&args, &settings)?)
         }
         SnapshotCommand::Save(args) => {

@@ -91,11 +91,27 @@ pub fn set_level(level: &str) {
     }
 }
 
-/// Of a part that is not named, errors are logged all the same.
+/// What a level means: one for everything, and others by part (`info,etcd=warn`); `None`: nothing. Of parts that are not
+/// named errors are logged all the same.
+pub fn levels(text: &str) -> Option<Targets> {
+    // An empty text and a number would be levels too.
+    let level = |text: &str| {
+        let text = text.trim();
+        text.parse::<LevelFilter>().ok().filter(|_| text.starts_with(|c: char| c.is_ascii_alphabetic()))
+    };
+    let mut targets = Targets::new().with_default(LevelFilter::ERROR);
+    for part in text.split(',') {
+        targets = match part.split_once('=') {
+            Some((name, its)) if !name.trim().is_empty() => targets.with_target(name.trim(), level(its)?),
+            Some(_) => return None,
+            None => targets.with_default(level(part)?),
+        };
+    }
+    Some(targets)
+}
+
 fn filter(level: &str) -> Targets {
-    let Ok(filter) = level.parse::<Targets>() else { return Targets::new().with_default(LevelFilter::INFO) };
-    let default = filter.default_level().unwrap_or(LevelFilter::ERROR);
-    filter.with_default(default)
+    levels(level).unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO))
 }
 
 fn change(set: impl FnOnce(&mut Context)) {
@@ -269,6 +285,17 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::{Arc, Mutex};
+
+    #[test]
+    fn levels_are_one_for_everything_and_others_by_part() {
+        let shown = |text: &str, part: &str, level: Level| levels(text).unwrap().would_enable(part, &level);
+        for text in ["info,etcd=debug", " info , etcd = debug ", "etcd=DEBUG,INFO"] {
+            assert!(shown(text, "etcd", Level::DEBUG) && shown(text, "syncer::start", Level::INFO), "{text}");
+            assert!(!shown(text, "syncer::start", Level::DEBUG), "{text}");
+        }
+        assert!(shown("etcd=warn", "syncer::start", Level::ERROR) && !shown("etcd=warn", "syncer::start", Level::WARN));
+        assert!(shown(" debug ", "kube_client", Level::DEBUG) && !shown("off", "syncer", Level::ERROR));
+    }
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);

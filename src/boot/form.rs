@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::{Facts, Known, PeerState};
+use super::facts::{Desired, Facts, Known, PeerState};
 use super::marker::{self, MarkerPhase};
 use super::refusal::Refusal;
 use super::wait::Wait;
@@ -17,14 +17,16 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     if let Some(dir) = &facts.distro_store {
         return refuse(Refusal::DistroStore(dir.clone()), Rule::Settings);
     }
-    let away = match (&facts.marker, facts.host_configured && rules.on(Rule::HostAnswers)) {
-        (Known::Unknown(why), true) => Some(why),
-        _ => None,
-    };
+    let host = facts.host_configured && rules.on(Rule::HostAnswers);
+    let away = facts.marker.unknown().filter(|_| host);
     if facts.ordinal != facts.seed && rules.on(Rule::SeedForms) {
-        // It says which ordinal is the first.
-        if let Some(why) = away {
-            return wait(Wait::HostAway(why.clone()), Rule::HostAnswers);
+        // The StatefulSet says which ordinal is the first.
+        let unknown = match &facts.desired {
+            Desired::Unknown(why) if host => Some(why.as_str()),
+            _ => away,
+        };
+        if let Some(why) = unknown {
+            return wait(Wait::HostAway(why.to_owned()), Rule::HostAnswers);
         }
         return if facts.stores.state_dbs.is_empty() {
             wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
@@ -38,7 +40,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
         return refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce);
     }
     if let Some(why) = away {
-        return wait(Wait::HostAway(why.clone()), Rule::HostAnswers);
+        return wait(Wait::HostAway(why.to_owned()), Rule::HostAnswers);
     }
     if let Some((ordinal, store)) = facts.peers.iter().find_map(|peer| match &peer.state {
         Known::Present(PeerState::Store(store)) => Some((peer.ordinal, store)),
@@ -108,9 +110,11 @@ pub(super) fn must_answer(facts: &Facts, rules: Rules) -> Result<BTreeSet<Ordina
     let Some(desired) = facts.desired.known() else {
         return Err((Wait::HostAway("which pods are wanted".into()), Rule::HostAnswers));
     };
-    // Those of a scale-down that has not reached them yet are known by their names alone.
+    // Those of a scale-down that has not reached them yet are known by their names alone. A store that has not been moved
+    // shows that none was formed from this volume.
     if let Known::Unknown(why) = &facts.named
         && !facts.host_configured
+        && facts.stores.state_dbs.is_empty()
     {
         return Err((Wait::PodsNotNamed(why.clone()), Rule::PeersSayEmpty));
     }

@@ -99,7 +99,9 @@ impl Wait {
     pub fn remedy(&self) -> String {
         match self {
             Wait::HostAway(_) => "make the host cluster's API reachable, and the StatefulSet readable".into(),
-            Wait::PodsNotNamed(_) => "look at the cluster's DNS and at the headless service".into(),
+            Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service and this pod's dnsPolicy (or name a server by --dns-server); or \
+                 give the pods the host cluster's API, which says it too (a service account with the chart's Role)"
+                .into(),
             Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \
                  that hold nothing: one pod first, then more"
                 .into(),

@@ -28,6 +28,10 @@ pub fn set_aside(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Resul
     let target = free_name(etcd_dir, now)?;
     // The data dir's lock is held, so nobody takes the name between the look and the rename.
     disk.rename_durable(etcd_dir, &target)?;
+    // One that somebody has put back into use is a new one.
+    if target.is_dir() {
+        disk.forget_file(&target.join(RETIRED))?;
+    }
     Ok(Some(target))
 }
 
@@ -221,6 +225,11 @@ mod tests {
         let left = asides(&dir).unwrap();
         let content: Vec<_> = left.iter().map(|dir| std::fs::read_to_string(dir.join("file")).unwrap()).collect();
         assert_eq!(content, ["3", "4", "5"]);
+        // One that was put back into use is set aside as any other, and stays.
+        RealDisk.rename(&left[2], &dir).unwrap();
+        let again = set_aside(&RealDisk, &dir, UNIX_EPOCH).unwrap().unwrap();
+        assert!(!again.join(RETIRED).exists());
+        RealDisk.rename(&again, &left[2]).unwrap();
         // Killed amid a removal: half of a data dir is left, and not taken for a whole one.
         make(&home.path().join("etcd.aside-20200101T000000Z-1.removing"), "half");
         make(&home.path().join("etcd.aside-mine.removing"), "not ours");

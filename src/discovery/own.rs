@@ -88,8 +88,8 @@ pub async fn wait(
 
 /// What has to hold before etcd starts in a pod. `false`: told to stop meanwhile.
 ///
-/// With one replica it is waited for only briefly: that etcd needs nobody, and a DNS that is down must not keep it from
-/// serving.
+/// With one replica it is waited for only briefly: that etcd needs nobody, and a DNS that is down must not keep what is on
+/// the volume from being served.
 pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
     if !settings.pod.in_pod {
         return Ok(true);
@@ -97,7 +97,7 @@ pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
     let patience = (settings.etcd.replicas <= 1).then_some(PATIENCE_ALONE);
     let discovery = match Discovery::new(settings, Pace::default()) {
         Err(error) if patience.is_some() => {
-            tracing::warn!("starting etcd all the same, as the only replica: {error:#}");
+            tracing::warn!("going on all the same, as the only replica: {error:#}");
             return Ok(true);
         }
         discovery => discovery?,
@@ -106,7 +106,7 @@ pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
     tokio::select! {
         resolved = wait(&discovery, settings.pod.ordinal, &own, patience) => {
             if let Err(why) = resolved {
-                tracing::warn!("starting etcd all the same, as the only replica: {why}");
+                tracing::warn!("going on all the same, as the only replica: {why}");
             }
             Ok(true)
         }

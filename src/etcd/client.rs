@@ -1,5 +1,6 @@
 //! Asking etcd over its client port: each question with a deadline, answers in our own types.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -157,6 +158,15 @@ pub struct Page {
 #[derive(Clone)]
 pub struct EtcdClient {
     client: Client,
+}
+
+impl EtcdEndpoint {
+    /// The etcd beside us: by its address, as nothing may resolve `localhost` in an image that has no /etc/hosts, and by
+    /// that name for its certificate.
+    pub fn on_loopback(port: u16, tls: ClientTls) -> EtcdEndpoint {
+        let url = format!("https://{}:{port}", Ipv4Addr::LOCALHOST);
+        EtcdEndpoint { url, tls: Some(tls), server_name: Some("localhost".to_owned()) }
+    }
 }
 
 impl EtcdClient {

@@ -189,7 +189,8 @@ fn output_of(program: &Path, args: &[String]) -> Result<Output, VersionError> {
     }
     command.args(args).arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => VersionError::NotFound { program: program.to_owned() },
+        // A file that is there lacks its interpreter, or the image lacks /dev/null.
+        std::io::ErrorKind::NotFound if !program.is_file() => VersionError::NotFound { program: program.to_owned() },
         _ => run(source),
     })?;
     // What it prints fits into the pipes' buffers, so that waiting for the end first cannot block it.

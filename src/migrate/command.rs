@@ -103,6 +103,9 @@ impl FromStr for Place {
             Some((_, "")) => Err("nothing stands behind the colon".to_owned()),
             Some(("sqlite", path)) => Ok(Place::Sqlite(path.into())),
             Some(("datadir", path)) => Ok(Place::Datadir(path.into())),
+            Some(("snapshot", path)) if path.starts_with("s3://") => {
+                Err("is in a bucket: fetch it first (`aws s3 cp`), or use `syncer snapshot restore`".to_owned())
+            }
             Some(("snapshot", path)) => Ok(Place::Snapshot(path.into())),
             Some(("etcd", url)) => Ok(Place::Etcd(url.to_owned())),
             _ => Err("must be sqlite:PATH, datadir:PATH, snapshot:PATH or etcd:URL".to_owned()),

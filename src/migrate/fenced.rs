@@ -13,6 +13,7 @@
 //!
 //! Alarms are kept in the store and survive restarts of the source. To lift the fence by hand: `etcdctl alarm disarm`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -301,16 +302,25 @@ pub async fn lift(
     record: &FenceRecord,
     patience: Duration,
 ) -> anyhow::Result<()> {
+    // Over all attempts: what one of them has taken back must not be forgotten by the next.
+    let mut its_own = BTreeSet::new();
     let cluster = patiently(patience, async || {
         let mut client = EtcdClient::connect(etcd).await?;
-        let cluster = client.status(ANSWER).await?.cluster;
+        let status = client.status(ANSWER).await?;
+        let cluster = status.cluster;
         if cluster != record.cluster {
             return Ok(cluster);
+        }
+        let before_3_6 = ["3.4.", "3.5."].iter().any(|line| status.version.starts_with(line));
+        if before_3_6 {
+            its_own.extend(own_alarms(&mut client).await?);
         }
         client.disarm_alarm(record.alarm, Alarm::Corrupt, ANSWER).await?;
         crash_point!("fence-half-lifted");
         client.disarm_alarm(record.alarm, Alarm::NoSpace, ANSWER).await?;
-        restore_alarms(&mut client).await?;
+        if before_3_6 {
+            renew_alarms(&mut client, &its_own).await?;
+        }
         Ok(cluster)
     })
     .await
@@ -324,24 +334,26 @@ pub async fn lift(
     Ok(())
 }
 
-/// Before 3.6 the end of one alarm ends the effect of all, until a member is restarted, which then takes other writes than
-/// the others. So alarms of the source's own that stand are taken back and raised anew: only the first of a kind has an
-/// effect (`applierV3backend.Alarm` in `server/etcdserver/apply.go`). CORRUPT last, as NOSPACE would take its place. Killed
-/// in between, etcd raises them again by itself: the one at the next write beyond its quota, the other at its next check.
-async fn restore_alarms(source: &mut EtcdClient) -> Result<(), ClientError> {
-    let alarms = source.alarms(ANSWER).await?;
-    if alarms.is_empty() {
-        return Ok(());
-    }
+/// The alarms that are raised in the name of members; NOSPACE first.
+async fn own_alarms(source: &mut EtcdClient) -> Result<Vec<(bool, MemberId)>, ClientError> {
     let members = source.member_list(ANSWER).await?.members;
-    for kind in [Alarm::NoSpace, Alarm::Corrupt] {
-        let of_kind = alarms.iter().filter(|(_, alarm)| *alarm == kind).map(|(member, _)| *member);
-        let its_own: Vec<_> = of_kind.filter(|member| members.iter().any(|known| known.id == *member)).collect();
-        for member in &its_own {
-            source.disarm_alarm(*member, kind, ANSWER).await?;
+    let alarms = source.alarms(ANSWER).await?.into_iter();
+    let its_own = alarms.filter(|(member, _)| members.iter().any(|known| known.id == *member));
+    Ok(its_own.map(|(member, alarm)| (alarm == Alarm::Corrupt, member)).collect())
+}
+
+/// Before 3.6 the end of the last alarm of either kind ends the effect of both, until a member is restarted, which then takes
+/// other writes than the others. So alarms of the source's own are taken back and raised anew: only the first of a kind has
+/// an effect (`applierV3backend.Alarm` in `server/etcdserver/apply.go`). CORRUPT comes last, as NOSPACE would take its place.
+async fn renew_alarms(source: &mut EtcdClient, its_own: &BTreeSet<(bool, MemberId)>) -> Result<(), ClientError> {
+    for corrupt in [false, true] {
+        let kind = if corrupt { Alarm::Corrupt } else { Alarm::NoSpace };
+        let members = || its_own.iter().filter(|(of, _)| *of == corrupt).map(|(_, member)| *member);
+        for member in members() {
+            source.disarm_alarm(member, kind, ANSWER).await?;
         }
-        for member in &its_own {
-            source.raise_alarm(*member, kind, ANSWER).await?;
+        for member in members() {
+            source.raise_alarm(member, kind, ANSWER).await?;
         }
     }
     Ok(())

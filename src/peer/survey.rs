@@ -143,6 +143,11 @@ impl Surveyor {
             Ok(Ok(named)) => named.clone(),
             Ok(Err(_)) | Err(_) => Known::Unknown("DNS has not answered yet".to_owned()),
         };
+        // At rest it is asked far too seldom for one who waits for it.
+        let now = match now {
+            Known::Unknown(_) => self.discovery.service().await.into(),
+            known => known,
+        };
         let (now, answered) = match now {
             Known::Present(now) => (now, Known::Present(())),
             Known::Absent => (Vec::new(), Known::Absent),

@@ -13,10 +13,11 @@ use super::ensure::{Mode, ensure_input};
 use super::outcome::{Report, State};
 use super::plan::Input;
 use super::problem::{Refusal, refused};
-use super::shared::SharedPki;
+use super::shared::{SharedPki, there};
 use crate::disk::Disk;
+use crate::exit::{Exit, refuse};
 use crate::host::secret;
-use crate::host::share::Sharing;
+use crate::host::share::{Sharing, There};
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
 
@@ -164,6 +165,13 @@ fn table(dir: &std::path::Path, rows: &[Row], warnings: &[String], refusals: &[R
 fn secret(input: &Input, settings: &Settings, now: OffsetDateTime) -> anyhow::Result<String> {
     let pki = SharedPki::of(input, settings.data_dir.clone(), now);
     let data = pki.content(&pki.items, &[], None).context("read what all pods share")?;
+    if let Some(item) = pki.items.iter().find(|item| !matches!(there(**item, &data), There::Whole(_) | There::Absent)) {
+        return Err(refuse(
+            Exit::RefusedPki,
+            format!("the {item} in {} has no private key beside it, or another's", input.pki_dir.display()),
+            "put the key there: with a part of it no pod can be given the rest",
+        ));
+    }
     let manifest = data.manifest(&secret::certs_of(&settings.name), &settings.namespace);
     serde_yaml::to_string(&manifest).map_err(|e| anyhow::anyhow!("write the Secret as YAML: {e}"))
 }

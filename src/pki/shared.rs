@@ -211,7 +211,8 @@ fn record_in(secret: &SecretData) -> Record {
     secret.0.get(&secret_key(RECORD)).and_then(|bytes| Record::from_json(bytes).ok()).unwrap_or_default()
 }
 
-fn there(item: Shared, data: &SecretData) -> There {
+/// What a Secret with this content has of one thing.
+pub fn there(item: Shared, data: &SecretData) -> There {
     let (public, key) = item.files();
     let get = |file: RelPath| data.0.get(&secret_key(file)).map(Vec::as_slice).filter(|bytes| !bytes.is_empty());
     let (cert, private) = (get(public), get(key));

@@ -124,9 +124,8 @@ pub fn present_cluster(facts: &Facts) -> Option<ClusterId> {
 /// writes to then.
 pub async fn seen(settings: &Settings) -> Option<Revision> {
     let asked = async {
-        let url = format!("https://localhost:{}", settings.listen.client_port);
         let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
-        let mut etcd = EtcdClient::connect(&EtcdEndpoint { url, tls: Some(tls), server_name: None }).await?;
+        let mut etcd = EtcdClient::connect(&EtcdEndpoint::on_loopback(settings.listen.client_port, tls)).await?;
         etcd.status(ANSWER).await
     };
     if in_use(&settings.data_dir).unwrap_or(true)

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::Distro;
 use super::env::{Env, variable_of};
 use crate::exit::{Exit, refuse};
+use crate::snapshot::schedule::Schedule;
+use crate::snapshot::target::Target;
 
 /// Flags of `syncer start`. `None`: not given.
 #[derive(Args, Clone, Debug, Default)]
@@ -32,7 +34,7 @@ pub struct Flags {
     /// Which API server runs here; `none` runs etcd alone.
     ///
     /// Default: VCLUSTER_DISTRO, else what the values file enables, else k8s. Outside a pod: k8s if a kube-apiserver
-    /// is found, k3s if a k3s is found, else none.
+    /// and a kube-controller-manager are found, k3s if a k3s is found, else none.
     #[arg(long, value_enum, help_heading = "Settings")]
     pub distro: Option<DistroFlag>,
 
@@ -81,6 +83,28 @@ pub struct Flags {
     /// A deployed etcd to move from, for example https://my-vcluster-etcd:2379.
     #[arg(long, value_name = "URL", help_heading = "Datastore")]
     pub migrate_from: Option<String>,
+
+    /// With embedded etcd off: move its store back into SQLite at this start.
+    ///
+    /// The same as `migrateBack` in the values, for charts whose schema knows no such key: SYNCER_MIGRATE_BACK=true.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL",
+          help_heading = "Datastore")]
+    pub migrate_back: Option<bool>,
+
+    /// Take snapshots at these times: a cron expression in UTC, or @hourly, @daily ... Default: none are taken.
+    ///
+    /// This and the next two are `snapshots` in the values, for charts whose schema knows no such key:
+    /// SYNCER_SNAPSHOT_SCHEDULE, SYNCER_SNAPSHOT_KEEP, SYNCER_SNAPSHOT_TARGET.
+    #[arg(long, value_name = "CRON", help_heading = "Datastore")]
+    pub snapshot_schedule: Option<Schedule>,
+
+    /// How many scheduled snapshots are kept. Default: 5.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Datastore")]
+    pub snapshot_keep: Option<u32>,
+
+    /// Where scheduled snapshots are kept: a directory, or s3://BUCKET/PREFIX. Default: `snapshots` on the volume.
+    #[arg(long, value_name = "PLACE", help_heading = "Datastore")]
+    pub snapshot_target: Option<Target>,
 
     /// Token of a k3s virtual cluster; it encrypts the cluster's own keys in the datastore, so it must stay the same.
     ///

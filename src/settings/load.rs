@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::Settings;
 use super::env::Env;
 use super::flags::Flags;
-use super::provenance::Provenance;
+use super::provenance::{Provenance, Source};
 use super::resolve;
 use super::values::{self, Values, ValuesError};
 
@@ -61,6 +61,17 @@ pub struct Loaded {
     pub settings: Settings,
     /// Where each comes from, and warnings.
     pub provenance: Provenance,
+}
+
+impl Loaded {
+    /// The settings for a command that is about embedded etcd, which is taken to be on where nothing says otherwise: by
+    /// `kubectl exec` a command has the environment of the entrypoint and none of its flags.
+    pub fn with_etcd(self) -> Settings {
+        let unsaid = matches!(self.provenance.source("etcd.enabled"), None | Some(Source::Default(_)));
+        let mut settings = self.settings;
+        settings.etcd.enabled |= unsaid;
+        settings
+    }
 }
 
 impl Loader {

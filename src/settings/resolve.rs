@@ -246,12 +246,12 @@ impl Resolver<'_> {
         };
         let (default, why) = if pod.in_pod || self.loader.wrapped.is_some() || self.values.era == Some(Era::V020) {
             (Distro::K8s, "the chart's")
-        } else if found("kube-apiserver") {
-            (Distro::K8s, "a kube-apiserver was found")
+        } else if found("kube-apiserver") && found("kube-controller-manager") {
+            (Distro::K8s, "a kube-apiserver and a kube-controller-manager were found")
         } else if found("k3s") {
             (Distro::K3s, "a k3s was found")
         } else {
-            (Distro::None, "no kube-apiserver and no k3s was found, so etcd alone")
+            (Distro::None, "no kube-apiserver with a kube-controller-manager and no k3s was found, so etcd alone")
         };
         Ok(self.take("distro", given, why, || default))
     }

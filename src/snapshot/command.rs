@@ -203,9 +203,8 @@ fn endpoint(args: &SaveArgs, settings: &Settings) -> anyhow::Result<EtcdEndpoint
             Err(refuse(Exit::Usage, what, "give --endpoint URL, or leave them out"))
         }
         None => {
-            let url = format!("https://localhost:{}", settings.listen.client_port);
             let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
-            Ok(EtcdEndpoint { url, tls: Some(tls), server_name: None })
+            Ok(EtcdEndpoint::on_loopback(settings.listen.client_port, tls))
         }
     }
 }

@@ -54,7 +54,7 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
             }
             Beside::Outnumbered(other) if outnumbered >= OUTNUMBERED => {
                 let refusal = Refusal::TwoClusters { mine: cluster, other };
-                tracing::error!(%rule, remedy = refusal.remedy(), "{}: stopping, as more pods serve the other", refusal.what());
+                tracing::error!(%rule, remedy = refusal.remedy(), "{}: stopping, as no fewer pods serve the other", refusal.what());
                 true
             }
             Beside::Outnumbered(other) | Beside::Stray(other) => {

@@ -105,6 +105,8 @@ impl Leader<'_> {
         }
         if status.leader != Some(status.member) {
             self.said = None;
+            // What another leader sees meanwhile is not seen here.
+            self.progress.clear();
             return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;

@@ -38,10 +38,19 @@ pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
     let looked = fenced::look(&etcd, earlier.as_ref()).await?;
     // What a killed move has left takes the room of this one.
     forget_killed(&pod.disk, &settings.data_dir)?;
-    // Its snapshot, and a store of all that is in use there: a source is not to be fenced for a move that cannot be made.
+    // Its snapshot, and at least what etcd writes for itself: the import looks closer.
     let volume = parent_of(&settings.etcd_dir());
-    let needed = looked.db_size.saturating_add(space::needed(0, looked.in_use));
-    space::check(&volume, needed, space::free(&volume)?)?;
+    let (free, least) = (space::free(&volume)?, looked.db_size.saturating_add(space::needed(0, 0)));
+    space::check(&volume, least, free)?;
+    // History is not moved; how much of it there is, nobody tells.
+    let most = looked.db_size.saturating_add(space::needed(0, looked.in_use));
+    if free < most {
+        tracing::warn!(
+            free_mib = free >> 20,
+            may_need_mib = most >> 20,
+            "the volume may be too small for the source's snapshot and the store: if it is, the fence is lifted again"
+        );
+    }
     if pod.surveyor.is_some() {
         notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
     }

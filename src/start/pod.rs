@@ -186,8 +186,7 @@ impl Pod {
 
     /// Where the etcd beside us is.
     pub fn endpoint_here(&self) -> EtcdEndpoint {
-        let url = format!("https://localhost:{}", self.settings.listen.client_port);
-        EtcdEndpoint { url, tls: Some(self.pki.paths.etcd_tls().client()), server_name: None }
+        EtcdEndpoint::on_loopback(self.settings.listen.client_port, self.pki.paths.etcd_tls().client())
     }
 
     /// A client of it.

@@ -41,6 +41,10 @@ pub struct EtcdAccess {
     pub tls: EtcdTlsFiles,
 }
 
+/// When it is first said that a child does not serve yet, and how often from then on.
+const SAY_FIRST: Duration = Duration::from_secs(10);
+const SAY_EVERY: Duration = Duration::from_secs(30);
+
 /// How closely a child that serves is watched.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
@@ -70,9 +74,14 @@ pub enum Found {
 /// Follows a child from its start, for as long as it is polled: asks more and more slowly until it serves, then every
 /// [`Watch::every`]. A unix socket and a child without a question are not watched: their end tells all.
 pub async fn follow(ready: &Ready, etcd: &EtcdAccess, watch: Watch, mut say: impl FnMut(Found)) {
-    let mut asker = Asker { ready, etcd, client: None };
+    let mut asker = Asker { ready, etcd, client: None, last: String::new() };
     let mut pause = FIRST_PAUSE;
+    let mut say_after = Instant::now() + SAY_FIRST;
     while !asker.serves().await {
+        if Instant::now() >= say_after {
+            say_after = Instant::now() + SAY_EVERY;
+            tracing::warn!("{} does not serve yet: {}", ready.what(), asker.last);
+        }
         sleep(pause).await;
         pause = (pause * 5 / 4).min(LAST_PAUSE);
     }
@@ -106,15 +115,18 @@ struct Asker<'a> {
     etcd: &'a EtcdAccess,
     /// Kept while it works: a handshake costs more than a question.
     client: Option<EtcdClient>,
+    /// Why it did not serve when it was asked last.
+    last: String,
 }
 
 impl Asker<'_> {
     async fn serves(&mut self) -> bool {
         match timeout(DEADLINE, self.ask()).await {
             Ok(Ok(())) => return true,
-            Ok(Err(error)) => tracing::trace!("not yet: {error:#}"),
-            Err(_) => tracing::trace!("not yet: no answer"),
+            Ok(Err(error)) => self.last = format!("{error:#}"),
+            Err(_) => self.last = format!("no answer within {} s", DEADLINE.as_secs()),
         }
+        tracing::trace!("not yet: {}", self.last);
         // The next connection reads the certificates anew.
         self.client = None;
         false
@@ -136,8 +148,7 @@ impl Asker<'_> {
                 let port = self.etcd.port;
                 // A refused connection is told apart at once here; the client would wait before its second try.
                 drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.context("connect")?);
-                let url = format!("https://localhost:{port}");
-                let endpoint = EtcdEndpoint { url, tls: Some(self.etcd.tls.client()), server_name: None };
+                let endpoint = EtcdEndpoint::on_loopback(port, self.etcd.tls.client());
                 self.client.insert(EtcdClient::connect(&endpoint).await?)
             }
         };

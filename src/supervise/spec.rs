@@ -96,6 +96,18 @@ pub enum Ready {
     HttpsReadyz(SocketAddr),
 }
 
+impl Ready {
+    /// What it is a question of.
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Ready::Started => "command",
+            Ready::EtcdLinearizableRead => "etcd",
+            Ready::UnixSocket(_) => "kine",
+            Ready::HttpsReadyz(_) => "API server",
+        }
+    }
+}
+
 /// How a child's output lines are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {

@@ -139,13 +139,13 @@ fn a_save_that_fails_leaves_nothing_that_looks_whole() {
 #[test]
 fn a_pod_keeps_snapshots_in_a_bucket() {
     let server = VersityGw::start(false, &["backups"]);
-    let old = server.object("backups", "syncer-20240102T000000Z.db");
+    let old = server.object("backups", "default.syncer-20240102T000000Z.db");
     std::fs::write(&old, "x").unwrap();
     let mut pod = TestPod::new();
     pod.values(
         "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '@yearly'\n    keep: 1\n    target: s3://backups\n",
     );
-    let mut command = pod.command("none", &[]);
+    let mut command = pod.command("none", &["--log-level=trace"]);
     command.envs(server.env());
     pod.spawn(command);
     let name = poll("a snapshot is kept, and the old one is gone", SOON, || {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use crate::support::poll;
+use crate::support::{part, poll};
 
 /// podman with a configuration of the test's own, so that it works without CAP_SYS_RESOURCE and with runc.
 struct Podman {
@@ -82,6 +82,8 @@ fn as_pid_1_in_an_empty_read_only_root_it_migrates_serves_and_stops() {
 
     let data = dir.path().join("data");
     std::fs::create_dir(&data).expect("make the volume");
+    let empty = dir.path().join("binaries");
+    std::fs::create_dir(&empty).expect("make a folder");
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run/state.db");
     std::fs::copy(fixture, data.join("state.db")).expect("copy the store");
     std::fs::write(dir.path().join("values.yaml"), "embeddedEtcd:\n  enabled: true\n").expect("write the values");
@@ -103,6 +105,8 @@ fn as_pid_1_in_an_empty_read_only_root_it_migrates_serves_and_stops() {
         "--security-opt=no-new-privileges",
         "--network=none",
         &format!("--volume={}:/data", data.display()),
+        // As the charts have it: nothing of the image's is to be seen there.
+        &format!("--volume={}:/binaries", empty.display()),
         &format!("--volume={}:/values.yaml:ro", dir.path().join("values.yaml").display()),
         &image,
         "start",
@@ -114,7 +118,7 @@ fn as_pid_1_in_an_empty_read_only_root_it_migrates_serves_and_stops() {
         let mut all = vec![
             "exec",
             &name,
-            "/binaries/etcdctl",
+            "/usr/local/bin/etcdctl",
             "--endpoints=https://127.0.0.1:2379",
             "--cacert=/data/pki/etcd/ca.crt",
             "--cert=/data/pki/etcd/healthcheck-client.crt",
@@ -145,4 +149,55 @@ fn as_pid_1_in_an_empty_read_only_root_it_migrates_serves_and_stops() {
 fn logs(podman: &Podman, name: &str) -> String {
     let output = podman.run(&["logs", "--tail", "30", name]);
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Ends it with the test, however that ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// No /etc, no name service, no shell: nothing but the two programs and /dev/null.
+#[test]
+fn in_an_empty_root_filesystem_it_serves_and_stops() {
+    let Some(release) = std::env::var_os("SYNCER_RELEASE") else {
+        eprintln!("skipped: SYNCER_RELEASE is not set; scripts/test builds the release binary and sets it");
+        return;
+    };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: a root filesystem of its own needs root");
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let root = dir.path();
+    for folder in ["dev", "data"] {
+        std::fs::create_dir(root.join(folder)).expect("make a folder");
+    }
+    std::fs::copy(release, root.join("syncer")).expect("copy syncer");
+    std::fs::copy(part("etcd"), root.join("etcd")).expect("copy etcd");
+    let null = root.join("dev/null");
+    let made = Command::new("mknod").arg("--mode=666").arg(&null).args(["c", "1", "3"]).status().expect("run mknod");
+    assert!(made.success(), "mknod {}: {made}", null.display());
+    let log = dir.path().join("log");
+    let file = std::fs::File::create(&log).expect("a log");
+    // A network of its own, so that the default ports are free.
+    let script = "ip link set lo up && exec chroot \"$0\" /syncer start --data-dir /data --distro none --binaries /";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", script]).arg(root).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let child = command.stdout(file.try_clone().expect("a log")).stderr(file).spawn().expect("run unshare");
+    let mut running = Running(child);
+    let said = || std::fs::read_to_string(&log).expect("the log");
+    poll("it serves", Duration::from_secs(60), || {
+        let ended = running.0.try_wait().expect("wait");
+        assert!(ended.is_none(), "it ended: {ended:?}\n{}", said());
+        said().contains("\"message\":\"serves\"").then_some(())
+    });
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(running.0.id()).expect("a pid fits"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("end it");
+    let ended = poll("it stops", Duration::from_secs(30), || running.0.try_wait().expect("wait"));
+    assert_eq!(ended.code(), Some(0), "{}", said());
 }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use syncer::disk::RealDisk;
+use syncer::disk::{Disk, RealDisk};
 use syncer::pki::plan::Input;
 use syncer::pki::{Mode, Pki, ensure_input};
 use syncer::settings::Distro;
@@ -191,6 +191,14 @@ fn the_command_issues_checks_and_refuses() {
     assert_eq!(keys, [&cas[..], &["sa.key", "sa.pub", "syncer-issued.json"]].concat());
     let ca = std::fs::read(pki.join("etcd/ca.key")).unwrap();
     assert_eq!(shared["etcd-ca.key"], STANDARD.encode(ca));
+
+    // A CA whose key is kept elsewhere serves this directory, and no pod that is to issue by it.
+    RealDisk.rename(&pki.join("ca.key"), &dir.path().join("ca.key")).unwrap();
+    let part = certs(&["-o", "secret"]);
+    let text = String::from_utf8_lossy(&part.stderr).into_owned();
+    assert_eq!((part.status.code(), part.stdout.as_slice()), (Some(6), &b""[..]), "{text}");
+    assert!(text.contains("CA of the virtual cluster") && text.contains("put the key there"), "{text}");
+    RealDisk.rename(&dir.path().join("ca.key"), &pki.join("ca.key")).unwrap();
 
     std::fs::remove_file(pki.join("etcd/server.key")).unwrap();
     assert_eq!(certs(&["-o", "secret"]).stdout, b"", "a part of it would be taken for the whole");

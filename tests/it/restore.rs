@@ -8,7 +8,7 @@ use std::time::Duration;
 use etcd_client::{Client, PutOptions, WatchOptions};
 use serde_json::Value;
 
-use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, run};
+use crate::support::etcd::{EtcdSpec, PATIENCE, SOURCES, run};
 use crate::support::pod::{Dump, TestPod};
 use crate::support::versitygw::VersityGw;
 use crate::support::{SmallVolume, part, poll, syncer};
@@ -166,7 +166,7 @@ fn a_snapshot_takes_the_place_of_the_store_at_the_next_start() {
 /// By etcdctl, of each version; onto a volume on which all is lost, and offline.
 #[test]
 fn snapshots_of_etcdctl_are_restored_onto_an_empty_volume() {
-    for line in LINES {
+    for line in SOURCES {
         let mut pod = TestPod::new();
         let file = pod.data().join("theirs.db");
         let home = tempfile::tempdir().expect("a folder");
@@ -259,6 +259,10 @@ fn what_cannot_be_restored_is_refused_and_nothing_is_changed() {
     }
     let out = snapshot(&pod, &["restore", text(&file), "--name=vc"]).env("POD_NAME", "vc-1").output().expect("it runs");
     assert!(out.status.code() == Some(5) && error_of(&out).contains("on that of pod 1"), "{}", error_of(&out));
+    // As `kubectl exec` has it: no flag of the entrypoint's says that etcd is on.
+    let args = ["restore", text(&file), "--dry-run", "--name=vc"];
+    let out = snapshot_of(&pod, "k8s", &args).env("POD_NAME", "vc-0").output().expect("syncer runs");
+    assert!(out.status.success(), "{}", error_of(&out));
     let args = ["restore", text(&file), "--etcd-embedded=false"];
     let out = snapshot_of(&pod, "k8s", &args).output().expect("syncer runs");
     assert!(out.status.code() == Some(3) && error_of(&out).contains("etcd is disabled"), "{}", error_of(&out));

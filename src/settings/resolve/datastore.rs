@@ -11,6 +11,7 @@ use crate::settings::provenance::{Source, without_user};
 use crate::settings::values::etcd::SnapshotValues;
 use crate::settings::values::{self, Era, OtherStore, Spot};
 use crate::settings::{Distro, EtcdSettings, EtcdTiming, PodIdentity, SnapshotSettings, check};
+use crate::snapshot::directory::Directory;
 use crate::snapshot::target::Target;
 
 /// Why the default timing is not what a single replica runs with ([`crate::etcd::launch`]).
@@ -67,12 +68,20 @@ impl Resolver<'_> {
         }
         let replicas = self.replicas(distro, enabled)?;
         let migrate_from = self.migrate_from(name, distro, enabled)?;
-        let back = values.etcd.migrate_back.clone();
-        if let Some(spot) = back.as_ref().filter(|spot| spot.value && enabled) {
+        let given = given!(self, migrate_back, "migrate-back").or(self.spot(values.etcd.migrate_back.clone()));
+        let migrate_back = self.take("etcd.migrateBack", given, "", || false);
+        if let Some(spot) = values.etcd.migrate_back.as_ref().filter(|spot| spot.value && migrate_back && enabled) {
             let what = "migrateBack is true while embedded etcd is enabled";
             return Err(self.refuse_at(spot.line, what, "set enabled: false to move the store back to SQLite"));
         }
-        let migrate_back = self.take("etcd.migrateBack", self.spot(back), "", || false);
+        if migrate_back && enabled {
+            let what = format!(
+                "migrateBack is true ({}) while embedded etcd is enabled ({})",
+                self.origin("etcd.migrateBack"),
+                self.origin("etcd.enabled")
+            );
+            return Err(refuse(Exit::Usage, what, "set enabled: false to move the store back to SQLite"));
+        }
         let snapshot_count = self.take("etcd.snapshotCount", self.spot(values.etcd.snapshot_count), "", || 10_000);
         let quota = self.spot(values.etcd.quota_backend_bytes.clone()).map(|(n, s)| (Some(n), s));
         let quota_backend_bytes =
@@ -94,7 +103,7 @@ impl Resolver<'_> {
             return Err(self.refuse_at(line, what, format!("set electionTimeout to {} or more", 10 * heartbeat)));
         }
         let extra_args = self.take("etcd.extraArgs", self.spot(values.etcd.extra_args), "", Vec::new);
-        let snapshots = self.snapshots(values.etcd.snapshots, data_dir);
+        let snapshots = self.snapshots(values.etcd.snapshots, data_dir)?;
         let timing =
             EtcdTiming { heartbeat: Duration::from_millis(heartbeat), election: Duration::from_millis(election) };
         Ok(EtcdSettings {
@@ -111,13 +120,25 @@ impl Resolver<'_> {
         })
     }
 
-    fn snapshots(&mut self, values: SnapshotValues, data_dir: &Path) -> Option<SnapshotSettings> {
-        let given = self.spot(values.schedule).map(|(schedule, source)| (Some(schedule), source));
-        let schedule = self.take("etcd.snapshots.schedule", given, "none are taken", || None)?;
-        let keep = self.take("etcd.snapshots.keep", self.spot(values.keep), "", || 5);
+    fn snapshots(&mut self, values: SnapshotValues, data_dir: &Path) -> anyhow::Result<Option<SnapshotSettings>> {
+        let given = given!(self, snapshot_schedule, "snapshot-schedule").or(self.spot(values.schedule));
+        let given = given.map(|(schedule, source)| (Some(schedule), source));
+        let Some(schedule) = self.take("etcd.snapshots.schedule", given, "none are taken", || None) else {
+            return Ok(None);
+        };
+        let given = given!(self, snapshot_keep, "snapshot-keep").or(self.spot(values.keep));
+        let keep = self.take("etcd.snapshots.keep", given, "", || 5);
         let dir = data_dir.join("snapshots");
-        let target = self.take("etcd.snapshots.target", self.spot(values.target), "", || Target::directory(dir));
-        Some(SnapshotSettings { schedule, keep, target })
+        let given = given!(self, snapshot_target, "snapshot-target").or(self.spot(values.target));
+        let target = self.take("etcd.snapshots.target", given, "", || Target::directory(dir));
+        if let Target::Directory(Directory(dir)) = &target
+            && !dir.is_absolute()
+        {
+            let origin = self.origin("etcd.snapshots.target");
+            let what = format!("snapshots are to be kept in {} ({origin}), which is not absolute", dir.display());
+            return Err(refuse(Exit::Usage, what, "write it from the root, such as /data/snapshots"));
+        }
+        Ok(Some(SnapshotSettings { schedule, keep, target }))
     }
 
     fn milliseconds(&mut self, setting: &'static str, spot: Option<Spot<u64>>, default: (u64, &'static str)) -> u64 {

@@ -24,7 +24,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { objects: 21_000, seed: 1, clients: 16 }
+        Plan { objects: 23_000, seed: 1, clients: 16 }
     }
 }
 

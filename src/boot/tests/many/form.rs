@@ -69,6 +69,10 @@ fn without_a_host_api_nothing_is_formed_before_dns_has_said_which_pods_there_are
     for named in [Known::Absent, Known::Present(())] {
         assert_eq!(decide(&Facts { named, ..facts() }), BootDecision::Form);
     }
+    // Its store has not been moved: nothing was formed from this volume.
+    let mut store = unnamed.clone();
+    store.stores.state_dbs = vec![db()];
+    assert_eq!(decide(&store), BootDecision::Import { source: db() });
     // Whoever has data needs nobody's word to start, but for a formation that is not done.
     let f = Facts { data_dir: valid(), ..unnamed };
     assert!(matches!(decide(&f), BootDecision::Start { .. }));
@@ -87,6 +91,8 @@ fn with_the_host_api_away_no_pod_is_told_that_it_is_not_the_first() {
     expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::HostAnswers);
     f.marker = Known::Absent;
     assert!(matches!(decide(&f), BootDecision::Refuse(Refusal::NotTheSeed { .. })));
+    f.desired = Desired::Unknown("timeout".into());
+    expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::HostAnswers);
 }
 
 #[test]
