@@ -11,7 +11,7 @@ use crate::support::{part, poll, syncer};
 /// An etcd of pod 1 that hangs at its first start as a joiner, until the file `go` is there.
 const HANGS_ONCE: &str = r#"#!/bin/sh
 for argument in "$@"; do
-  case $argument in --initial-cluster=*vc-1=*,*)
+  case $argument in --initial-cluster=*,*)
     case $* in *--name=vc-1*)
       : > hangs
       while [ ! -e go ]; do sleep 0.02; done ;;
@@ -73,7 +73,7 @@ fn a_learner_that_is_stuck_is_evicted_and_holds_up_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
     let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
         with_etcd(config, folder.path(), HANGS_ONCE);
-        config.env.insert("SYNCER_STALLED_SECONDS".to_owned(), "4".to_owned());
+        config.env.insert("SYNCER_STALLED_SECONDS".to_owned(), "15".to_owned());
     });
     let mut scene = Scene::of(1, set);
     scene.set.scale(2).expect("scale");
