@@ -77,14 +77,12 @@ fn sqlite(what: &str, keys: u64, plan: &Plan) -> anyhow::Result<Value> {
     copy_and_sync(&original, &copy)?;
     let limit = plan.put_limit.min(keys);
     let contenders = vec![
-        Contender::new("copy", |work| {
-            Ok(Cost { seconds: copy_and_sync(&original, &work.join("copy.db"))?, ..Cost::default() })
-        }),
+        Contender::new("copy", |work| copy_and_sync(&original, &work.join("copy.db"))),
         Contender::new("syncer", |work| migrate(&format!("sqlite:{}", copy.display()), "datadir", work)),
         Contender::new("put_loop", |work| {
-            let (seconds, count) = put_loop(&copy, &work.join("peer"), limit)?;
+            let (cost, count) = put_loop(&copy, &work.join("peer"), limit)?;
             ensure!(count == limit, "the Put loop put {count} keys, not {limit}");
-            Ok(Cost { seconds: seconds * keys as f64 / count as f64, ..Cost::default() })
+            Ok(Cost { seconds: cost.seconds * keys as f64 / count as f64, ..cost })
         }),
     ];
     let figures = rounds(what, folder, plan.rounds, contenders)?;
@@ -94,7 +92,9 @@ fn sqlite(what: &str, keys: u64, plan: &Plan) -> anyhow::Result<Value> {
         "import_seconds": summary(&import),
         "import_peak_anonymous_mib": summary(&figures.peak_mib("syncer")),
         "copy_fsync_seconds": summary(&copy),
+        "copy_peak_anonymous_mib": summary(&figures.peak_mib("copy")),
         "put_loop_seconds": summary(&puts),
+        "put_loop_etcd_peak_anonymous_mib": summary(&figures.peak_mib("put_loop")),
         "put_loop_extrapolated_from": (plan.put_limit < keys).then_some(plan.put_limit),
         "speedup_over_put_loop": median(&puts) / median(&import),
         "import_over_copy": median(&import) / median(&copy),

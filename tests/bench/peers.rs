@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rusqlite::Connection;
 
+use crate::sample::{Cost, Watch};
 use crate::store::program;
 
 /// A free port on loopback.
@@ -35,13 +36,16 @@ pub fn wait_port(port: u16, deadline: Duration) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies a file with `cp` and fsyncs the copy; seconds.
-pub fn copy_and_sync(from: &Path, to: &Path) -> anyhow::Result<f64> {
+/// Copies a file with `cp` and fsyncs the copy.
+pub fn copy_and_sync(from: &Path, to: &Path) -> anyhow::Result<Cost> {
     let started = Instant::now();
-    let status = Command::new("cp").arg("--reflink=never").arg(from).arg(to).status().context("run cp")?;
+    let mut cp = Command::new("cp").arg("--reflink=never").arg(from).arg(to).spawn().context("run cp")?;
+    let memory = Watch::begin(cp.id());
+    let status = cp.wait()?;
     anyhow::ensure!(status.success(), "cp failed: {status}");
     std::fs::File::open(to)?.sync_all()?;
-    Ok(started.elapsed().as_secs_f64())
+    // A small file is copied before it is looked at.
+    Ok(Cost { seconds: started.elapsed().as_secs_f64(), peak_anonymous: memory.end().unwrap_or(0), ..Cost::default() })
 }
 
 /// Copies a data dir.
@@ -104,14 +108,15 @@ impl Etcd {
     }
 }
 
-/// Seconds that one Put after another takes into a real etcd, over at most `limit` keys, and how many were put.
-/// k3s migrates so: it lists the live keys by name, then puts each and waits for the answer.
-pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(f64, u64)> {
+/// What one Put after another into a real etcd costs, over at most `limit` keys, and how many were put; the memory is
+/// etcd's. k3s migrates so: it lists the live keys by name, then puts each and waits for the answer.
+pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(Cost, u64)> {
     let etcd = Etcd::start(work)?;
+    let memory = Watch::begin(etcd.running.0.id());
     wait_port(etcd.port, Duration::from_secs(30))?;
     let client = etcd.client_url();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let (seconds, count) = runtime.block_on(async {
         let mut etcd = etcd_client::Client::connect([client], None).await?;
         let started = Instant::now();
         let db = Connection::open(state_db)?;
@@ -125,6 +130,7 @@ pub fn put_loop(state_db: &Path, work: &Path, limit: u64) -> anyhow::Result<(f64
             etcd.put(row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?, None).await?;
             count += 1;
         }
-        Ok((started.elapsed().as_secs_f64(), count))
-    })
+        anyhow::Ok((started.elapsed().as_secs_f64(), count))
+    })?;
+    Ok((Cost { seconds, peak_anonymous: memory.end()?, ..Cost::default() }, count))
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use syncer::disk::{Disk, RealDisk};
 
 use crate::support::pod::{Dump, TestPod, children_of};
 use crate::support::poll;
@@ -107,6 +108,21 @@ fn a_store_is_moved_with_every_revision_and_goes_on() {
     pod.start("none", &[]);
     pod.wait_serving();
     assert_eq!(pod.dump().revision, want.revision + 1, "the second start imported again");
+}
+
+/// Where k3s and k0s virtual clusters have theirs.
+#[test]
+fn a_store_at_a_distros_own_path_is_moved() {
+    for path in ["server/db/state.db", "k0s/db/state.db"] {
+        let mut pod = TestPod::with_small_store();
+        let place = pod.data().join(path);
+        std::fs::create_dir_all(place.parent().expect("a folder")).expect("make the folder");
+        RealDisk.rename(&pod.data().join("state.db"), &place).expect("move the store there");
+        pod.start("none", &[]);
+        pod.wait_serving();
+        assert_eq!(pod.dump(), expected(), "{path}");
+        assert!(place.with_extension("db.migrated").exists() && !place.exists(), "{path}");
+    }
 }
 
 /// The move is a one-way path: what can be known to fail is refused before it.
