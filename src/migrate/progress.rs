@@ -169,15 +169,23 @@ pub fn shown<T>(show: Show, meter: &Meter, work: impl FnOnce() -> T) -> T {
 }
 
 fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{prefix:>8} [{bar:40}] {human_pos}/{human_len} keys {msg}") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    bar
+    ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr())
 }
 
+const COUNTS: &str = "{prefix:>8} [{bar:40}] {human_pos}/{human_len} keys {msg}";
+/// Of a stage that counts nothing, in which etcd is waited for.
+const WAITS: &str = "{prefix:>8} {msg}";
+
 fn draw(bar: &ProgressBar, now: Reading) {
+    let counts = now.keys_at_most.max(now.keys) > 0;
+    if let Ok(style) = ProgressStyle::with_template(if counts { COUNTS } else { WAITS }) {
+        bar.set_style(style.progress_chars("=> "));
+    }
     bar.set_prefix(now.stage.name());
+    if !counts {
+        bar.set_message(format!("{} s", now.elapsed.as_secs()));
+        return;
+    }
     bar.set_length(now.keys_at_most.max(now.keys));
     bar.set_position(now.keys);
     let left = now.left().map_or_else(String::new, |left| format!(", {} s left", left.as_secs()));
@@ -213,6 +221,23 @@ mod tests {
         assert_eq!(Reading { keys: 0, ..reading }.left(), None);
         assert_eq!(Reading { keys: 200, ..reading }.left(), Some(Duration::ZERO));
         assert_eq!(Reading { elapsed: Duration::ZERO, ..reading }.bytes_per_second(), 0);
+    }
+
+    #[test]
+    fn the_bar_shows_what_is_counted_and_nothing_else() {
+        let bar = ProgressBar::hidden();
+        let reading = Reading {
+            stage: Stage::Copy,
+            keys: 25,
+            bytes: 5 << 20,
+            keys_at_most: 100,
+            elapsed: Duration::from_secs(10),
+        };
+        draw(&bar, reading);
+        assert_eq!((bar.prefix().as_str(), bar.position(), bar.length()), ("copy", 25, Some(100)));
+        assert_eq!(bar.message(), "5.00 MiB, 512.00 KiB/s, 30 s left");
+        draw(&bar, Reading { stage: Stage::Verify, keys: 0, bytes: 0, keys_at_most: 0, ..reading });
+        assert_eq!((bar.prefix().as_str(), bar.message().as_str()), ("verify", "10 s"));
     }
 
     #[test]
