@@ -327,3 +327,23 @@ fn pod_view(peer: &crate::boot::PeerFact, survey: &Survey, view: &HostView) -> P
         ..PodView::new(peer.ordinal)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// etcd applies nothing while it is sent a snapshot, however long that takes.
+    #[test]
+    fn a_learner_comes_further_by_entries_and_by_bytes_and_not_by_beginning_anew() {
+        let Some(long_ago) = Instant::now().checked_sub(STALLED) else { return };
+        let stood = Progress { applied: RaftIndex(5), received: 100, since: long_ago };
+        for (applied, received, further) in
+            [(5, 100, false), (6, 0, true), (0, 101, true), (0, 0, false), (0, 99, false)]
+        {
+            let mut progress = stood;
+            let stands = progress.to(RaftIndex(applied), received);
+            assert_eq!(stands < STALLED, further, "{applied} {received}");
+            assert!(progress.applied >= stood.applied && progress.received >= stood.received);
+        }
+    }
+}

@@ -70,17 +70,15 @@ impl Resolver<'_> {
         let migrate_from = self.migrate_from(name, distro, enabled)?;
         let given = given!(self, migrate_back, "migrate-back").or(self.spot(values.etcd.migrate_back.clone()));
         let migrate_back = self.take("etcd.migrateBack", given, "", || false);
-        if let Some(spot) = values.etcd.migrate_back.as_ref().filter(|spot| spot.value && migrate_back && enabled) {
-            let what = "migrateBack is true while embedded etcd is enabled";
-            return Err(self.refuse_at(spot.line, what, "set enabled: false to move the store back to SQLite"));
-        }
         if migrate_back && enabled {
-            let what = format!(
-                "migrateBack is true ({}) while embedded etcd is enabled ({})",
-                self.origin("etcd.migrateBack"),
-                self.origin("etcd.enabled")
-            );
-            return Err(refuse(Exit::Usage, what, "set enabled: false to move the store back to SQLite"));
+            let what = format!("migrateBack is true while embedded etcd is enabled ({})", self.origin("etcd.enabled"));
+            let remedy = "set enabled: false to move the store back to SQLite";
+            return Err(match values.etcd.migrate_back.filter(|spot| spot.value) {
+                Some(spot) => self.refuse_at(spot.line, what, remedy),
+                None => {
+                    refuse(Exit::Usage, format!("{what} and {} asks for it", self.origin("etcd.migrateBack")), remedy)
+                }
+            });
         }
         let snapshot_count = self.take("etcd.snapshotCount", self.spot(values.etcd.snapshot_count), "", || 10_000);
         let quota = self.spot(values.etcd.quota_backend_bytes.clone()).map(|(n, s)| (Some(n), s));
