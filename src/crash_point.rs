@@ -13,6 +13,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "migrate-etcd-started",
     "migrate-verified",
     "migrate-staging-synced",
+    "migrate-written",
     "migrate-after-flip",
     "migrate-before-commit",
     "migrate-after-commit",
@@ -38,8 +39,15 @@ pub const RESET_CRASH_POINTS: &[&str] = &[
 ];
 
 /// Every crash point of the way back to SQLite, in the order in which it passes them.
-pub const BACK_CRASH_POINTS: &[&str] =
-    &["back-journal-begun", "back-half-written", "back-verified", "back-written", "back-after-flip", "back-done"];
+pub const BACK_CRASH_POINTS: &[&str] = &[
+    "back-before-journal",
+    "back-journal-begun",
+    "back-half-written",
+    "back-verified",
+    "back-written",
+    "back-after-flip",
+    "back-done",
+];
 
 /// And those that only a boot passes, behind `back-after-flip`.
 pub const BACK_BOOT_CRASH_POINTS: &[&str] = &["back-before-commit", "back-after-commit"];
@@ -95,7 +103,7 @@ pub fn reach(name: &str) {
 /// Marks a crash point; nothing without the feature `testing`.
 #[macro_export]
 macro_rules! crash_point {
-    ($name:literal) => {{
+    ($name:expr) => {{
         #[cfg(feature = "testing")]
         $crate::crash_point::reach($name);
     }};

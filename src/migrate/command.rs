@@ -7,22 +7,22 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::commit::{finish, with_suffix};
-use super::convert::DEFAULT_REQUEST_BYTES;
+use super::commit::with_suffix;
 use super::estimate::{Estimate, estimate};
-use super::export::{self, ExportOutcome, ExportPlan, export};
-use super::import::{Commit, ImportOutcome, ImportPlan, finish_kept, import};
+use super::journey::{self, Commit, Journey, Outcome};
 use super::origin::Origin;
 use super::progress::Show;
+use super::sink::{Made, Target};
+use super::sqlite;
+use super::to_datadir::DatadirTarget;
+use super::to_sqlite::SqliteTarget;
 use super::verify::Verify;
-use super::{space, sqlite};
 use crate::datadir::MemberIdentity;
 use crate::datadir::identity::IdentityError;
 use crate::disk::Disk;
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
-use crate::record_file::unix_seconds;
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
@@ -121,13 +121,12 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         Place::Snapshot(path) => Origin::Snapshot(absolute(path)?),
         Place::Etcd(url) => Origin::Etcd(args.tls.endpoint(url)?),
     };
-    let (target, back) = match (&source, &args.to) {
-        (_, Place::Datadir(target)) => (absolute(target)?, false),
-        (Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_), Place::Sqlite(target)) => {
-            (absolute(target)?, true)
-        }
-        _ => return Err(not_yet(args)),
-    };
+    let (Place::Datadir(target) | Place::Sqlite(target)) = &args.to else { return Err(not_yet(args)) };
+    let target = absolute(target)?;
+    let back = matches!(args.to, Place::Sqlite(_));
+    if back && matches!(source, Origin::Sqlite(_)) {
+        return Err(not_yet(args));
+    }
     if args.rename_source && !matches!(source, Origin::Sqlite(_)) {
         let what = "--rename-source renames a state.db alone";
         return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
@@ -140,23 +139,17 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
     }
-    if !back {
-        identity(args)?;
-    }
     for place in [&args.from, &args.to] {
         if let Place::Sqlite(path) = place {
             sqlite::check_path(&absolute(path)?)?;
         }
     }
-    if args.dry_run {
-        let needs = if back { space::needed_sqlite } else { space::needed };
-        let found = estimate(disk, &source, &target, needs, &args.etcd, Show::Auto)?;
-        return Ok(match args.output {
-            Output::Text => estimate_text(&found),
-            Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
-        });
+    if back {
+        return go(disk, args, &journey(args, source, SqliteTarget { path: target }));
     }
-    if back { run_back(disk, args, source, target) } else { run_import(disk, args, source, target) }
+    let identity = identity(args)?;
+    let target = DatadirTarget { path: target, identity, bump: args.bump_revision, least: Revision(0) };
+    go(disk, args, &journey(args, source, target))
 }
 
 /// The new cluster's one member.
@@ -186,67 +179,43 @@ fn not_yet(args: &Args) -> anyhow::Error {
     )
 }
 
-fn run_back(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> anyhow::Result<String> {
-    let plan = ExportPlan {
-        journal: with_suffix(&target, ".migration.journal"),
+/// A journey of this command's arguments.
+fn journey<T: Target>(args: &Args, source: Origin, target: T) -> Journey<T> {
+    Journey {
+        journal: with_suffix(target.path(), ".migration.journal"),
         source,
         target,
         etcd: args.etcd.clone(),
         verify: args.verify,
-        show: Show::Auto,
-        lock: None,
-    };
-    if let Some(journal) = export::finish(disk, &plan)? {
-        return Ok(match args.output {
-            Output::Text => format!(
-                "{} was written to {} before; nothing is left to do\n",
-                plan.source.path().display(),
-                plan.target.display()
-            ),
-            Output::Json => format!("{:#}\n", json!({ "writtenBefore": true, "journal": journal })),
-        });
-    }
-    let (outcome, journal) = export(disk, &plan)?;
-    export::done(disk, &plan.journal, journal)?;
-    Ok(match args.output {
-        Output::Text => back_text(&plan, &outcome),
-        Output::Json => format!("{:#}\n", back_json(&plan, &outcome)),
-    })
-}
-
-fn run_import(disk: &dyn Disk, args: &Args, source: Origin, target: PathBuf) -> anyhow::Result<String> {
-    let plan = ImportPlan {
-        journal: with_suffix(&target, ".migration.journal"),
-        source,
-        etcd_dir: target,
-        identity: identity(args)?,
-        etcd: args.etcd.clone(),
-        verify: args.verify,
         commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
-        bump: args.bump_revision,
-        least: Revision(0),
         spare: 0,
         show: Show::Auto,
         lock: None,
-    };
-    let finished = match plan.commit {
-        Commit::RenameSource => finish(disk, &plan.journal, plan.source.path(), unix_seconds())?,
-        Commit::KeepSource => finish_kept(disk, &plan)?,
-    };
-    if let Some(journal) = finished {
+    }
+}
+
+/// Goes the journey, or only looks, and reports.
+fn go<T: Target>(disk: &dyn Disk, args: &Args, journey: &Journey<T>) -> anyhow::Result<String> {
+    if args.dry_run {
+        let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
-            Output::Text => format!(
-                "{} was imported to {} before; nothing is left to do\n",
-                plan.source.path().display(),
-                plan.etcd_dir.display()
-            ),
-            Output::Json => format!("{:#}\n", json!({ "importedBefore": true, "journal": journal })),
+            Output::Text => estimate_text(&found),
+            Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
         });
     }
-    let outcome = import(disk, &plan)?;
+    let (from, to) = (journey.source.path(), journey.target.path());
+    if let Some(journal) = journey::finish(disk, journey)? {
+        return Ok(match args.output {
+            Output::Text => {
+                format!("{} was moved to {} before; nothing is left to do\n", from.display(), to.display())
+            }
+            Output::Json => format!("{:#}\n", json!({ "movedBefore": true, "journal": journal })),
+        });
+    }
+    let outcome = journey::run(disk, journey)?;
     Ok(match args.output {
-        Output::Text => outcome_text(&plan, &outcome),
-        Output::Json => format!("{:#}\n", outcome_json(&plan, &outcome)),
+        Output::Text => outcome_text(journey, &outcome),
+        Output::Json => format!("{:#}\n", outcome_json(journey, &outcome)),
     })
 }
 
@@ -300,95 +269,46 @@ fn estimate_text(found: &Estimate) -> String {
     text
 }
 
-fn outcome_text(plan: &ImportPlan, done: &ImportOutcome) -> String {
+fn outcome_text<T: Target>(journey: &Journey<T>, done: &Outcome<T::Made>) -> String {
     let mut text = format!(
-        "imported {} keys ({}) at revision {} from {} to {} in {:.1} s; hash {:08x}, confirmed by etcd\n",
+        "moved {} keys ({}) at revision {} from {} to {} in {:.1} s; {}\n",
         done.keys,
         mib(done.bytes),
         done.revision,
-        plan.source.path().display(),
-        plan.etcd_dir.display(),
+        journey.source.path().display(),
+        journey.target.path().display(),
         done.duration.as_secs_f64(),
-        done.hash,
+        done.made.confirmed(),
     );
+    // Writing to a String cannot fail.
     for warning in done.warnings.lines() {
         let _ = writeln!(text, "warning: {warning}");
     }
-    if done.max_request_bytes > DEFAULT_REQUEST_BYTES {
-        let _ = writeln!(text, "start etcd with --max-request-bytes={}", done.request_limit());
+    for note in done.made.notes(done.revision, done.source_revision) {
+        let _ = writeln!(text, "note: {note}");
     }
     text
 }
 
-fn outcome_json(plan: &ImportPlan, done: &ImportOutcome) -> Value {
-    json!({
-        "source": plan.source.path(),
-        "target": plan.etcd_dir,
-        "sourceRenamed": plan.commit == Commit::RenameSource,
-        "revision": done.revision,
-        "keys": done.keys,
-        "bytes": done.bytes,
-        "leases": done.leases,
-        "hash": format!("{:08x}", done.hash),
-        "memberId": done.member,
-        "clusterId": done.cluster,
-        "backendBytes": done.backend_bytes,
-        "maxRequestBytes": done.max_request_bytes,
-        "warnings": done.warnings,
-        "seconds": done.duration.as_secs_f64(),
-        "stages": done.stages,
-    })
-}
-
-fn back_text(plan: &ExportPlan, done: &ExportOutcome) -> String {
-    let mut text = format!(
-        "wrote {} keys ({}, {} with a time to live) at revision {} from {} to {} in {:.1} s; read back and equal\n",
-        done.keys,
-        mib(done.bytes),
-        done.ttls,
-        done.revision,
-        plan.source.path().display(),
-        plan.target.display(),
-        done.duration.as_secs_f64(),
-    );
-    for warning in back_warnings(done) {
-        let _ = writeln!(text, "warning: {warning}");
-    }
-    text
-}
-
-fn back_warnings(done: &ExportOutcome) -> Vec<String> {
-    let mut lines = done.warnings.lines();
-    if let Some(key) = &done.moved.example {
-        let raised = match done.revision.0 - done.source_revision.0 {
-            0 => String::new(),
-            by => format!("; the store's revision is {by} above the source's, {}", done.source_revision),
-        };
-        let count = done.moved.count;
-        lines.push(format!("{count} keys shared a revision and have one of their own now (for one, {key}){raised}"));
-    }
-    if let Some(key) = &done.dropped.example {
-        lines.push(format!("{key} is left out: kine keeps its own under this name, and the API server makes it anew"));
-    }
-    lines
-}
-
-fn back_json(plan: &ExportPlan, done: &ExportOutcome) -> Value {
-    json!({
-        "source": plan.source.path(),
-        "target": plan.target,
-        "revision": done.revision,
+fn outcome_json<T: Target>(journey: &Journey<T>, done: &Outcome<T::Made>) -> Value {
+    let mut report = json!({
+        "source": journey.source.path(),
+        "sourceRenamed": journey.commit == Commit::RenameSource,
         "sourceRevision": done.source_revision,
+        "target": journey.target.path(),
+        "targetBytes": done.target_bytes,
+        "revision": done.revision,
         "keys": done.keys,
         "bytes": done.bytes,
-        "timesToLive": done.ttls,
-        "moved": done.moved,
-        "leftOut": done.dropped,
-        "targetBytes": done.target_bytes,
+        "verified": journey.verify,
         "warnings": done.warnings,
         "seconds": done.duration.as_secs_f64(),
         "stages": done.stages,
-    })
+    });
+    if let (Value::Object(report), Value::Object(made)) = (&mut report, done.made.json()) {
+        report.extend(made);
+    }
+    report
 }
 
 #[cfg(test)]

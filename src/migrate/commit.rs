@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::journal::{self, Journal, Phase};
+use super::journey::done;
 use super::kine::StoreFiles;
+use super::sink::Target;
+use super::to_datadir::DatadirTarget;
 use crate::crash_point;
 use crate::disk::{Disk, at};
 
@@ -110,17 +113,9 @@ pub fn finish(disk: &dyn Disk, path: &Path, db: &Path, now: u64) -> anyhow::Resu
     }
     move_strays(disk, db).context("tidy up after a migration")?;
     match journal.phase {
-        Phase::Importing => done(disk, path, journal, now).map(Some),
+        Phase::Importing => done(disk, DatadirTarget::POINTS, path, journal, now).map(Some),
         Phase::Done => Ok(Some(journal)),
     }
-}
-
-/// Writes that the migration is done, and gives what was written.
-pub fn done(disk: &dyn Disk, path: &Path, journal: Journal, now: u64) -> anyhow::Result<Journal> {
-    let journal = Journal { phase: Phase::Done, finished: Some(now), ..journal };
-    journal::store(disk, path, &journal)?;
-    crash_point!("migrate-journal-done");
-    Ok(journal)
 }
 
 fn exists(path: &Path) -> io::Result<bool> {
@@ -204,7 +199,8 @@ mod tests {
     fn importing(dir: &Path, source: &str) -> PathBuf {
         let path = dir.join(journal::FILE_NAME);
         let source = journal::SourceFile { path: source.into(), bytes: 1, modified: 2, inode: 3 };
-        let journal = Journal { phase: Phase::Importing, source, started: 1, finished: None, written: None };
+        let journal =
+            Journal { phase: Phase::Importing, source, started: 1, finished: None, written: None, file: None };
         journal::store(&RealDisk, &path, &journal).unwrap();
         path
     }

@@ -1,5 +1,5 @@
-//! The record, beside the data dir, of a migration that was begun: what lets a boot tell a data dir of an uncommitted
-//! import, which is rebuilt, from any other, which is never touched.
+//! The record, beside the target, of a migration that was begun: what lets a boot tell a data dir of an uncommitted
+//! import, which is rebuilt, from any other, which is never touched; and the same of a `state.db`.
 //!
 //! Its form is that of [`crate::record_file`], with the magic `SYNCMIG1` and at most 64 KiB of payload.
 //!
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::source::FileState;
 use crate::boot::JournalFact;
 use crate::disk::{Disk, parent_of};
 use crate::ids::{ClusterId, Revision};
@@ -45,11 +46,14 @@ pub struct Journal {
     pub started: u64,
     /// When it was done.
     pub finished: Option<u64>,
-    /// What was written; known once the staging directory is durable, and always before the flip.
+    /// The data dir that was written; known once the staging directory is durable, and always before the flip.
     pub written: Option<Written>,
+    /// Or the `state.db`, where that is what is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<WrittenFile>,
 }
 
-/// What is moved: a SQLite file, or a running etcd, of which only the URL says anything.
+/// What is moved: the source's own file, or a running etcd, of which only the URL says anything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SourceFile {
@@ -77,6 +81,30 @@ pub struct Written {
     pub hash: u32,
     /// The largest request that the values need, in bytes: etcd's limit must not be below it, at this start or any later.
     pub max_request_bytes: u64,
+}
+
+/// A `state.db` that was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WrittenFile {
+    /// Its inode, which a rename keeps.
+    pub inode: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// When it was last changed, in nanoseconds since 1970: nobody has used it since.
+    pub modified: i128,
+    /// The store's revision.
+    pub revision: Revision,
+    /// Live keys.
+    pub keys: u64,
+}
+
+impl WrittenFile {
+    /// Whether what stands at `path` is this file, as it was written.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let found = FileState::of(path)?;
+        Ok((found.inode, found.bytes, found.modified) == (self.inode, self.bytes, self.modified))
+    }
 }
 
 impl SourceFile {
@@ -175,6 +203,7 @@ mod tests {
                 hash: 8,
                 max_request_bytes: 9,
             }),
+            file: None,
         }
     }
 

@@ -10,15 +10,17 @@ use super::convert::{KeyLease, LeaseAssigner, LiveKey};
 use super::loopback::LoopbackEtcd;
 use super::pipeline::copy;
 use super::progress::{Meter, Stage};
-use super::sink::{Sink, WrittenStore};
+use super::sink::Sink;
 use super::source::Source;
+use super::to_datadir::WrittenStore;
 use crate::crash_point;
 use crate::datadir::LeaseRecord;
 use crate::disk::Disk;
 use crate::ids::Revision;
 
 /// How thoroughly the imported store is verified.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Verify {
     /// etcd's own hash over all keys at the imported revision, their number and the revision.
     #[default]

@@ -21,8 +21,9 @@ use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
 use crate::migrate::command::{Output, fresh_token};
 use crate::migrate::estimate::estimate;
-use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::migrate::journey::{self, Journey};
 use crate::migrate::progress::Show;
+use crate::migrate::to_datadir::{DatadirTarget, ImportOutcome};
 use crate::migrate::{Origin, Verify, space};
 use crate::record_file::unix_seconds;
 use crate::settings::Settings;
@@ -176,15 +177,15 @@ fn stage(
         look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
         let origin = Origin::Snapshot(here.path().to_owned());
         let identity = launch::identity(settings, fresh_token());
-        let plan = ImportPlan {
-            bump: look.bump,
-            least: look.least(),
+        let of_boot = Journey::of_boot(origin, &staging, identity, look.program.clone());
+        let journey = Journey {
+            target: DatadirTarget { bump: look.bump, least: look.least(), ..of_boot.target },
             spare: LEFT_FREE,
             verify: args.verify,
             lock: Some(lock),
-            ..ImportPlan::of_boot(origin, &staging, identity, look.program.clone())
+            ..of_boot
         };
-        import(disk, &plan)
+        journey::run(disk, &journey)
     };
     let outcome = match built() {
         Ok(outcome) => outcome,
@@ -200,13 +201,13 @@ fn stage(
     let record = RestoreRecord {
         source: snapshot.name(),
         file: snapshot.file,
-        member: outcome.member,
-        cluster: outcome.cluster,
+        member: outcome.made.member,
+        cluster: outcome.made.cluster,
         source_revision: outcome.source_revision,
         revision: outcome.revision,
         keys: outcome.keys,
-        hash: outcome.hash,
-        max_request_bytes: outcome.max_request_bytes,
+        hash: outcome.made.hash,
+        max_request_bytes: outcome.made.max_request_bytes,
         replaces: look.replaces,
         staged: unix_seconds(),
         begun: None,

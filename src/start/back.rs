@@ -19,8 +19,10 @@ use crate::host::Host;
 use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId};
 use crate::migrate::commit::finish_commit;
-use crate::migrate::export::{self, ExportPlan, export};
+use crate::migrate::journey::{self, Commit, Journey};
 use crate::migrate::progress::Show;
+use crate::migrate::sink::Made;
+use crate::migrate::to_sqlite::{SqliteTarget, close};
 use crate::migrate::{Origin, Verify, fence, journal};
 use crate::observe::notes;
 use crate::record_file::unix_seconds;
@@ -39,31 +41,34 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     let stores = settings.state_db_candidates();
     // An import that is committed and not tidied up after would be taken for one that is not, once a state.db is there.
     finish_commit(&pod.disk, &settings.data_dir, &stores, unix_seconds())?;
-    let plan = ExportPlan {
+    // Where the API server looks for it (`serve::distro::Backend::sqlite`).
+    let target = stores.into_iter().next().context("there is no place for a SQLite store")?;
+    let journey = Journey {
         source: Origin::Datadir(settings.etcd_dir()),
-        // Where the API server looks for it (`serve::distro::Backend::sqlite`).
-        target: stores.into_iter().next().context("there is no place for a SQLite store")?,
+        target: SqliteTarget { path: target },
         journal: settings.data_dir.join(JOURNAL),
         etcd: settings.program("etcd"),
         verify: Verify::Full,
+        commit: Commit::KeepSource,
+        spare: 0,
         show: Show::Auto,
         lock: Some(Arc::clone(&pod.lock)),
     };
     let (disk, etcd_dir, data_dir) = (pod.disk, settings.etcd_dir(), settings.data_dir.clone());
-    tracing::info!(%member, %cluster, target = %plan.target.display(), "writing etcd's store back into a SQLite store");
+    tracing::info!(%member, %cluster, target = %journey.target.path.display(), "writing etcd's store back into a SQLite store");
     let (done, outcome) = tokio::sync::oneshot::channel();
     let work = move || -> anyhow::Result<_> {
-        if let Some(folder) = plan.target.parent() {
+        if let Some(folder) = journey.target.path.parent() {
             disk.create_dir(folder).context("make the folder of the SQLite store")?;
         }
-        let (outcome, journal) = export(&disk, &plan)?;
-        // Before the commit, as nothing tells of it afterwards.
-        notes::change(&disk, &data_dir, |notes| notes.left = Some(cluster))?;
-        crash_point!("back-before-commit");
-        let kept = quarantine::set_aside(&disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?;
-        crash_point!("back-after-commit");
-        export::done(&disk, &plan.journal, journal)?;
-        Ok((outcome, kept))
+        journey::run_then(&disk, &journey, |_| {
+            // Before the commit, as nothing tells of it afterwards.
+            notes::change(&disk, &data_dir, |notes| notes.left = Some(cluster))?;
+            crash_point!("back-before-commit");
+            let kept = quarantine::set_aside(&disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?;
+            crash_point!("back-after-commit");
+            Ok(kept)
+        })
     };
     std::thread::Builder::new()
         .name("export".into())
@@ -76,12 +81,13 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     tracing::info!(
         revision = outcome.revision.0,
         keys = outcome.keys,
-        moved = outcome.moved.count,
+        moved = outcome.made.moved.count,
         seconds = outcome.duration.as_secs_f64(),
         kept = kept.map(|kept| kept.display().to_string()),
         "the store is SQLite's again; the data dir was set aside"
     );
-    for warning in outcome.warnings.lines() {
+    let notes = outcome.made.notes(outcome.revision, outcome.source_revision);
+    for warning in outcome.warnings.lines().into_iter().chain(notes) {
         tracing::warn!("{warning}");
     }
     Ok(())
@@ -129,7 +135,7 @@ pub async fn release(pod: &Pod) -> Infallible {
 /// data dir that is not there any more, and the next such way is a new one.
 pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
     let dir = &pod.settings.data_dir;
-    export::close(&pod.disk, &dir.join(JOURNAL))?;
+    close(&pod.disk, &dir.join(JOURNAL))?;
     // A volume of another ordinal may still have the old data.
     let somewhere = pod.settings.host_api != HostApi::None;
     notes::change(&pod.disk, dir, |notes| {

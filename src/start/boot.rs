@@ -24,7 +24,8 @@ use crate::membership::Request;
 use crate::migrate::Origin;
 use crate::migrate::commit::finish_commit;
 use crate::migrate::fenced::Gate;
-use crate::migrate::import::{ImportOutcome, ImportPlan, import};
+use crate::migrate::journey::{self, Journey};
+use crate::migrate::to_datadir::ImportOutcome;
 use crate::observe::notes;
 use crate::peer::survey::Survey;
 use crate::peer::{host_of, list_of, ordinal_of};
@@ -307,19 +308,19 @@ impl Boot<'_> {
         pod.own.runs(None);
         telemetry::set_phase(Phase::Migrate);
         let outcome = imported(pod, Origin::Sqlite(source.to_owned())).await?;
-        telemetry::set_member(Some(outcome.member));
+        telemetry::set_member(Some(outcome.made.member));
         tracing::info!(
             source = %source.display(),
             keys = outcome.keys,
             bytes = outcome.bytes,
             revision = outcome.revision.0,
-            leases = outcome.leases,
-            cluster = %outcome.cluster,
+            leases = outcome.made.leases,
+            cluster = %outcome.made.cluster,
             seconds = outcome.duration.as_secs_f64(),
             "migrated and committed"
         );
         if pod.surveyor.is_none() {
-            pod.own.runs(Some((outcome.member, outcome.cluster)));
+            pod.own.runs(Some((outcome.made.member, outcome.made.cluster)));
         }
         Ok(())
     }
@@ -493,15 +494,15 @@ fn initial_cluster(pod: &Pod, list: &client::MemberList) -> Vec<InitialMember> {
 pub async fn imported(pod: &Pod, source: Origin) -> anyhow::Result<ImportOutcome> {
     let settings = &pod.settings;
     let (etcd, _) = pod.etcd.as_ref().context("an import needs etcd")?;
-    let mut plan = ImportPlan::of_boot(source, &settings.data_dir, identity(settings), etcd.clone());
-    plan.lock = Some(Arc::clone(&pod.lock));
+    let mut journey = Journey::of_boot(source, &settings.data_dir, identity(settings), etcd.clone());
+    journey.lock = Some(Arc::clone(&pod.lock));
     let disk = pod.disk;
     let (done, outcome) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("import".into())
         .spawn(move || {
             // The receiver is gone only when the process is about to end.
-            let _ = done.send(import(&disk, &plan));
+            let _ = done.send(journey::run(&disk, &journey));
         })
         .context("start the import's thread")?;
     outcome.await.context("the import's thread ended without a result")?

@@ -18,7 +18,7 @@ use crate::disk::parent_of;
 use crate::etcd::client::EtcdEndpoint;
 use crate::migrate::fence::{self, FencePhase, FenceRecord};
 use crate::migrate::fenced::{self, Gate};
-use crate::migrate::import::{ImportOutcome, close_kept, forget_killed};
+use crate::migrate::to_datadir::{ImportOutcome, close_kept, forget_killed};
 use crate::migrate::{Origin, journal, space};
 use crate::observe::{self, notes};
 use crate::telemetry;
@@ -66,14 +66,14 @@ pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
         }
     };
     keep(pod)?;
-    telemetry::set_member(Some(outcome.member));
+    telemetry::set_member(Some(outcome.made.member));
     tracing::info!(
         source = url,
         keys = outcome.keys,
         bytes = outcome.bytes,
         revision = outcome.revision.0,
-        leases = outcome.leases,
-        cluster = %outcome.cluster,
+        leases = outcome.made.leases,
+        cluster = %outcome.made.cluster,
         seconds = outcome.duration.as_secs_f64(),
         "moved and committed; the source stays fenced, and can be deleted once this virtual cluster has been looked at"
     );

@@ -14,7 +14,7 @@ use syncer::datadir::MemberIdentity;
 use syncer::disk::RealDisk;
 use syncer::migrate::command::fresh_token;
 use syncer::migrate::progress::Show;
-use syncer::migrate::{ImportOutcome, ImportPlan, Origin, Verify, import};
+use syncer::migrate::{DatadirTarget, ImportOutcome, Journey, Origin, Verify, journey};
 
 use crate::support::etcd::{EtcdSpec, all_keys, program, run};
 use crate::support::kine_db::Live;
@@ -31,17 +31,18 @@ fn identity() -> MemberIdentity {
 }
 
 /// The import of a boot into etcd of `line`, silent, with every key read back.
-fn plan(db: &Path, data_dir: &Path, line: &str) -> ImportPlan {
-    ImportPlan {
+fn plan(db: &Path, data_dir: &Path, line: &str) -> Journey<DatadirTarget> {
+    Journey {
         verify: Verify::Full,
         show: Show::Nothing,
-        ..ImportPlan::of_boot(Origin::Sqlite(db.to_owned()), data_dir, identity(), program("etcd", line))
+        ..Journey::of_boot(Origin::Sqlite(db.to_owned()), data_dir, identity(), program("etcd", line))
     }
 }
 
 /// Imports `state.db` of `data_dir` as a boot would.
 fn import_at_boot(data_dir: &Path, line: &str) -> ImportOutcome {
-    import(&RealDisk, &plan(&data_dir.join("state.db"), data_dir, line)).unwrap_or_else(|e| panic!("import: {e:#}"))
+    journey::run(&RealDisk, &plan(&data_dir.join("state.db"), data_dir, line))
+        .unwrap_or_else(|e| panic!("import: {e:#}"))
 }
 
 /// `syncer migrate` of a store into `target`.

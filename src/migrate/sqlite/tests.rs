@@ -9,8 +9,8 @@ use crate::migrate::backend::BackendStore;
 use crate::migrate::kine::KineStore;
 use crate::migrate::pipeline::copy;
 use crate::migrate::progress::Meter;
-use crate::migrate::sink::DatadirSink;
 use crate::migrate::source::Source;
+use crate::migrate::to_datadir::DatadirSink;
 use proptest::prelude::*;
 
 /// Another test's child that is just being forked has a file open for a moment.

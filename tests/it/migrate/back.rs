@@ -253,7 +253,7 @@ fn killed_at_every_crash_point_it_converges() {
             assert!(!output(&mut back(&from, &db, "3.6")).status.success());
         } else {
             let told = report(&mut back(&from, &db, "3.6"));
-            assert_eq!(told["writtenBefore"].as_bool().unwrap_or(false), committed, "{point}: {told}");
+            assert_eq!(told["movedBefore"].as_bool().unwrap_or(false), committed, "{point}: {told}");
         }
         assert_eq!(names(dir.path()), ["state.db", "state.db.migration.journal"], "{point}");
         let (mut found, end) = live_of(&db);

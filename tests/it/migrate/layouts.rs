@@ -25,7 +25,7 @@ fn every_layout_is_served_key_for_key() {
                 history.write_cold(&db)
             }
             let outcome = check(&history, &db, dir.path(), LINES[i % 3]);
-            assert!(outcome.leases >= 3, "{era:?}");
+            assert!(outcome.made.leases >= 3, "{era:?}");
             let mut left = vec!["etcd", "etcd.log", "migration.journal", "state.db.migrated"];
             if hot {
                 left.extend(["state.db.migrated-shm", "state.db.migrated-wal"]);
@@ -115,10 +115,10 @@ fn values_beyond_etcds_default_limit_are_kept_and_the_limit_is_told() {
     history.write_hot(&db);
     let outcome = check(&history, &db, dir.path(), "3.6");
     assert_eq!(outcome.warnings.large_values.count, 1);
-    assert!(outcome.request_limit() > 1_900_000);
+    assert!(outcome.made.request_limit() > 1_900_000);
     // With the limit that is told, the value can be written again.
     let mut spec = EtcdSpec::new("3.6", "seed", &dir.path().join("etcd"));
-    spec.flags = vec![format!("--max-request-bytes={}", outcome.request_limit())];
+    spec.flags = vec![format!("--max-request-bytes={}", outcome.made.request_limit())];
     let etcd = spec.start();
     run(async {
         let client = etcd.client().await;
@@ -158,7 +158,7 @@ fn thousands_of_keys_share_leases_of_a_thousand() {
         history.create(format!("/registry/events/e{i}").as_bytes(), Some(b"x"), 3660);
     }
     history.write_cold(&db);
-    assert_eq!(check(&history, &db, dir.path(), "3.6").leases, 3);
+    assert_eq!(check(&history, &db, dir.path(), "3.6").made.leases, 3);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::*;
 use crate::support::poll;
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
-const POINTS: [(&str, bool); 15] = [
+const POINTS: [(&str, bool); 16] = [
     ("fence-recorded", false),
     ("fence-half-raised", false),
     ("fence-raised", false),
@@ -20,6 +20,7 @@ const POINTS: [(&str, bool); 15] = [
     ("migrate-etcd-started", false),
     ("migrate-verified", false),
     ("migrate-staging-synced", false),
+    ("migrate-written", false),
     ("fence-held", false),
     ("migrate-after-flip", true),
     ("migrate-journal-done", true),

@@ -1,0 +1,331 @@
+//! A new `state.db` as a target: the way back.
+//!
+//! Between the journal's beginning and what it says of the file, a kill may come (`back-*` are the crash points):
+//! `state.db.staging`, written (`half-written`), read back (`verified`) and synced. The journal tells the file by its inode,
+//! size and time: nobody has used it since.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use super::commit::with_suffix;
+use super::convert::Count;
+use super::journal::{self, Journal, Phase, WrittenFile};
+use super::journey::{self, Journey, Outcome, Points};
+use super::kine::{KineStore, StoreFiles};
+use super::origin::WAIT_FOR_HOLDER;
+use super::pipeline::copy;
+use super::progress::{Meter, Stage};
+use super::sink::{Built, Made, Target};
+use super::source::{FileState, Source};
+use super::space;
+use super::sqlite::{ReadBack, SqliteSink, SqliteSum, WrittenSqlite};
+use super::verify::Verify;
+use crate::crash_point;
+use crate::datadir::quarantine::set_aside;
+use crate::disk::{Disk, parent_of};
+use crate::exit::{Exit, refuse};
+use crate::ids::Revision;
+use crate::record_file::unix_seconds;
+
+/// A `state.db` that is to be made.
+#[derive(Clone, Debug)]
+pub struct SqliteTarget {
+    /// Where.
+    pub path: PathBuf,
+}
+
+/// What is told of a `state.db` that was made.
+#[derive(Clone, Debug)]
+pub struct MadeSqlite {
+    /// Keys that expire.
+    pub ttls: u64,
+    /// Keys that shared a revision with another, and were moved to one of their own: the store's revision may be above the
+    /// source's.
+    pub moved: Count,
+    /// Keys left out: the API server's record of its compactions.
+    pub dropped: Count,
+}
+
+/// What a journey into a `state.db` has made.
+pub type ExportOutcome = Outcome<MadeSqlite>;
+
+impl Made for MadeSqlite {
+    fn json(&self) -> Value {
+        json!({ "timesToLive": self.ttls, "moved": self.moved, "leftOut": self.dropped })
+    }
+
+    fn confirmed(&self) -> String {
+        format!("{} with a time to live; read back and equal", self.ttls)
+    }
+
+    fn notes(&self, revision: Revision, source_revision: Revision) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(key) = &self.moved.example {
+            let raised = match revision.0 - source_revision.0 {
+                0 => String::new(),
+                by => format!("; the store's revision is {by} above the source's, {source_revision}"),
+            };
+            let count = self.moved.count;
+            lines
+                .push(format!("{count} keys shared a revision and have one of their own now (for one, {key}){raised}"));
+        }
+        if let Some(key) = &self.dropped.example {
+            lines.push(format!(
+                "{key} is left out: kine keeps its own under this name, and the API server makes it anew"
+            ));
+        }
+        lines
+    }
+}
+
+impl Target for SqliteTarget {
+    type Ready = ();
+    type Made = MadeSqlite;
+    const POINTS: Points = Points {
+        before_journal: "back-before-journal",
+        after_journal: "back-journal-begun",
+        written: "back-written",
+        after_flip: "back-after-flip",
+        done: "back-done",
+    };
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn staging(&self) -> PathBuf {
+        with_suffix(&self.path, ".staging")
+    }
+
+    fn needed(keys: u64, bytes: u64) -> u64 {
+        space::needed_sqlite(keys, bytes)
+    }
+
+    fn admit(&self, _: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
+        match earlier {
+            Some(earlier) if self.takes_back(earlier)? => Ok(()),
+            _ => self.is_vacant(),
+        }
+    }
+
+    fn ready(_: &Path) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn clear(&self, disk: &dyn Disk, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
+        let staging = self.staging();
+        let Some(earlier) = earlier else {
+            if let Some(kept) = set_aside(disk, &staging, SystemTime::now()).context("keep a staging file")? {
+                tracing::warn!(kept = %kept.display(), "a staging file without a journal was set aside");
+            }
+            return self.is_vacant();
+        };
+        if self.takes_back(earlier)? {
+            // Renamed first, so that it is never half there under its own name.
+            disk.rename_durable(&self.path, &staging).context("take back an uncommitted SQLite file")?;
+        }
+        remove(disk, &staging)?;
+        self.is_vacant()?;
+        // One of another journey is over, now that what it left is gone: a store goes this way as often as is asked.
+        let same = earlier.source.path == journal::relative(&journey.journal, journey.source.path());
+        if earlier.phase == Phase::Done || !same {
+            disk.forget_file(&journey.journal).context("remove an earlier journal")?;
+        }
+        Ok(())
+    }
+
+    fn build(
+        &self,
+        disk: &dyn Disk,
+        journey: &Journey<Self>,
+        (): (),
+        source: &mut dyn Source,
+        meter: &Meter,
+    ) -> anyhow::Result<Built<MadeSqlite>> {
+        let revision = source.extent().revision;
+        meter.begin(Stage::Copy, source.extent().keys_at_most);
+        let staging = self.staging();
+        let mut sink = SqliteSink::create(&staging, revision)?;
+        let copied = copy(source, &mut sink, meter)?;
+        let written = sink.finish()?;
+        meter.begin(Stage::Verify, written.keys);
+        let synced = std::thread::scope(|scope| {
+            // The disk is busy with it while it is read back, so that little is left when it is made durable as it then is.
+            let synced = scope.spawn(|| disk.open(&staging).and_then(|mut file| file.sync()));
+            read_back(&staging, journey.verify, source, &written, meter)?;
+            anyhow::Ok(synced.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        synced.context("sync the SQLite file")?;
+        crash_point!("back-verified");
+        disk.open(&staging).and_then(|mut file| file.sync()).context("sync the SQLite file")?;
+        let WrittenSqlite { renumbered, keys, ttls, .. } = written;
+        Ok(Built {
+            copied,
+            revision: renumbered.revision,
+            keys,
+            target_bytes: FileState::of(&staging)?.bytes,
+            made: MadeSqlite { ttls, moved: renumbered.moved, dropped: renumbered.dropped },
+        })
+    }
+
+    fn note(&self, built: &Built<MadeSqlite>, journal: &mut Journal) -> anyhow::Result<()> {
+        let FileState { inode, bytes, modified } = FileState::of(&self.staging())?;
+        journal.file = Some(WrittenFile { inode, bytes, modified, revision: built.revision, keys: built.keys });
+        Ok(())
+    }
+
+    /// SQLite would read a `-wal` or roll back a journal that lies beside the new file.
+    fn is_vacant(&self) -> anyhow::Result<()> {
+        let target = (FileState::of(&self.path)? != FileState::default()).then(|| self.path.clone());
+        let Some(path) = target.into_iter().chain(self.companions()?).next() else { return Ok(()) };
+        let what = format!("{} is there already", path.display());
+        Err(refuse(Exit::RefusedDataDir, what, "move it aside, or choose another place"))
+    }
+
+    fn take_back(&self, disk: &dyn Disk) -> anyhow::Result<()> {
+        remove(disk, &self.staging())
+    }
+
+    fn is_there(&self, journal: &Journal) -> anyhow::Result<bool> {
+        match &journal.file {
+            Some(file) => Ok(file.is_at(&self.path)?),
+            None => Ok(false),
+        }
+    }
+}
+
+impl SqliteTarget {
+    /// Whether the target is the file that an uncommitted attempt has put there, and nobody has used it since.
+    fn takes_back(&self, earlier: &Journal) -> anyhow::Result<bool> {
+        // What kine has written since the commit may stand beside it alone, with the file itself as it was.
+        Ok(earlier.phase == Phase::Importing && self.is_there(earlier)? && self.companions()?.is_empty())
+    }
+
+    /// What of SQLite's lies beside the target.
+    fn companions(&self) -> std::io::Result<Vec<PathBuf>> {
+        let StoreFiles { db: _, wal, shm, journal } = StoreFiles::of(&self.path);
+        let mut there = Vec::new();
+        for path in [wal, shm, journal] {
+            if FileState::of(&path)? != FileState::default() {
+                there.push(path);
+            }
+        }
+        Ok(there)
+    }
+}
+
+/// Closes the journal at `path` of a journey whose target is about to be used: from then on nothing of it is taken back.
+pub fn close(disk: &dyn Disk, path: &Path) -> anyhow::Result<()> {
+    match journal::load(path) {
+        Ok(Some(journal)) if journal.phase != Phase::Done => {
+            journey::done(disk, SqliteTarget::POINTS, path, journal, unix_seconds()).map(drop)
+        }
+        // A journey refuses what it cannot read, so nothing is taken back by it either.
+        Err(error) => {
+            tracing::warn!("the journal of the way back is left as it is: {error}");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Reads the file as any of kine's would be, with the check of all its pages, and compares.
+fn read_back(
+    staging: &Path,
+    how: Verify,
+    source: &mut dyn Source,
+    written: &WrittenSqlite,
+    meter: &Meter,
+) -> anyhow::Result<()> {
+    let of_source = source.extent().revision;
+    // A child that is just being forked has it open for a moment.
+    let mut file = KineStore::open(staging, WAIT_FOR_HOLDER).context("open what was written")?;
+    let (found, compacted) = (file.revision(), file.survey().compacted);
+    let newest = written.renumbered.revision;
+    ensure!(
+        (found, compacted) == (newest, newest),
+        "the file is at revision {found}, compacted at {compacted}, and both should be {newest}"
+    );
+    let mut read = ReadBack::default();
+    copy(&mut file, &mut read, meter).context("read back what was written")?;
+    ensure!(read.0 == written.sum, "the keys read back from the file are not those that were written");
+    if how == Verify::Full {
+        let mut again = SqliteSum::new(of_source);
+        copy(source, &mut again, &Meter::default()).context("read the source a second time")?;
+        ensure!(again.finish()? == read.0, "the keys read back from the file are not those of the source");
+    }
+    Ok(())
+}
+
+/// Removes a file of SQLite's and what SQLite may have left beside it.
+fn remove(disk: &dyn Disk, db: &Path) -> anyhow::Result<()> {
+    let files = StoreFiles::of(db);
+    for path in [&files.wal, &files.shm, &files.journal, &files.db] {
+        disk.forget_file(path).context("remove what an uncommitted attempt left")?;
+    }
+    disk.sync_dir(&parent_of(db)).context("remove what an uncommitted attempt left")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::SourceFile;
+    use super::super::journey::Commit;
+    use super::super::origin::Origin;
+    use super::super::progress::Show;
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn a_file_that_was_used_since_is_not_taken_back() {
+        let home = tempfile::tempdir().unwrap();
+        let place = |name: &str| home.path().join(name);
+        let journey = Journey {
+            source: Origin::Datadir(place("etcd")),
+            target: SqliteTarget { path: place("state.db") },
+            journal: place("journal"),
+            etcd: "etcd".into(),
+            verify: Verify::Hash,
+            commit: Commit::KeepSource,
+            spare: 0,
+            show: Show::Nothing,
+            lock: None,
+        };
+        let target = &journey.target;
+        let put = |phase| {
+            std::fs::write(&target.path, "a store").unwrap();
+            let FileState { inode, bytes, modified } = FileState::of(&target.path).unwrap();
+            let file = WrittenFile { inode, bytes, modified, revision: Revision(7), keys: 1 };
+            let source = SourceFile { path: "etcd".into(), bytes: 0, modified: 0, inode: 0 };
+            let journal = Journal { phase, source, started: 1, finished: None, written: None, file: Some(file) };
+            let _ = std::fs::remove_file(&journey.journal);
+            journal::store(&RealDisk, &journey.journal, &journal).unwrap();
+        };
+        let clear = || {
+            let earlier = journal::load(&journey.journal).unwrap();
+            target.admit(&journey, earlier.as_ref())?;
+            target.clear(&RealDisk, &journey, earlier.as_ref())
+        };
+        put(Phase::Importing);
+        clear().unwrap();
+        assert!(!target.path.exists(), "nobody has used it");
+        for beside in ["state.db-wal", "state.db-shm", "state.db-journal"] {
+            put(Phase::Importing);
+            std::fs::write(place(beside), "what was written since").unwrap();
+            let error = clear().unwrap_err();
+            assert_eq!(crate::exit::exit_of(&error), Exit::RefusedDataDir);
+            assert!(target.path.exists() && place(beside).exists(), "{beside}");
+            std::fs::remove_file(place(beside)).unwrap();
+        }
+        close(&RealDisk, &journey.journal).unwrap();
+        assert!(clear().is_err());
+        assert!(target.path.exists(), "it is in use");
+        close(&RealDisk, &journey.journal).unwrap();
+        close(&RealDisk, &place("none")).unwrap();
+        std::fs::remove_file(&target.path).unwrap();
+        clear().unwrap();
+        assert!(!journey.journal.exists(), "the next journey has a journal of its own");
+    }
+}
