@@ -455,6 +455,9 @@ pub struct PeerFact {
     /// The cluster that its empty volume is to join ([`Notes::set_aside`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<ClusterId>,
+    /// Whether it was reached, and its certificate is of another CA than this pod's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_ca: bool,
 }
 
 impl PeerFact {
@@ -469,6 +472,7 @@ impl PeerFact {
             superseded: Vec::new(),
             settled: Vec::new(),
             joins: None,
+            other_ca: false,
         }
     }
 

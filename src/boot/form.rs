@@ -1,6 +1,7 @@
 //! Whether a pod may form a cluster, or import into one, which is the same (rules 4.1 to 4.3).
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use super::facts::{Desired, Facts, Known, PeerState};
 use super::marker::{self, MarkerPhase};
@@ -28,10 +29,15 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
         if let Some(why) = unknown {
             return wait(Wait::HostAway(why.to_owned()), Rule::HostAnswers);
         }
-        return if facts.stores.state_dbs.is_empty() {
-            wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
+        let stores = facts.stores.state_dbs.clone();
+        return if !stores.is_empty() {
+            let of_seed = store_of(facts, facts.seed).cloned();
+            let refusal = Refusal::NotTheSeed { ordinal: facts.ordinal, stores, seed: facts.seed, of_seed };
+            refuse(refusal, Rule::SeedForms)
+        } else if other_ca(facts, rules) {
+            refuse(Refusal::NoSharedCa, Rule::SharedCa)
         } else {
-            refuse(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed }, Rule::SeedForms)
+            wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
         };
     }
     if let Some(cluster) = evidence(facts, rules)
@@ -42,11 +48,10 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     if let Some(why) = away {
         return wait(Wait::HostAway(why.to_owned()), Rule::HostAnswers);
     }
-    if let Some((ordinal, store)) = facts.peers.iter().find_map(|peer| match &peer.state {
-        Known::Present(PeerState::Store(store)) => Some((peer.ordinal, store)),
-        _ => None,
-    }) {
-        return refuse(Refusal::StoreElsewhere { ordinal, store: store.clone() }, Rule::StoreOfSeed);
+    let elsewhere = facts.peers.iter().find_map(|peer| Some((peer.ordinal, store_of(facts, peer.ordinal)?)));
+    if let Some((ordinal, store)) = elsewhere {
+        let (store, mine) = (store.clone(), facts.stores.state_dbs.clone());
+        return refuse(Refusal::StoreElsewhere { ordinal, store, mine }, Rule::StoreOfSeed);
     }
     let asked = match must_answer(facts, rules) {
         Ok(asked) => asked,
@@ -54,6 +59,9 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     };
     let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
     if !silent.is_empty() {
+        if other_ca(facts, rules) {
+            return refuse(Refusal::NoSharedCa, Rule::SharedCa);
+        }
         let rule = if facts.host_configured { Rule::ClaimsAnswer } else { Rule::PeersSayEmpty };
         return wait(Wait::PeersNotKnownEmpty(silent), rule);
     }
@@ -65,6 +73,19 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
         return Some((BootDecision::Record(Record::Forming(write)), Rule::FormedBeforeServing));
     }
     None
+}
+
+/// The store of another pod that has not been moved, by that pod's word.
+fn store_of(facts: &Facts, ordinal: Ordinal) -> Option<&PathBuf> {
+    facts.peers.iter().find(|peer| peer.ordinal == ordinal).and_then(|peer| match &peer.state {
+        Known::Present(PeerState::Store(store)) => Some(store),
+        _ => None,
+    })
+}
+
+/// Whether a pod is there whose certificate is of another CA, and none of ours: they will never hear each other.
+fn other_ca(facts: &Facts, rules: Rules) -> bool {
+    !facts.shared_ca && facts.peers.iter().any(|peer| peer.other_ca) && rules.on(Rule::SharedCa)
 }
 
 /// The cluster of which anything shows that it exists: the marker, a peer, or what was set aside here.

@@ -470,7 +470,7 @@ fn back(facts: &Facts) -> Option<Refusal> {
         return Some(Refusal::SourceVanished(source));
     }
     if facts.ordinal != facts.seed {
-        return Some(Refusal::NotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
+        return Some(Refusal::BackNotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
     }
     if let Some(dir) = &facts.distro_store {
         return Some(Refusal::DistroStore(dir.clone()));

@@ -39,8 +39,19 @@ pub enum Refusal {
     SourceVanished(PathBuf),
     /// The marker says that a cluster has been formed, but this volume is empty.
     FormedElsewhere(ClusterId),
-    /// Only the seed forms a cluster; this pod has another ordinal and no peer to join.
+    /// Only the seed's store is moved, and this pod, which has one too, is another.
     NotTheSeed {
+        /// This pod.
+        ordinal: Ordinal,
+        /// Its stores.
+        stores: Vec<PathBuf>,
+        /// The seed.
+        seed: Ordinal,
+        /// The seed's store, if it says that it has one.
+        of_seed: Option<PathBuf>,
+    },
+    /// Only the seed's store is written back, and this pod is another.
+    BackNotTheSeed {
         /// This pod.
         ordinal: Ordinal,
         /// The seed.
@@ -52,6 +63,8 @@ pub enum Refusal {
         ordinal: Ordinal,
         /// Its `state.db`.
         store: PathBuf,
+        /// Those of this pod.
+        mine: Vec<PathBuf>,
     },
     /// This pod and the marker, or two pods, have data of unrelated clusters.
     TwoClusters {
@@ -119,6 +132,7 @@ impl Refusal {
             | Refusal::MoveUnfinished(_) => Exit::RefusedSource,
             Refusal::FormedElsewhere(_)
             | Refusal::NotTheSeed { .. }
+            | Refusal::BackNotTheSeed { .. }
             | Refusal::StoreElsewhere { .. }
             | Refusal::TwoClusters { .. }
             | Refusal::ResetOvertaken { .. }
@@ -167,11 +181,21 @@ impl Refusal {
             Refusal::FormedElsewhere(cluster) => {
                 format!("cluster {cluster} has been formed before, but this pod's volume is empty")
             }
-            Refusal::NotTheSeed { ordinal, seed } => {
-                format!("only pod {seed} may form a cluster; this is pod {ordinal}, its volume is empty")
+            Refusal::NotTheSeed { ordinal, stores, seed, of_seed } => {
+                let of_seed = of_seed.as_ref().map(|store| format!(", and it has {}", store.display()));
+                format!(
+                    "this pod, {ordinal}, has a SQLite store that has not been moved, {}; only pod {seed} moves its own into \
+                     a cluster{}",
+                    paths(stores),
+                    of_seed.unwrap_or_default()
+                )
             }
-            Refusal::StoreElsewhere { ordinal, store } => {
-                format!("pod {ordinal} has a SQLite store that has not been moved: {}", store.display())
+            Refusal::BackNotTheSeed { ordinal, seed } => {
+                format!("only pod {seed} writes its store back to SQLite; this is pod {ordinal}")
+            }
+            Refusal::StoreElsewhere { ordinal, store, mine } => {
+                let mine = if mine.is_empty() { String::new() } else { format!("; this pod has {}", paths(mine)) };
+                format!("pod {ordinal} has a SQLite store that has not been moved: {}{mine}", store.display())
             }
             Refusal::TwoClusters { mine, other } => {
                 format!("two unrelated clusters: {mine} and {other}")
@@ -265,6 +289,9 @@ impl Refusal {
                  seed's volume"
                     .into()
             }
+            Refusal::BackNotTheSeed { .. } => "scale to one replica while embedded etcd is enabled, then ask for the way \
+                 back"
+                .into(),
             Refusal::StoreElsewhere { .. } => "move away the store that is not this cluster's".into(),
             Refusal::TwoClusters { .. } => "nothing was changed: delete the volumes of the one that is not to be kept, \
                  and if the marker names it, the ConfigMap <name>-etcd too"

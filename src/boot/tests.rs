@@ -127,7 +127,7 @@ fn each_refusal_has_its_facts() {
         ),
         (Facts { desired: Desired::Values(3), ..back() }, Refusal::SqliteReplicas(3)),
         (Facts { notes: Notes { resetting: true, ..Notes::default() }, ..back() }, Refusal::EtcdDirWhileDisabled),
-        (Facts { ordinal: Ordinal(1), ..back() }, Refusal::NotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) }),
+        (Facts { ordinal: Ordinal(1), ..back() }, Refusal::BackNotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) }),
         (
             Facts { stores: StoresFact { state_dbs: two.clone(), ..StoresFact::default() }, ..back() },
             Refusal::SeveralStores(two.clone()),
@@ -170,7 +170,7 @@ fn each_refusal_has_its_facts() {
         (Facts { marker: seen(MarkerPhase::Formed(ClusterId(7))), ..facts() }, Refusal::FormedElsewhere(ClusterId(7))),
         (
             Facts { ordinal: Ordinal(1), stores: one_store, ..facts() },
-            Refusal::NotTheSeed { ordinal: Ordinal(1), seed: Ordinal(0) },
+            Refusal::NotTheSeed { ordinal: Ordinal(1), stores: vec![db()], seed: Ordinal(0), of_seed: None },
         ),
     ];
     for (facts, want) in table {

@@ -85,6 +85,11 @@ impl Surveyor {
         }
     }
 
+    /// How it asks DNS: with one budget for the pod.
+    pub fn discovery(&self) -> &Discovery {
+        &self.discovery
+    }
+
     /// Looks at these pods and at those that the headless service names. Whoever answers where it was last is there: DNS
     /// is asked for the others only, and its budget lasts.
     pub async fn look(&self, ordinals: impl IntoIterator<Item = Ordinal>) -> anyhow::Result<Survey> {
@@ -200,7 +205,7 @@ impl Surveyor {
             if let (Some(PeerState::Serving { .. }), Some(pod)) = (&word.state, survey.pods.get(ordinal))
                 && let Err(error) = dial.wake(pod).await
             {
-                tracing::debug!(pod = pod.host, "wake it: {error:#}");
+                tracing::debug!(asked = pod.host, "wake it: {error:#}");
             }
         }
     }
@@ -226,12 +231,18 @@ fn clock(why: &str) -> Option<&'static str> {
         )
     } else if any(&["CertificateExpired"]) {
         Some(
-            "it refuses this pod's etcd/peer.crt as out of date: set the clocks of both nodes (NTP); if they are right, renew \
+            "it refuses this pod's etcd/healthcheck-client.crt as out of date: set the clocks of both nodes (NTP); if they are right, renew \
              it: restart this pod, or replace the mounted files or the Secret",
         )
     } else {
         None
     }
+}
+
+/// Whether a handshake failed because one side's certificate is of a CA that the other does not know: rustls' words for ours
+/// of theirs (a CA of the same name has another key), and for the alert by which the other side refuses ours.
+fn of_another_ca(why: &str) -> bool {
+    ["UnknownIssuer", "BadSignature", "UnknownCA"].iter().any(|piece| why.contains(piece))
 }
 
 async fn ask(dial: &Dial, settings: &Settings, pod: &Pod) -> Asked {
@@ -267,6 +278,7 @@ impl Survey {
     fn add(&mut self, mut fact: PeerFact, asked: Option<Asked>) {
         let Some(Asked { word, members }) = asked else { return self.peers.push(fact) };
         self.shared_ca |= word.is_ok() || members.is_ok();
+        fact.other_ca = word.as_ref().is_err_and(|why| of_another_ca(why));
         fact.members = members.map_or_else(Known::Unknown, Known::Present);
         match word {
             Ok(word) => {

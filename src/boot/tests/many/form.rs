@@ -125,12 +125,21 @@ fn a_second_store_is_refused_on_both_pods() {
     let store: PathBuf = "/data/state.db".into();
     let mut f = Facts { desired: Desired::Values(2), peers: vec![PeerFact::new(Ordinal(1))], ..facts() };
     says(&mut f, 1, PeerState::Store(store.clone()));
-    let refusal = Refusal::StoreElsewhere { ordinal: Ordinal(1), store: store.clone() };
+    let refusal = Refusal::StoreElsewhere { ordinal: Ordinal(1), store: store.clone(), mine: vec![] };
     expect(&f, BootDecision::Refuse(refusal.clone()), Rule::StoreOfSeed);
     assert!(refusal.what().contains("pod 1") && refusal.what().contains("/data/state.db"));
+    let of_seed: PathBuf = "/data/server/db/state.db".into();
+    f.stores.state_dbs = vec![of_seed.clone()];
+    let BootDecision::Refuse(both) = decide(&f) else { panic!("{:?}", decide(&f)) };
+    assert!(both.what().contains("/data/state.db; this pod has /data/server/db/state.db"), "{}", both.what());
     let stores = StoresFact { state_dbs: vec![store], ..StoresFact::default() };
-    let second = Facts { ordinal: Ordinal(1), stores, ..facts() };
-    assert!(matches!(decide(&second), BootDecision::Refuse(Refusal::NotTheSeed { .. })));
+    let mut second = Facts { ordinal: Ordinal(1), stores, peers: vec![PeerFact::new(Ordinal(0))], ..facts() };
+    let BootDecision::Refuse(alone) = decide(&second) else { panic!("{:?}", decide(&second)) };
+    assert!(alone.what().contains("this pod, 1,") && alone.what().contains("only pod 0"), "{}", alone.what());
+    says(&mut second, 0, PeerState::Store(of_seed));
+    let BootDecision::Refuse(both) = decide(&second) else { panic!("{:?}", decide(&second)) };
+    assert!(matches!(both, Refusal::NotTheSeed { .. }), "{both:?}");
+    assert!(both.what().contains("/data/state.db; ") && both.what().contains("it has /data/server/db/state.db"));
 }
 
 #[test]

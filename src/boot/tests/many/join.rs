@@ -52,6 +52,17 @@ fn who_is_not_wanted_is_not_added() {
 fn joining_needs_one_shared_ca_and_starting_does_not() {
     let f = Facts { shared_ca: false, members: list(&[1]), ..three() };
     expect(&f, BootDecision::Refuse(Refusal::NoSharedCa), Rule::SharedCa);
+    // Whoever has another CA never answers: the handshake tells of it.
+    for ordinal in [0, 1] {
+        let (desired, named) = (Desired::Values(2), Known::Present(()));
+        let mut f = Facts { ordinal: Ordinal(ordinal), desired, named, shared_ca: false, ..facts() };
+        f.peers = vec![PeerFact::new(Ordinal(1 - ordinal))];
+        assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
+        f.peers[0].other_ca = true;
+        expect(&f, BootDecision::Refuse(Refusal::NoSharedCa), Rule::SharedCa);
+        f.shared_ca = true;
+        assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
+    }
     assert!(starts(&Facts { shared_ca: false, ..voter_of(&[0, 1, 2]) }));
 }
 

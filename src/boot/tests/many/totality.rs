@@ -63,8 +63,9 @@ fn peers() -> impl Strategy<Value = PeerFact> {
     let pod = any::<bool>().prop_map(|terminating| PodFact { terminating, current_revision: None });
     let superseded = prop::collection::vec(clusters(), 0..2);
     let joins = prop::option::of(clusters());
-    (ordinals(), known(Just(())), known(pod), known(lists()), known(state), superseded, joins).prop_map(
-        |(ordinal, dns, pod, members, state, superseded, joins)| PeerFact {
+    let told = (superseded, joins, any::<bool>());
+    (ordinals(), known(Just(())), known(pod), known(lists()), known(state), told).prop_map(
+        |(ordinal, dns, pod, members, state, (superseded, joins, other_ca))| PeerFact {
             ordinal,
             dns,
             pod,
@@ -73,6 +74,7 @@ fn peers() -> impl Strategy<Value = PeerFact> {
             superseded,
             settled: vec![],
             joins,
+            other_ca,
         },
     )
 }
