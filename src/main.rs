@@ -98,6 +98,9 @@ fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
     if let Some(file) = &args.facts {
         return print(&syncer::plan::of_file(file, args.output)?);
     }
+    if let Some(file) = &args.membership {
+        return print(&syncer::plan::of_membership(file, args.output)?);
+    }
     let settings = loader(args.flags, Vec::new()).load()?.settings;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     print(&runtime.block_on(syncer::plan::of_pod(&settings, args.output))?)

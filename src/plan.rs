@@ -2,6 +2,9 @@
 //!
 //! The facts are those in a file, or those that `syncer start` would see in this pod at boot. Looking changes nothing on
 //! the volume and asks the other pods only what anybody may ask, so that it can be done beside a running syncer.
+//!
+//! With `--membership` it is the membership plan: what the syncer beside the etcd leader would do about what it has observed,
+//! which it writes to its log with `--log-level debug`.
 
 mod text;
 
@@ -13,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::boot::{self, BootDecision, DataDirFact, Facts, Known};
 use crate::datadir::lock::in_use;
@@ -22,6 +26,7 @@ use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::host::{self, Host};
 use crate::ids::Ordinal;
+use crate::membership::{self, Observed};
 use crate::migrate::command::Output;
 use crate::observe;
 use crate::peer::survey::{Survey, Surveyor};
@@ -43,6 +48,10 @@ pub struct Args {
     /// Decide on the facts in this file, JSON or YAML, instead of this pod's: the `facts` of `syncer plan -o json`.
     #[arg(long, value_name = "FILE")]
     pub facts: Option<PathBuf>,
+    /// Plan the membership on what is in this file, JSON or YAML: what the syncer beside the etcd leader observed, which
+    /// `syncer start` logs at level debug, or the `observed` of `syncer plan --membership FILE -o json`.
+    #[arg(long, value_name = "FILE", conflicts_with = "facts")]
+    pub membership: Option<PathBuf>,
     /// Form of what is printed.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -68,12 +77,41 @@ struct Shown {
     remarks: Vec<String>,
 }
 
+/// The same for the membership.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Planned {
+    observed: Observed,
+    plan: membership::Plan,
+    rule: Rule,
+}
+
 /// Decides on the facts in a file.
 ///
 /// # Errors
 /// [`Exit::Usage`], naming file and line, if it cannot be read or holds no facts.
 pub fn of_file(file: &Path, output: Output) -> anyhow::Result<String> {
-    let usage = |what: String| refuse(Exit::Usage, what, "`syncer plan -o json` shows a pod's facts in this form");
+    show(read(file, "facts", "`syncer plan -o json` shows a pod's facts in this form")?, Vec::new(), output)
+}
+
+/// Plans the membership on what was observed, in a file.
+///
+/// # Errors
+/// As [`of_file`].
+pub fn of_membership(file: &Path, output: Output) -> anyhow::Result<String> {
+    let remedy = "`syncer start --log-level debug` logs what its leader observes in this form";
+    let observed: Observed = read(file, "observation of a membership", remedy)?;
+    let (plan, rule) = membership::explained(&observed, Rules::ALL);
+    let planned = Planned { observed, plan, rule };
+    Ok(match output {
+        Output::Text => text::membership(&planned),
+        Output::Json => format!("{}\n", serde_json::to_string_pretty(&planned).context("write the plan as JSON")?),
+    })
+}
+
+/// What a file holds: `what`, for messages, with the way to get it.
+fn read<T: DeserializeOwned>(file: &Path, what: &str, remedy: &str) -> anyhow::Result<T> {
+    let usage = |what: String| refuse(Exit::Usage, what, remedy);
     let mut bytes = Vec::new();
     File::open(file)
         .and_then(|open| open.take(FACTS_MAX + 1).read_to_end(&mut bytes))
@@ -81,13 +119,12 @@ pub fn of_file(file: &Path, output: Output) -> anyhow::Result<String> {
     if bytes.len() as u64 > FACTS_MAX {
         return Err(usage(format!("{} is larger than {} MiB", file.display(), FACTS_MAX >> 20)));
     }
-    let facts: Facts = serde_yaml::from_slice(&bytes).map_err(|e| {
+    serde_yaml::from_slice(&bytes).map_err(|e| {
         let line = e.location().map_or(1, |location| location.line());
         let said = e.without_snippet().to_string();
         let said = said.lines().next().unwrap_or_default();
-        usage(format!("{}:{line}: these are no facts: {said}", file.display()))
-    })?;
-    show(facts, Vec::new(), output)
+        usage(format!("{}:{line}: this is no {what}: {said}", file.display()))
+    })
 }
 
 /// Decides on what this pod sees now.

@@ -18,6 +18,7 @@ mod share;
 mod snapshots;
 mod space;
 mod stop;
+mod timing;
 mod wanted;
 
 use std::cell::Cell;
@@ -212,7 +213,9 @@ async fn live(
     let mut rounds = Backoff::default();
     loop {
         let begun = Instant::now();
-        if pod.etcd.is_some() && !own::before_etcd(settings).await? {
+        if let (Some(_), Some(surveyor)) = (&pod.etcd, &pod.surveyor)
+            && !own::before_etcd(settings, surveyor.discovery()).await?
+        {
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());
         }
@@ -226,6 +229,7 @@ async fn live(
         let among_others = pod.surveyor.is_some();
         let anew = Anew { unserved: joins, refused: among_others, damaged: among_others };
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
+        let alone = datastore.as_ref().is_some_and(launch::is_alone) && !settings.etcd.timing_set;
         let replaced = if among_others { pod.replaced() } else { BTreeSet::new() };
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
@@ -251,6 +255,7 @@ async fn live(
         let stopped = tokio::select! {
             stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
             never = follow_settings(pod, &control) => match never {},
+            never = timing::follow(pod, alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
             never = share::keep(pod) => match never {},

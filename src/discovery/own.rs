@@ -90,21 +90,11 @@ pub async fn wait(
 ///
 /// With one replica it is waited for only briefly: that etcd needs nobody, and a DNS that is down must not keep what is on
 /// the volume from being served.
-pub async fn before_etcd(settings: &Settings) -> anyhow::Result<bool> {
-    if !settings.pod.in_pod {
-        return Ok(true);
-    }
+pub async fn before_etcd(settings: &Settings, discovery: &Discovery) -> anyhow::Result<bool> {
     let patience = (settings.etcd.replicas <= 1).then_some(PATIENCE_ALONE);
-    let discovery = match Discovery::new(settings, Pace::default()) {
-        Err(error) if patience.is_some() => {
-            tracing::warn!("going on all the same, as the only replica: {error:#}");
-            return Ok(true);
-        }
-        discovery => discovery?,
-    };
     let own = own_addresses(settings.pod.ip);
     tokio::select! {
-        resolved = wait(&discovery, settings.pod.ordinal, &own, patience) => {
+        resolved = wait(discovery, settings.pod.ordinal, &own, patience) => {
             if let Err(why) = resolved {
                 tracing::warn!("going on all the same, as the only replica: {why}");
             }

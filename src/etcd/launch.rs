@@ -110,7 +110,13 @@ pub fn largest_request(settings: &Settings) -> anyhow::Result<Option<u64>> {
     Ok(journal::max_request_bytes(dir)?.max(record::max_request_bytes(dir)?).max(told))
 }
 
-/// The timing as set, or the quick one of a member that is alone and stays so.
+/// Whether this etcd runs with the timing of one that is alone.
+pub fn is_alone(spec: &ChildSpec) -> bool {
+    let election = format!("--election-timeout={}", ALONE.election.as_millis());
+    spec.role == Role::Etcd && spec.args.iter().any(|arg| *arg == *election)
+}
+
+/// The timing as set, or the quick one of a member that is alone; `start::timing` sees to it once it is not any more.
 fn timing(settings: &Settings, alone: bool) -> EtcdTiming {
     let etcd = &settings.etcd;
     if alone && etcd.replicas == 1 && !etcd.timing_set { ALONE } else { etcd.timing }

@@ -3,11 +3,12 @@
 use std::fmt::{Display, Write};
 use std::path::Path;
 
-use super::Shown;
+use super::{Planned, Shown};
 use crate::boot::{
     BootDecision, DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, Marker, MarkerPhase, MarkerSeen,
     Member, MemberList, Notes, PeerFact, PeerState, PodFact, Record, RestoreFact, Role, Staged, StoresFact, Warning,
 };
+use crate::membership::{Hold, Plan, Request, Step};
 
 /// Width of the first column.
 const COLUMN: usize = 12;
@@ -34,6 +35,51 @@ pub fn text(shown: &Shown) -> String {
     }
     line(&mut out, "rule", &shown.rule.to_string());
     out
+}
+
+/// A membership plan for people.
+pub fn membership(planned: &Planned) -> String {
+    let (mut out, o) = (String::new(), &planned.observed);
+    line(&mut out, "cluster", &format!("{}, led by {}; {}", o.cluster, o.leader, desired(&o.desired)));
+    for m in &o.members {
+        let is = [(m.active, "answers"), (m.caught_up, "caught up"), (m.stalled, "comes no further")];
+        let states = joined(is.into_iter().filter(|(is, _)| *is).map(|(_, state)| state));
+        line(&mut out, "member", &format!("{}: {states}", member(&m.member)));
+    }
+    for pod in &o.pods {
+        let asks = match pod.request {
+            Some(Request::Join { replace: None }) => "; asks to be added",
+            Some(Request::Join { replace: Some(_) }) => "; asks to be added in its member's place",
+            Some(Request::Leave) => "; asks to be removed",
+            Some(Request::Stop) => "; was told to stop",
+            None => "",
+        };
+        line(&mut out, &format!("pod {}", pod.ordinal), &format!("{}{asks}", known(&pod.state, state)));
+    }
+    let plan = match &planned.plan {
+        Plan::Nothing => "nothing is to be done".to_owned(),
+        Plan::Do(Step::AddLearner(ordinal)) => format!("add pod {ordinal} as a learner"),
+        Plan::Do(Step::Promote(id)) => format!("promote learner {id}"),
+        Plan::Do(Step::Remove(id)) => format!("remove member {id}"),
+        Plan::Do(Step::MoveLeader(id)) => format!("move leadership to member {id}"),
+        Plan::Do(Step::UpdateOwnPeerUrl) => "set the leader's peer URL to its pod's".to_owned(),
+        Plan::Wait(hold) => format!("wait: {}", held(hold)),
+    };
+    line(&mut out, "plan", &plan);
+    line(&mut out, "rule", &planned.rule.to_string());
+    out
+}
+
+fn held(hold: &Hold) -> String {
+    match hold {
+        Hold::JustChanged => "a change was made less than a second ago".into(),
+        Hold::QuorumNeeds(id) => format!("without member {id} the others have no quorum"),
+        Hold::NobodyToLead => "the leader is to go, and nobody else can lead yet".into(),
+        Hold::AnotherLearner(ordinal) => format!("pod {ordinal} comes after the learner that is catching up"),
+        Hold::DesiredUnknown(ordinal) => format!("whether pod {ordinal} is wanted is not known"),
+        Hold::NotWanted(ordinal) => format!("pod {ordinal} is not wanted"),
+        Hold::Foreign(id) => format!("member {id} is no pod's"),
+    }
 }
 
 /// Text of others may hold control characters; they do not reach the terminal.

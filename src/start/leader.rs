@@ -15,6 +15,7 @@ use crate::boot::Desired;
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
 use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
 use crate::membership::{self, MemberFact, Observed, Plan, PodView, Step};
+use crate::observe::notes;
 use crate::peer::survey::Survey;
 use crate::peer::{list_of, peer_url_of};
 use crate::rules::Rules;
@@ -51,9 +52,17 @@ pub async fn look_after(pod: &Pod) -> Infallible {
     };
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
+    let mut sound = false;
     loop {
         if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
             return std::future::pending().await;
+        }
+        if !std::mem::replace(&mut sound, true) {
+            // Whatever its data dir was once said to be.
+            let noted = notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.damaged = None);
+            if let Err(error) = noted {
+                tracing::warn!("that the data dir is sound could not be noted: {error:#}");
+            }
         }
         let wait = match Box::pin(leader.pass()).await {
             Ok(wait) => wait,
@@ -119,6 +128,7 @@ impl Leader<'_> {
         let list = etcd.member_list(ETCD_DEADLINE).await?;
         let observed = self.observed(&mut etcd, &status, &list, &states, &survey, &view).await?;
         let (plan, rule) = membership::explained(&observed, Rules::ALL);
+        tracing::debug!(observed = %Json(&observed), "observed");
         if self.said.as_ref() != Some(&plan) && plan != Plan::Nothing {
             tracing::info!(?plan, %rule, "membership plan");
         }
@@ -310,8 +320,17 @@ fn replaced(observed: &Observed, removed: MemberId) -> Option<Ordinal> {
     member.ordinal.filter(|ordinal| observed.wants(*ordinal) != Some(false))
 }
 
+/// As JSON, made only if it is logged: `syncer plan --membership` reads it.
+struct Json<'a>(&'a Observed);
+
+impl std::fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        serde_json::to_string(self.0).map_err(|_| std::fmt::Error)?.fmt(f)
+    }
+}
+
 /// Whether no entry is written for a moment.
-async fn quiet(etcd: &mut EtcdClient, before: &Status) -> anyhow::Result<bool> {
+pub(super) async fn quiet(etcd: &mut EtcdClient, before: &Status) -> anyhow::Result<bool> {
     let first = etcd.status(ETCD_DEADLINE).await?;
     tokio::time::sleep(QUIET).await;
     let second = etcd.status(ETCD_DEADLINE).await?;

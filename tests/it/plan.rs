@@ -48,6 +48,28 @@ fn facts_from_a_file_give_the_decision_and_its_rule() {
 }
 
 #[test]
+fn an_observed_membership_gives_the_step_and_its_rule() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(repository("tests/fixtures/membership")).unwrap() {
+        let file = entry.unwrap().path();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let of = format!("--membership={}", file.display());
+        golden(&format!("plan/membership/{name}.txt"), &printed(&[&of]));
+        let json = printed(&[&of, "-o", "json"]);
+        let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let again = dir.path().join("observed.json");
+        std::fs::write(&again, shown["observed"].to_string()).unwrap();
+        assert_eq!(printed(&["--membership", again.to_str().unwrap(), "-o", "json"]), json, "{name}");
+        count += 1;
+    }
+    assert!(count >= 3, "{count}");
+    let out = plan(&["--membership", "/dev/null"]);
+    let error = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.code() == Some(2) && error.contains("/dev/null") && error.contains("; "), "{error}");
+}
+
+#[test]
 fn bad_facts_are_refused_with_their_place() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("facts.yaml");

@@ -67,6 +67,35 @@ fn a_joiner_that_fails_before_it_has_written_anything_looks_at_the_members_anew(
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// The election timeout that pod 0's etcd runs with, in milliseconds.
+fn election_timeout(set: &TestBox) -> Option<String> {
+    let volume = set.volume("vc-0").canonicalize().expect("the volume");
+    let processes = std::fs::read_dir("/proc").expect("/proc").filter_map(|entry| Some(entry.ok()?.path()));
+    processes.filter(|process| std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == volume)).find_map(
+        |process| {
+            let line = String::from_utf8(std::fs::read(process.join("cmdline")).ok()?).ok()?;
+            line.split('\0').find_map(|arg| Some(arg.strip_prefix("--election-timeout=")?.to_owned()))
+        },
+    )
+}
+
+/// The timeout of one that is alone would make it give leadership up whenever another's disk takes its time.
+#[test]
+fn a_member_that_was_alone_takes_the_timing_of_the_others() {
+    let mut scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
+    assert_eq!(election_timeout(&scene.set).as_deref(), Some("200"));
+    let before = scene.set.status().expect("a status").pods[&0].clone();
+    scene.set.scale(3).expect("scale");
+    scene.rests("two have joined", 3);
+    poll("pod 0's etcd runs with the timing of one among others", CHANGE, || {
+        (election_timeout(&scene.set)? == "1000").then_some(())
+    });
+    scene.rests("pod 0's etcd was restarted", 3);
+    let after = scene.set.status().expect("a status").pods[&0].clone();
+    assert_eq!(after.incarnation, before.incarnation, "its pod runs on{}", scene.logs());
+    assert!(!scene.writer.finish().is_empty());
+}
+
 /// A learner that comes no further keeps others from joining. It is removed, and joins anew when it can.
 #[test]
 fn a_learner_that_is_stuck_is_evicted_and_holds_up_nobody() {
