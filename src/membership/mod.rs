@@ -124,12 +124,15 @@ fn surplus(o: &Observed, rules: Rules) -> Pass {
 
 /// Whether this ordinal is to leave: it is known not to be wanted, and its pod is terminating, gone, or asks for it.
 fn is_surplus(o: &Observed, ordinal: Ordinal, rules: Rules) -> bool {
+    let Some(pod) = o.pod(ordinal) else { return false };
+    // A change of the values reaches each pod's file in its own time: whoever asks to leave has the newer one.
+    let told_by_its_own_file =
+        matches!(o.desired, crate::boot::Desired::Values(_)) && pod.request == Some(Request::Leave);
     let not_wanted = match o.desired.known() {
         Some(0) => !rules.on(Rule::PauseKeeps),
-        Some(_) => o.wants(ordinal) == Some(false),
+        Some(_) => o.wants(ordinal) == Some(false) || told_by_its_own_file,
         None => !rules.on(Rule::FreshDesired),
     };
-    let Some(pod) = o.pod(ordinal) else { return false };
     let gone = match &pod.pod {
         Known::Present(pod) => pod.terminating,
         Known::Absent => true,

@@ -97,6 +97,13 @@ fn without_a_host_api_dns_and_the_pods_request_say_who_leaves() {
     assert_eq!(plan(&o), Plan::Do(Step::Remove(id(1))));
     o.pods[0] = PodView { request: Some(Request::Leave), ..PodView::new(Ordinal(1)) };
     assert_eq!(plan(&o), Plan::Do(Step::Remove(id(1))));
+    // Its own file says so already, the leader's not yet; at zero nobody leaves.
+    o.desired = Desired::Values(2);
+    assert_eq!(plan(&o), Plan::Do(Step::Remove(id(1))));
+    o.desired = Desired::Values(0);
+    assert_eq!(plan(&o), Plan::Nothing);
+    o.desired = Desired::Host(2);
+    assert_eq!(plan(&o), Plan::Nothing);
     // With one, DNS has no say.
     let pods = vec![PodView { dns: Known::Absent, ..PodView::new(Ordinal(1)) }];
     assert_eq!(plan(&observed(1, vec![voter(0), voter(1)], pods)), Plan::Nothing);
@@ -412,7 +419,11 @@ mod totality {
                     let quorum = rest.iter().filter(|m| up(m)).count() > rest.len() / 2;
                     prop_assert!(m.member.learner || quorum, "{:?}", o);
                     let emptied = o.pods.iter().any(|pod| pod.request == Some(Request::Join { replace: Some(gone) }));
-                    let unwanted = m.member.ordinal.is_some_and(|n| o.wants(n) == Some(false));
+                    let asks = |n| {
+                        let leaves = o.pod(n).is_some_and(|pod| pod.request == Some(Request::Leave));
+                        leaves && matches!(o.desired, Desired::Values(_))
+                    };
+                    let unwanted = m.member.ordinal.is_some_and(|n| o.wants(n) == Some(false) || asks(n));
                     prop_assert!(emptied || m.stalled || (unwanted && o.desired.known() != Some(0)), "{:?}", o);
                 }
                 Plan::Do(Step::AddLearner(n)) => {
