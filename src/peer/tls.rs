@@ -1,4 +1,4 @@
-//! mTLS with etcd's peer certificates: both sides show one, both verify it against etcd's CA.
+//! mTLS with etcd's certificates: both sides show one, both verify it against etcd's CA.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,14 +19,14 @@ struct Files {
 }
 
 /// Read anew for each configuration: certificates are renewed while the pod runs.
-fn read(files: &EtcdTlsFiles) -> anyhow::Result<Files> {
+fn read(ca: &Path, cert: &Path, key: &Path) -> anyhow::Result<Files> {
     let mut roots = RootCertStore::empty();
-    for ca in certificates(&files.peer_ca)? {
-        roots.add(ca).with_context(|| format!("use the CA in {}", files.peer_ca.display()))?;
+    for root in certificates(ca)? {
+        roots.add(root).with_context(|| format!("use the CA in {}", ca.display()))?;
     }
-    let key = PrivateKeyDer::from_pem_slice(&read_pem(&files.peer_key)?)
-        .with_context(|| format!("read the key in {}", files.peer_key.display()))?;
-    Ok(Files { roots: Arc::new(roots), chain: certificates(&files.peer_cert)?, key })
+    let key =
+        PrivateKeyDer::from_pem_slice(&read_pem(key)?).with_context(|| format!("read the key in {}", key.display()))?;
+    Ok(Files { roots: Arc::new(roots), chain: certificates(cert)?, key })
 }
 
 fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -35,20 +35,21 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         .with_context(|| format!("read the certificates in {}", path.display()))
 }
 
-/// For asking: shows the peer certificate, verifies the other's CA and name.
+/// For asking: shows etcd's client certificate, verifies the other's CA and name. Not the peer certificate: etcd looks up each
+/// name in one, and the caller's address, in DNS at each connection (`listener_tls.go`, `checkCertSAN`); this has none.
 pub fn client(files: &EtcdTlsFiles) -> anyhow::Result<Arc<ClientConfig>> {
-    let Files { roots, chain, key } = read(files)?;
+    let Files { roots, chain, key } = read(&files.peer_ca, &files.client_cert, &files.client_key)?;
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
-        .context("use the peer certificate with its key")?;
+        .context("use the client certificate with its key")?;
     Ok(Arc::new(config))
 }
 
 /// For answering: whoever asks must show a certificate of etcd's CA.
 pub fn server(files: &EtcdTlsFiles) -> anyhow::Result<Arc<ServerConfig>> {
-    let Files { roots, chain, key } = read(files)?;
+    let Files { roots, chain, key } = read(&files.peer_ca, &files.peer_cert, &files.peer_key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
         .build()
