@@ -200,11 +200,11 @@ async fn take(
             let mut of = client_of(pod, etcd, look, member).await?;
             of.defragment(DEFRAGMENT_DEADLINE).await?;
             let after = of.status(ETCD_DEADLINE).await?.db_size;
-            tracing::info!(%member, before, after, "defragmented a member's store");
+            tracing::info!(of = %member, before, after, "defragmented a member's store");
         }
         Repair::Disarm(member) => {
             etcd.disarm_alarm(member, Alarm::NoSpace, ETCD_DEADLINE).await?;
-            tracing::info!(%member, "disarmed NOSPACE");
+            tracing::info!(of = %member, "disarmed NOSPACE");
         }
     }
     Ok(Some(step))

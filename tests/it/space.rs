@@ -13,6 +13,9 @@ use crate::support::statefulset::TestBox;
 /// The next look of a lone syncer, compaction and defragmentation, on a busy machine.
 const REPAIR: Duration = Duration::from_secs(120);
 
+/// How long a killed pod is away, in milliseconds.
+const AWAY: u64 = 20_000;
+
 const SMALL_QUOTA: &str = "embeddedEtcd:\n  enabled: true\n  quotaBackendBytes: 64Mi\n";
 
 /// Puts until etcd says that there is no space. `key` names the nth key.
@@ -134,7 +137,8 @@ fn corruption_is_said_and_never_disarmed() {
 /// One member after the other, the leader last, and not while one is missing.
 #[test]
 fn three_members_are_repaired_one_after_the_other() {
-    let set = TestBox::syncer(0, Policy::Parallel);
+    // A killed pod is away for a while.
+    let set = TestBox::syncer_with(0, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
     let values = format!("{SMALL_QUOTA}syncer:\n  replicas: 3\n");
     std::fs::write(set.dir().join("values.yaml"), values).expect("write the values");
     set.scale_only(3).expect("scale");
@@ -153,6 +157,7 @@ fn three_members_are_repaired_one_after_the_other() {
         })
     };
     let leader = poll("pod 0 leads", REPAIR, leads);
+    set.kill9(2).expect("kill");
     runtime().block_on(async {
         let client = access.connect().await.expect("a client");
         fill(client, |_| "/registry/leases/kube-system/busy".to_owned()).await;
@@ -165,15 +170,30 @@ fn three_members_are_repaired_one_after_the_other() {
             }
         })
     };
+    // One that is blocked by its defragmentation is not to be missed where another is missing already.
+    poll("nothing is repaired while pod 2 is away", REPAIR, || {
+        let log = set.log("vc-0");
+        let told = log.contains("members do not answer or lag behind");
+        let away = !set.status().expect("a status").pods.contains_key(&2);
+        assert!(!away || !log.contains("defragmented a member"), "{}", ours(&set));
+        (told && !away).then_some(())
+    });
     let began = Instant::now();
     while !writes() {
         assert!(began.elapsed() < REPAIR, "no writes are taken within {REPAIR:?}:{}", ours(&set));
         std::thread::sleep(Duration::from_millis(50));
     }
     let log = set.log("vc-0");
-    let repaired: Vec<_> = log.lines().filter(|line| line.contains("defragmented a member")).collect();
-    assert_eq!(repaired.len(), 3, "{repaired:?}");
-    assert!(repaired[2].contains(&format!("{leader:x}")), "the leader is the last: {leader:x} {repaired:?}");
+    let lines = log.lines().filter(|line| line.contains("defragmented a member"));
+    let repaired: Vec<String> = lines
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).expect("a line")["of"].as_str().expect("whose").to_owned()
+        })
+        .collect();
+    // Pod 2's, which it was sent when it came back, need not be large.
+    let each: std::collections::BTreeSet<_> = repaired.iter().collect();
+    assert!(repaired.len() >= 2 && each.len() == repaired.len(), "one after the other, once each: {repaired:?}");
+    assert_eq!(repaired.last(), Some(&format!("{leader:x}")), "the leader is the last: {repaired:?}");
 }
 
 /// What the leader's syncer has said.
