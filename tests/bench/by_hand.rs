@@ -1,17 +1,18 @@
-//! The same members without us: etcd with our timing, and a person with etcdctl who makes no mistake and loses no time.
+//! The same members without us: etcd with our timing and with mTLS, and a person with etcdctl who makes no mistake and loses no
+//! time.
 
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use etcd_client::ConnectOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::peers::{Running, free_port};
-use crate::scale::Fleet;
+use crate::scale::{Fleet, mtls};
 use crate::store::program;
 use crate::writers::Endpoints;
 
@@ -23,7 +24,7 @@ struct Member {
     etcd: Option<Running>,
 }
 
-/// Members on loopback, without TLS.
+/// Members on loopback, with certificates in the layout of ours.
 pub struct ByHand {
     dir: tempfile::TempDir,
     members: Vec<Member>,
@@ -37,6 +38,13 @@ impl ByHand {
         for _ in 0..3 {
             members.push(Member { client: free_port()?, peer: free_port()?, etcd: None });
         }
+        let issued = Command::new(program("SYNCER_RELEASE", "")?)
+            .args(["certs", "--distro=none", "--dir"])
+            .arg(dir.path().join("pki"))
+            .stdout(Stdio::null())
+            .status()
+            .context("issue certificates")?;
+        ensure!(issued.success(), "syncer certs: {issued}");
         let mut fleet = ByHand { dir, members };
         let cluster: Vec<_> = (0..replicas).map(|ordinal| fleet.initial(ordinal)).collect::<Result<_, _>>()?;
         for ordinal in 0..replicas {
@@ -48,24 +56,34 @@ impl ByHand {
         Ok(fleet)
     }
 
+    fn pki(&self, name: &str) -> PathBuf {
+        self.dir.path().join("pki/etcd").join(name)
+    }
+
     fn member(&self, ordinal: u32) -> anyhow::Result<&Member> {
         self.members.get(ordinal as usize).context("no such member")
     }
 
     fn initial(&self, ordinal: u32) -> anyhow::Result<String> {
-        Ok(format!("m{ordinal}=http://127.0.0.1:{}", self.member(ordinal)?.peer))
+        Ok(format!("m{ordinal}=https://localhost:{}", self.member(ordinal)?.peer))
     }
 
     fn start(&mut self, ordinal: u32, state: &str, cluster: &str) -> anyhow::Result<()> {
         let member = self.member(ordinal)?;
-        let client = format!("http://127.0.0.1:{}", member.client);
-        let peer = format!("http://127.0.0.1:{}", member.peer);
+        let (client, peer) = (member.client, member.peer);
+        let file = |flag: &str, name: &str| format!("--{flag}={}", self.pki(name).display());
         let etcd = Command::new(program("SYNCER_PARTS", "etcd")?)
             .args(["--heartbeat-interval=100", "--election-timeout=1000", "--quota-backend-bytes=8589934592"])
             .args([format!("--name=m{ordinal}"), format!("--initial-cluster={cluster}")])
             .arg(format!("--data-dir={}", self.dir.path().join(format!("m{ordinal}")).display()))
-            .args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")])
-            .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
+            .arg(format!("--listen-client-urls=https://127.0.0.1:{client}"))
+            .arg(format!("--advertise-client-urls=https://localhost:{client}"))
+            .arg(format!("--listen-peer-urls=https://127.0.0.1:{peer}"))
+            .arg(format!("--initial-advertise-peer-urls=https://localhost:{peer}"))
+            .args(["--client-cert-auth", "--peer-client-cert-auth"])
+            .args([file("trusted-ca-file", "ca.crt"), file("peer-trusted-ca-file", "ca.crt")])
+            .args([file("cert-file", "server.crt"), file("key-file", "server.key")])
+            .args([file("peer-cert-file", "peer.crt"), file("peer-key-file", "peer.key")])
             .args([format!("--initial-cluster-state={state}"), "--log-level=error".to_owned()])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -77,7 +95,10 @@ impl ByHand {
 
     fn ctl(&self, ordinal: u32, args: &[&str]) -> anyhow::Result<Value> {
         let output = Command::new(program("SYNCER_PARTS", "etcdctl")?)
-            .args([&*format!("--endpoints=http://127.0.0.1:{}", self.member(ordinal)?.client), "--write-out=json"])
+            .args([&*format!("--endpoints=https://localhost:{}", self.member(ordinal)?.client), "--write-out=json"])
+            .arg(format!("--cacert={}", self.pki("ca.crt").display()))
+            .arg(format!("--cert={}", self.pki("healthcheck-client.crt").display()))
+            .arg(format!("--key={}", self.pki("healthcheck-client.key").display()))
             .args(args)
             .output()
             .context("run etcdctl")?;
@@ -111,7 +132,7 @@ impl ByHand {
     /// IDs are numbers in etcdctl's JSON and hexadecimal in its arguments.
     fn id(&self, ordinal: u32) -> anyhow::Result<String> {
         let list = self.ctl(0, &["member", "list"])?;
-        let url = format!("http://127.0.0.1:{}", self.member(ordinal)?.peer);
+        let url = format!("https://localhost:{}", self.member(ordinal)?.peer);
         let members = list["members"].as_array().context("no members")?;
         let member = members.iter().find(|m| m["peerURLs"][0] == *url).context("it is not listed")?;
         Ok(format!("{:x}", member["ID"].as_u64().context("no ID")?))
@@ -138,8 +159,8 @@ impl ByHand {
 
 impl Fleet for ByHand {
     fn endpoints(&self, replicas: u32) -> anyhow::Result<Endpoints> {
-        let urls = self.members.iter().take(replicas as usize).map(|m| format!("http://127.0.0.1:{}", m.client));
-        Ok(Endpoints { urls: urls.collect(), options: ConnectOptions::new() })
+        let urls = self.members.iter().take(replicas as usize).map(|m| format!("https://localhost:{}", m.client));
+        Ok(Endpoints { urls: urls.collect(), options: mtls(&self.dir.path().join("pki"))? })
     }
 
     fn scale(&mut self, from: u32, to: u32) -> anyhow::Result<()> {
@@ -150,13 +171,18 @@ impl Fleet for ByHand {
             std::fs::remove_dir_all(self.dir.path().join(format!("m{ordinal}")))?;
         }
         for ordinal in from..to {
-            let url = format!("--peer-urls=http://127.0.0.1:{}", self.member(ordinal)?.peer);
+            let url = format!("--peer-urls=https://localhost:{}", self.member(ordinal)?.peer);
             self.insist(&["member", "add", &format!("m{ordinal}"), &url, "--learner"])?;
             let cluster: Vec<_> = (0..=ordinal).map(|o| self.initial(o)).collect::<Result<_, _>>()?;
             self.start(ordinal, "existing", &cluster.join(","))?;
             self.insist(&["member", "promote", &self.id(ordinal)?])?;
         }
         Ok(())
+    }
+
+    fn led_by_the_lowest(&mut self) -> anyhow::Result<()> {
+        let running = (1..).zip(self.members.iter().skip(1)).filter(|(_, member)| member.etcd.is_some());
+        running.map(|(ordinal, _)| ordinal).try_for_each(|ordinal| self.lead(ordinal, 0))
     }
 
     fn roll(&mut self, replicas: u32) -> anyhow::Result<()> {

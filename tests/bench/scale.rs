@@ -1,6 +1,8 @@
 //! A StatefulSet of syncers is scaled and rolled under steady writers, beside the same steps by hand with etcdctl.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,6 +19,8 @@ use crate::writers::{self, Endpoints, Gap, Writers};
 
 /// For whatever must come to an end.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// In so many runs DNS is watched.
+const AT_REST_RUNS: usize = 3;
 /// etcd refuses to change the members when one has been connected for less than five seconds.
 const ETCD_SETTLES: Duration = Duration::from_secs(6);
 
@@ -28,6 +32,8 @@ pub trait Fleet {
     fn scale(&mut self, from: u32, to: u32) -> anyhow::Result<()>;
     /// Restarts all members, one after the other.
     fn roll(&mut self, replicas: u32) -> anyhow::Result<()>;
+    /// Returns when leadership rests on the lowest ordinal.
+    fn led_by_the_lowest(&mut self) -> anyhow::Result<()>;
 }
 
 /// What one fleet's steps cost, over several runs.
@@ -68,8 +74,8 @@ pub fn run(runs: usize, join_mib: u64) -> anyhow::Result<Value> {
         boxed.voters(3)?;
         ours.up.push(began.elapsed().as_secs_f64());
         journey(&mut boxed, &mut ours)?;
-        if run == 1 {
-            queries = boxed.queries_at_rest(Duration::from_secs(60))?;
+        if run <= AT_REST_RUNS {
+            queries.extend(boxed.queries_at_rest(Duration::from_secs(60))?);
         }
         drop(boxed);
         let began = Instant::now();
@@ -78,8 +84,13 @@ pub fn run(runs: usize, join_mib: u64) -> anyhow::Result<Value> {
         journey(&mut by_hand, &mut hand)?;
         eprintln!("bench: scale: run {run} of {runs} is done");
     }
+    let mut left = Vec::new();
+    for _ in 0..runs {
+        left.push(left_with_apiserver()?);
+    }
+    eprintln!("bench: scale: pods with an API server have left");
     let (mut our_joins, mut hand_joins) = (Vec::new(), Vec::new());
-    for _ in 0..if join_mib == 0 { 0 } else { 3 } {
+    for _ in 0..if join_mib == 0 { 0 } else { runs } {
         our_joins.push(join(&mut Boxed::up(1)?, join_mib)?);
         hand_joins.push(join(&mut ByHand::up(1)?, join_mib)?);
     }
@@ -89,17 +100,23 @@ pub fn run(runs: usize, join_mib: u64) -> anyhow::Result<Value> {
         "writers": "8, a try limited to 100 ms, on the members that stay",
         "syncer": ours.json(),
         "by_hand": hand.json(),
+        "by_hand_differs": "on loopback, no DNS; ours in a network of namespaces, with names",
+        "left_with_apiserver_seconds": summary(&left),
         "join": {
             "store_mib": join_mib,
             "syncer_seconds": summary(&our_joins),
             "by_hand_seconds": summary(&hand_joins),
         },
-        "dns_queries_a_minute_at_rest": queries,
+        "dns_queries_a_minute_at_rest": {
+            "syncer": queries.iter().map(|(ours, _)| ours).collect::<Vec<_>>(),
+            "with_its_etcds": queries.iter().map(|(_, all)| all).collect::<Vec<_>>(),
+        },
     }))
 }
 
 fn journey(fleet: &mut impl Fleet, steps: &mut Steps) -> anyhow::Result<()> {
     for (name, from, to) in [("3->1", 3, 1), ("1->3", 1, 3), ("3->2", 3, 2), ("2->1", 2, 1), ("1->3", 1, 3)] {
+        fleet.led_by_the_lowest()?;
         std::thread::sleep(ETCD_SETTLES);
         let writers = Writers::start(&fleet.endpoints(from.min(to))?, name)?;
         let began = Instant::now();
@@ -108,6 +125,7 @@ fn journey(fleet: &mut impl Fleet, steps: &mut Steps) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(500));
         steps.take(name, writers.finish()?, seconds);
     }
+    fleet.led_by_the_lowest()?;
     std::thread::sleep(ETCD_SETTLES);
     let writers = Writers::start(&fleet.endpoints(3)?, "roll")?;
     let began = Instant::now();
@@ -115,6 +133,37 @@ fn journey(fleet: &mut impl Fleet, steps: &mut Steps) -> anyhow::Result<()> {
     let seconds = began.elapsed().as_secs_f64();
     steps.take("roll", writers.finish()?, seconds);
     Ok(())
+}
+
+/// Seconds from the scale-down of two pods with an API server each, the leaving one under open watches, until that is gone
+/// with all its processes: a little more than from its SIGTERM.
+fn left_with_apiserver() -> anyhow::Result<f64> {
+    let boxed = Boxed::of("k8s", 2)?;
+    boxed.client.settle(PATIENCE)?;
+    let server = format!("--server=https://localhost:{}", boxed.client.forward(1, 8443)?.port());
+    let admin = format!("--kubeconfig={}", boxed.client.dir().join("pki/admin.conf").display());
+    let mut watches = Vec::new();
+    for _ in 0..3 {
+        let watch = Command::new(program("SYNCER_PARTS", "kubectl")?)
+            .args([&server, &admin])
+            .args(["get", "configmaps", "--all-namespaces", "--watch", "--output=name"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start kubectl")?;
+        let mut watch = Running(watch);
+        // It lists what there is, then watches.
+        let mut first = String::new();
+        let out = watch.0.stdout.as_mut().context("no output")?;
+        BufReader::new(out).read_line(&mut first)?;
+        ensure!(!first.is_empty(), "a watch ended at once");
+        watches.push(watch);
+    }
+    std::thread::sleep(ETCD_SETTLES);
+    let began = Instant::now();
+    boxed.client.scale(1)?;
+    boxed.client.wait("a pod gone", PATIENCE, |status| status.pods.len() == 1)?;
+    Ok(began.elapsed().as_secs_f64())
 }
 
 /// Seconds until a second member votes, beside a store of so many MiB.
@@ -151,21 +200,21 @@ struct Boxed {
 
 impl Boxed {
     fn up(replicas: u32) -> anyhow::Result<Boxed> {
+        Boxed::of("none", replicas)
+    }
+
+    fn of(distro: &str, replicas: u32) -> anyhow::Result<Boxed> {
         let dir = tempfile::tempdir_in(program("SYNCER_BENCH_DIR", "")?)?;
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let program_of_pods = Program::Syncer {
             file: program("SYNCER_RELEASE", "")?,
             binaries: program("SYNCER_PARTS", "")?,
-            args: vec!["--distro=none".to_owned()],
+            args: vec![format!("--distro={distro}")],
         };
         let mut config = Config::new(dir.path(), program_of_pods, program("SYNCER_PARTS", "coredns")?);
         (config.replicas, config.policy) = (replicas, Policy::Parallel);
         let (client, daemon) = client::up(&program("SYNCER_STATEFULSET", "")?, &config)?;
-        let read = |name: &str| read(&client.dir().join("pki").join(name));
-        let tls = TlsOptions::new()
-            .ca_certificate(Certificate::from_pem(read("etcd/ca.crt")?))
-            .identity(Identity::from_pem(read("etcd/healthcheck-client.crt")?, read("etcd/healthcheck-client.key")?));
-        let options = ConnectOptions::new().with_tls(tls).with_connect_timeout(Duration::from_secs(1));
+        let options = mtls(&client.dir().join("pki"))?;
         let boxed = Boxed { client, options, _daemon: Running(daemon), _dir: dir };
         boxed.voters(1)?;
         Ok(boxed)
@@ -195,8 +244,9 @@ impl Boxed {
         Ok(format!("https://localhost:{}", self.client.forward(ordinal, 2379)?.port()))
     }
 
-    /// How often each pod asked the DNS server, a minute.
-    fn queries_at_rest(&self, time: Duration) -> anyhow::Result<Vec<f64>> {
+    /// How often each pod's syncer, and all of it, asked the DNS server, a minute. Its etcd's probes dial each peer every four
+    /// seconds, and each time it looks up names by the search list and, of those that dial it, addresses.
+    fn queries_at_rest(&self, time: Duration) -> anyhow::Result<Vec<(f64, f64)>> {
         let log = || self.client.log("coredns");
         self.client.settle(PATIENCE)?;
         std::thread::sleep(ETCD_SETTLES);
@@ -205,13 +255,25 @@ impl Boxed {
         let log = log();
         let asked = log.get(before..).context("the log was cut")?;
         let pods = self.client.status()?.pods;
-        let count = |address: &str| asked.lines().filter(|line| line.contains(address)).count();
-        Ok(pods
-            .values()
-            .filter_map(|pod| pod.address)
-            .map(|address| count(&format!("{address}:")) as f64 * 60.0 / time.as_secs_f64())
-            .collect())
+        let minutes = time.as_secs_f64() / 60.0;
+        let count = |address: &str| {
+            let lines = || asked.lines().filter(|line| line.contains(address));
+            // syncer asks by whole names; each of etcd's lookups, of A and AAAA, misses by the first search domain.
+            let missed = lines().filter(|line| line.contains(".team-a.team-a.svc.")).count();
+            let (all, reverse) = (lines().count(), lines().filter(|line| line.contains("\"PTR IN")).count());
+            (all.saturating_sub(reverse + 2 * missed) as f64 / minutes, all as f64 / minutes)
+        };
+        Ok(pods.values().filter_map(|pod| pod.address).map(|address| count(&format!("{address}:"))).collect())
     }
+}
+
+/// With the client certificate of a PKI directory.
+pub fn mtls(pki: &Path) -> anyhow::Result<ConnectOptions> {
+    let read = |name: &str| read(&pki.join("etcd").join(name));
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(read("ca.crt")?))
+        .identity(Identity::from_pem(read("healthcheck-client.crt")?, read("healthcheck-client.key")?));
+    Ok(ConnectOptions::new().with_tls(tls).with_connect_timeout(Duration::from_secs(1)))
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
@@ -236,6 +298,22 @@ impl Fleet for Boxed {
             self.client.wait("pods gone", PATIENCE, |status| status.pods.len() == to as usize)?;
         }
         self.voters(to)
+    }
+
+    fn led_by_the_lowest(&mut self) -> anyhow::Result<()> {
+        let (began, url) = (Instant::now(), self.url(0)?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        loop {
+            let leads = runtime.block_on(async {
+                let status = Etcd::connect([&url], Some(self.options.clone())).await?.status().await?;
+                anyhow::Ok(status.header().is_some_and(|header| header.member_id() == status.leader()))
+            });
+            if matches!(leads, Ok(true)) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < PATIENCE, "pod 0 does not lead: not within {PATIENCE:?}: {leads:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn roll(&mut self, replicas: u32) -> anyhow::Result<()> {

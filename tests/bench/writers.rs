@@ -6,8 +6,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, Txn, TxnOp, TxnResponse};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 /// How many.
 const WRITERS: usize = 8;
@@ -15,6 +16,8 @@ const WRITERS: usize = 8;
 const TRY: Duration = Duration::from_millis(100);
 /// From an acknowledgement to the next write.
 const PACE: Duration = Duration::from_millis(5);
+/// etcd gives a proposal up after 5 s and two election timeouts (`config.go`, `ReqTimeout`); a little more.
+const OWN_TIME_OUT: Duration = Duration::from_secs(9);
 
 /// Where to write, and how to connect.
 #[derive(Clone)]
@@ -30,6 +33,7 @@ pub struct Writers {
     began: Instant,
     acknowledged: Arc<Vec<Mutex<Vec<Instant>>>>,
     late: Arc<AtomicU64>,
+    timed_out: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -42,6 +46,8 @@ pub struct Gap {
     pub one: f64,
     /// Tries that were not answered in time.
     pub late: u64,
+    /// Those of them that etcd itself gave up, after its own time-out of seven seconds.
+    pub timed_out: u64,
     /// Writes that were acknowledged.
     pub writes: usize,
 }
@@ -50,19 +56,22 @@ impl Writers {
     /// Begins, and returns when each has been acknowledged something.
     pub fn start(to: &Endpoints, prefix: &str) -> anyhow::Result<Writers> {
         let acknowledged: Arc<Vec<Mutex<Vec<Instant>>>> = Arc::new((0..WRITERS).map(|_| Mutex::default()).collect());
-        let (late, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let all = (Arc::clone(&acknowledged), Arc::clone(&late), Arc::clone(&stop));
+        let (late, timed_out) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let all = (Arc::clone(&acknowledged), Arc::clone(&late), Arc::clone(&timed_out), Arc::clone(&stop));
         let (to, prefix) = (to.clone(), prefix.to_owned());
         let thread = std::thread::Builder::new().name("writers".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let (acknowledged, late, stop) = all;
+            let (acknowledged, late, timed_out, stop) = all;
             runtime.block_on(async {
-                let mut tasks = tokio::task::JoinSet::new();
+                let mut tasks = JoinSet::new();
                 for writer in 0..WRITERS {
                     let (to, prefix) = (to.clone(), format!("{prefix}/{writer}"));
                     let (acknowledged, late, stop) = (Arc::clone(&acknowledged), Arc::clone(&late), Arc::clone(&stop));
+                    let timed_out = Arc::clone(&timed_out);
                     tasks.spawn(async move {
-                        write(&to, writer, &prefix, &stop, &late, |at| {
+                        let counts = Counts { late: &late, timed_out: &timed_out };
+                        write(&to, writer, &prefix, &stop, &counts, |at| {
                             if let Some(Ok(mut times)) = acknowledged.get(writer).map(Mutex::lock) {
                                 times.push(at);
                             }
@@ -76,7 +85,7 @@ impl Writers {
                 Ok(())
             })
         })?;
-        let writers = Writers { began: Instant::now(), acknowledged, late, stop, thread: Some(thread) };
+        let writers = Writers { began: Instant::now(), acknowledged, late, timed_out, stop, thread: Some(thread) };
         while !writers.times().iter().all(|times| !times.is_empty()) {
             anyhow::ensure!(writers.began.elapsed() < Duration::from_secs(60), "nothing is acknowledged");
             std::thread::sleep(Duration::from_millis(20));
@@ -104,9 +113,15 @@ impl Writers {
             anyone: longest(&all),
             one: each.iter().map(|times| longest(times)).fold(0.0, f64::max),
             late: self.late.load(Ordering::Relaxed),
+            timed_out: self.timed_out.load(Ordering::Relaxed),
             writes: all.len(),
         })
     }
+}
+
+struct Counts<'a> {
+    late: &'a AtomicU64,
+    timed_out: &'a AtomicU64,
 }
 
 async fn write(
@@ -114,30 +129,34 @@ async fn write(
     writer: usize,
     prefix: &str,
     stop: &AtomicBool,
-    late: &AtomicU64,
+    counts: &Counts<'_>,
     acknowledged: impl Fn(Instant),
 ) -> anyhow::Result<()> {
     let mut clients = Vec::new();
     for url in &to.urls {
         clients.push(Client::connect([url], Some(to.options.clone())).await?);
     }
+    // Tries that were given up here run on, so that what etcd makes of them is seen.
+    let mut left: JoinSet<Result<TxnResponse, Error>> = JoinSet::new();
     let mut at = writer;
     for n in 0_u64.. {
         let key = format!("{prefix}/{n}");
         loop {
             let turn = at % clients.len().max(1);
-            let client = clients.get_mut(turn).context("no endpoint")?;
+            let mut client = clients.get(turn).context("no endpoint")?.clone();
             // The second of two tries finds the first one's key, if that went through.
             let txn = Txn::new().when([Compare::version(key.clone(), CompareOp::Equal, 0)]).and_then([TxnOp::put(
                 key.clone(),
                 "x",
                 None,
             )]);
-            match tokio::time::timeout(TRY, client.txn(txn)).await {
-                Ok(Ok(_)) => break,
-                Ok(Err(_)) => tokio::time::sleep(PACE).await,
+            let mut asked = tokio::spawn(async move { client.txn(txn).await });
+            match tokio::time::timeout(TRY, &mut asked).await {
+                Ok(Ok(Ok(_))) => break,
+                Ok(_) => tokio::time::sleep(PACE).await,
                 Err(_) => {
-                    late.fetch_add(1, Ordering::Relaxed);
+                    counts.late.fetch_add(1, Ordering::Relaxed);
+                    left.spawn(async move { asked.await.unwrap_or(Err(Error::InvalidArgs(String::new()))) });
                 }
             }
             at += 1;
@@ -148,6 +167,15 @@ async fn write(
         }
         tokio::time::sleep(PACE).await;
     }
+    let ended = async {
+        while let Some(ended) = left.join_next().await {
+            if matches!(ended, Ok(Err(error)) if error.to_string().contains("request timed out")) {
+                counts.timed_out.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    // One whose etcd is gone may hang for good, which is not etcd's time-out.
+    let _ = tokio::time::timeout(OWN_TIME_OUT, ended).await;
     Ok(())
 }
 
@@ -162,6 +190,7 @@ pub fn summary(gaps: &[Gap]) -> Value {
         "no_write_acknowledged_ms": of(&|gap| gap.anyone),
         "one_writer_waits_ms": of(&|gap| gap.one),
         "tries_without_answer_in_100_ms": gaps.iter().map(|gap| gap.late).sum::<u64>(),
+        "tries_that_etcd_timed_out_after_7_s": gaps.iter().map(|gap| gap.timed_out).sum::<u64>(),
         "writes": gaps.iter().map(|gap| gap.writes).sum::<usize>(),
     })
 }
