@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
-use crate::statefulset_box::protocol::{ApiMood, Config, NetworkMode, PodStatus, Policy, Program, Status};
+use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
 use crate::support::statefulset::{TestBox, alive, statefulset};
 use crate::support::{part, poll, syncer};
 
@@ -23,11 +23,7 @@ fn possible() -> bool {
     if std::env::var_os("SYNCER_QUICK").is_some() {
         return false;
     }
-    let namespaces = TestBox::up(|config| config.replicas = 0).status().expect("a status").network;
-    if namespaces != NetworkMode::Namespaces {
-        println!("pods have no namespaces here: this is not tested");
-    }
-    namespaces == NetworkMode::Namespaces
+    TestBox::up(|config| config.replicas = 0).has_namespaces()
 }
 
 /// The marker as the ConfigMap has it, if there is one.

@@ -205,7 +205,32 @@ impl Scene {
         settled.unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
         if replicas > 0 {
             self.rests(&format!("scaled to {replicas}"), replicas);
+            self.writes_go_on();
         }
+    }
+
+    /// Waits until some more writes are acknowledged.
+    fn writes_go_on(&self) {
+        let before = self.writer.acknowledged().len();
+        poll("writes are acknowledged", CHANGE, || (self.writer.acknowledged().len() > before + 20).then_some(()));
+    }
+
+    /// The members that vote, by pod 0.
+    fn voters(&self) -> BTreeSet<u64> {
+        poll("the voters", CHANGE, || ask(&Access::of(&self.set, 0))).voters
+    }
+
+    /// Waits until each of three pods was replaced, whatever `end` did to them.
+    fn all_replaced(&mut self, what: &str, end: impl FnOnce(&TestBox)) {
+        let before = self.set.status().expect("a status").pods;
+        end(&self.set);
+        self.set
+            .wait(what, CHANGE, |s| {
+                s.settled && (0..3).all(|n| s.pods.get(&n).is_some_and(|pod| pod.incarnation > before[&n].incarnation))
+            })
+            .unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+        self.rests(what, 3);
+        self.writes_go_on();
     }
 
     pub fn replaced(&mut self, ordinal: u32, what: &str, end: impl FnOnce(&TestBox)) {
@@ -237,24 +262,38 @@ pub fn etcd_calls_it_healthy() {
 /// Every step at once, down to nothing (a pause) and back, and to more than any step before.
 const JOURNEY: [u32; 8] = [1, 3, 2, 1, 0, 3, 5, 3];
 
-fn whole_journey(policy: Policy) {
+fn whole_journey(policy: Policy) -> Scene {
     let mut scene = Scene::begin(policy);
     for replicas in JOURNEY {
         scene.scale(replicas);
     }
-    let written = scene.writer.finish().len();
-    assert!(written > 200, "only {written} writes were acknowledged");
+    scene
 }
 
+/// And a rolling update, in which each pod stops and stays the member that it is, and the end of all pods at once.
 #[test]
 fn no_write_is_lost_on_the_whole_journey_in_parallel() {
-    whole_journey(Policy::Parallel);
+    let mut scene = whole_journey(Policy::Parallel);
+    let voters = scene.voters();
+    scene.all_replaced("rolled", |set| set.roll().expect("roll"));
+    assert_eq!(scene.voters(), voters, "a pod that was only restarted has left{}", scene.logs());
+    scene.all_replaced("all were killed at once", |set| (0..3).for_each(|n| set.kill9(n).expect("kill")));
+    assert_eq!(scene.voters(), voters, "a pod that was killed is another member{}", scene.logs());
+    assert!(!scene.writer.finish().is_empty());
 }
 
-/// The StatefulSet creates no pod before the one below it is ready, and three voters need two of them for a quorum.
+/// The StatefulSet creates no pod before the one below it is ready, and three voters need two of them for a quorum. Then pods
+/// are killed: each in turn, and those that are to leave while they do.
 #[test]
 fn no_write_is_lost_on_the_whole_journey_in_order() {
-    whole_journey(Policy::OrderedReady);
+    let mut scene = whole_journey(Policy::OrderedReady);
+    for ordinal in [1, 0] {
+        scene.replaced(ordinal, &format!("pod {ordinal} was killed"), |set| set.kill9(ordinal).expect("kill"));
+    }
+    scene.set.scale(1).expect("scale");
+    scene.set.kill9(2).expect("kill");
+    scene.scaled(1);
+    assert!(!scene.writer.finish().is_empty());
 }
 
 #[test]

@@ -9,11 +9,7 @@ use crate::support::{part, poll, syncer};
 
 /// Whether pods have namespaces here; without them some of what is tested does not exist.
 fn namespaces(set: &TestBox) -> bool {
-    let namespaces = set.status().expect("a status").network == NetworkMode::Namespaces;
-    if !namespaces {
-        println!("pods have no namespaces here: this is not tested");
-    }
-    namespaces
+    set.has_namespaces()
 }
 
 #[test]

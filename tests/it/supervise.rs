@@ -1,5 +1,6 @@
 //! The supervisor and its etcd: real programs of every line, started, watched, broken and stopped.
 
+mod dropped;
 mod exits;
 mod launch;
 mod life;

@@ -20,7 +20,7 @@ use syncer::observe::notes;
 use syncer::reset::{Permission, pending};
 
 use super::lossless::joins_and_agrees;
-use super::pods::{cluster, home_of, keys_of, log_of, reset_member, start_alone};
+use super::pods::{cluster, copy_of, home_of, keys_of, log_of, reset_member, start_alone};
 use crate::datadir::read::add_learner;
 use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, program, run};
 use crate::support::pod::TestPod;
@@ -236,6 +236,10 @@ fn check_refused(line: &'static str) {
         })
     });
     learner.stop();
+    // What etcd makes of it, and why nothing of ours asks it to.
+    let forced = EtcdSpec { flags: vec!["--force-new-cluster".to_owned()], ..copy_of(&joiner, "forced") };
+    let (code, log) = forced.spawn().wait_until_ended();
+    assert!(code != Some(0) && log.contains("panic"), "{line}: {code:?} {log}");
     let id = log_of(&joiner).1.cluster.to_string();
     for args in [&["--cluster-id", &*id][..], &["--cluster-id", &id, "--accept-loss"]] {
         let error = refused(recover(&joiner, args), 5);

@@ -4,7 +4,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::*;
 use crate::scaling::{Access, CHANGE, Said, ask, runtime};
-use crate::statefulset_box::protocol::{NetworkMode, Policy};
+use crate::statefulset_box::protocol::Policy;
 use crate::support::statefulset::TestBox;
 
 /// Runs `syncer ARGS` in a pod, as `kubectl exec` does, with the flags of its entrypoint.
@@ -119,8 +119,7 @@ fn restored(set: &TestBox, parted: bool) -> (u64, Said) {
 #[test]
 fn the_other_pods_follow_the_seed_and_so_does_a_volume_that_comes_back() {
     let set = TestBox::syncer(3, Policy::Parallel);
-    if set.status().expect("a status").network != NetworkMode::Namespaces {
-        println!("pods have no namespaces here: this is not tested");
+    if !set.has_namespaces() {
         return;
     }
     let (old, new) = restored(&set, false);
@@ -139,9 +138,7 @@ fn the_other_pods_follow_the_seed_and_so_does_a_volume_that_comes_back() {
 
 #[test]
 fn the_marker_names_the_restored_cluster() {
-    let namespaces = TestBox::up(|config| config.replicas = 0).status().expect("a status").network;
-    if std::env::var_os("SYNCER_QUICK").is_some() || namespaces != NetworkMode::Namespaces {
-        println!("this is not tested here");
+    if std::env::var_os("SYNCER_QUICK").is_some() || !TestBox::up(|config| config.replicas = 0).has_namespaces() {
         return;
     }
     let set = TestBox::hosted(3, Policy::OrderedReady);

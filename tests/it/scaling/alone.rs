@@ -64,28 +64,30 @@ fn of_two_voters_one_goes_on_without_loss_when_the_other_has_lost_its_volume() {
     assert!(!scene.writer.finish().is_empty());
 }
 
-/// All of two pods that go are killed before they could leave. The one that stays has no quorum, and cannot know whether
+/// Each pod that goes is killed before it could leave, of three and of two. The one that stays has no quorum, and cannot know whether
 /// it has every acknowledged write: it says what helps, and that helps.
 #[test]
-fn whoever_is_left_of_three_by_kills_waits_with_a_remedy_that_works() {
-    // A killed pod is not replaced before the StatefulSet is scaled.
-    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
-    let mut scene = Scene::of(3, set);
-    scene.set.kill9(1).expect("kill");
-    scene.set.kill9(2).expect("kill");
-    scene.set.scale(1).expect("scale");
-    scene.set.wait("one pod is left", CHANGE, |s| s.pods.len() == 1).expect("one pod");
-    scene.says(0, "waiting: voters 1, 2 are gone", 1);
-    let log = scene.set.log("vc-0");
-    assert!(log.contains("scale up to 3, wait for a quorum, then down"), "{log}");
-    assert!(!log.contains(RESET));
+fn whoever_is_left_by_kills_waits_with_a_remedy_that_works() {
+    for (replicas, gone) in [(3, "voters 1, 2 are gone"), (2, "voters 1 are gone")] {
+        // A killed pod is not replaced before the StatefulSet is scaled.
+        let set = TestBox::syncer_with(replicas, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
+        let mut scene = Scene::of(replicas, set);
+        (1..replicas).for_each(|ordinal| scene.set.kill9(ordinal).expect("kill"));
+        scene.set.scale(1).expect("scale");
+        scene.set.wait("one pod is left", CHANGE, |s| s.pods.len() == 1).expect("one pod");
+        scene.says(0, &format!("waiting: {gone}"), 1);
+        let log = scene.set.log("vc-0");
+        assert!(log.contains(&format!("scale up to {replicas}, wait for a quorum, then down")), "{log}");
+        assert!(!log.contains(RESET));
 
-    scene.set.scale_only(3).expect("scale the StatefulSet alone");
-    scene.set.wait("a quorum", CHANGE, |s| s.pods.len() == 3 && s.ready().len() == 3).expect("a quorum");
-    scene.set.scale_only(1).expect("scale the StatefulSet alone");
-    scene.set.wait("one pod is left", CHANGE, |s| s.settled && s.pods.len() == 1).expect("one pod");
-    scene.rests("scaled up and down", 1);
-    assert!(!scene.writer.finish().is_empty());
+        scene.set.scale_only(replicas).expect("scale the StatefulSet alone");
+        let whole = replicas as usize;
+        scene.set.wait("a quorum", CHANGE, |s| s.pods.len() == whole && s.ready().len() == whole).expect("a quorum");
+        scene.set.scale_only(1).expect("scale the StatefulSet alone");
+        scene.set.wait("one pod is left", CHANGE, |s| s.settled && s.pods.len() == 1).expect("one pod");
+        scene.rests("scaled up and down", 1);
+        assert!(!scene.writer.finish().is_empty());
+    }
 }
 
 /// Its data dir is no member's any more, found while its etcd runs or when its retained volume comes back.

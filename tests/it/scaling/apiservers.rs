@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{CHANGE, TRY, etcd_calls_it_healthy, runtime};
 use crate::statefulset_box::client::Client;
-use crate::statefulset_box::protocol::{NetworkMode, PodPhase, Policy};
+use crate::statefulset_box::protocol::{PodPhase, Policy};
 use crate::support::kube::Kube;
 use crate::support::pod::child_running;
 use crate::support::poll;
@@ -208,10 +208,7 @@ fn ends(set: &Client, leaving: &[u32]) -> BTreeMap<u32, Duration> {
         }
         (gone.len() == leaving.len()).then_some(())
     });
-    // One that was never seen to end was quicker than a look.
-    gone.into_iter()
-        .map(|(ordinal, at)| (ordinal, told.get(&ordinal).map_or(Duration::ZERO, |told| at - *told)))
-        .collect()
+    gone.into_iter().map(|(ordinal, at)| (ordinal, at - *told.get(&ordinal).expect("it was seen to end"))).collect()
 }
 
 #[test]
@@ -226,8 +223,8 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
         let settled = set.wait(what, CHANGE, |s| s.settled && s.pods.len() == pods);
         settled.unwrap_or_else(|e| panic!("{e:#}{}", logs(&set)))
     };
-    if settled("an API server", 1).network != NetworkMode::Namespaces {
-        println!("pods have no namespaces here: this is not tested");
+    settled("an API server", 1);
+    if !set.has_namespaces() {
         return;
     }
     let writers = Writers::start(&set, 0..3);

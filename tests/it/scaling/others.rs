@@ -10,7 +10,7 @@ use syncer::ids::ClusterId;
 use syncer::observe::notes;
 
 use super::{Access, CHANGE, Said, Scene, ask};
-use crate::statefulset_box::protocol::{NetworkMode, Policy, Program};
+use crate::statefulset_box::protocol::{Policy, Program};
 use crate::support::etcd::output;
 use crate::support::statefulset::TestBox;
 use crate::support::{part, poll, syncer};
@@ -84,8 +84,7 @@ fn said(set: &TestBox, ordinal: u32, what: &str, wanted: impl Fn(&Said) -> bool)
 fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs() {
     let (set, folder) = pods(3);
     let mut scene = Scene::of(3, set);
-    if scene.set.status().expect("a status").network != NetworkMode::Namespaces {
-        println!("pods have no namespaces here: this is not tested");
+    if !scene.set.has_namespaces() {
         return;
     }
     let mine = said(&scene.set, 0, "its cluster", |_| true).cluster;
@@ -119,8 +118,7 @@ fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs(
 #[test]
 fn pods_that_run_notice_a_restore_and_join_the_restored_cluster() {
     let (set, folder) = pods_with(3, &["--", "/bin/sh", "-c", "echo an API server runs; exec sleep 86400"]);
-    if set.status().expect("a status").network != NetworkMode::Namespaces {
-        println!("pods have no namespaces here: this is not tested");
+    if !set.has_namespaces() {
         return;
     }
     let api_servers = |ordinal: u32| set.log(&format!("vc-{ordinal}")).matches("an API server runs").count();

@@ -101,6 +101,24 @@ fn a_lost_data_dir_formed_again_has_the_ids_of_the_token() {
     });
 }
 
+/// Removed meanwhile, an empty data dir starts with `new`, the full list and so the IDs of the first formation; the others tell
+/// it that it is no member, and it ends.
+#[test]
+fn an_empty_data_dir_of_a_removed_member_is_told_so() {
+    each_line(|line, home| {
+        let mut members = cluster(line, home, 3, &[]);
+        let removed = ids(&members[2]).0;
+        members[2].kill();
+        run(async {
+            let mut client = members[0].client().await;
+            client.member_remove(removed).await.expect("remove a member");
+            client.put("/kept", "x", None).await.expect("put");
+        });
+        let cause = judged(&emptied(&members[2].spec));
+        assert!(matches!(cause, ExitCause::Removed), "{line}: {cause:?}");
+    });
+}
+
 /// With a raft snapshot, a lost backend is told as damage and never made anew, empty.
 #[test]
 fn a_lost_backend_is_damage() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{part, poll, syncer};
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::probe;
-use crate::statefulset_box::protocol::{Config, HostPrograms, Policy, Program, Status};
+use crate::statefulset_box::protocol::{Config, HostPrograms, NetworkMode, Policy, Program, Status};
 use crate::statefulset_box::stand_in::{PORT, Peers, State};
 
 /// How long anything may take on a busy machine.
@@ -111,6 +111,18 @@ impl TestBox {
             config.host = Some(HostPrograms { parts, certs: syncer() });
             change(config);
         })
+    }
+
+    /// Whether pods have namespaces here: without them some of what is tested does not exist, and is left out. Where
+    /// `SYNCER_REQUIRE_NAMESPACES` is set, as in `.ci/run`, nothing is.
+    pub fn has_namespaces(&self) -> bool {
+        let namespaces = self.status().expect("a status").network == NetworkMode::Namespaces;
+        let required = std::env::var_os("SYNCER_REQUIRE_NAMESPACES").is_some();
+        assert!(namespaces || !required, "pods have no namespaces here, and SYNCER_REQUIRE_NAMESPACES is set");
+        if !namespaces {
+            println!("pods have no namespaces here: this is not tested");
+        }
+        namespaces
     }
 
     /// What kubectl prints, asked of the host cluster as its administrator.
