@@ -106,8 +106,9 @@ pub struct Facts {
     /// The other ordinals: at least those below desired, and each higher one that anything is known of.
     #[serde(default)]
     pub peers: Vec<PeerFact>,
-    /// Whether the headless service has said which pods there are; absent: it names none, or there is none to ask. Until it
-    /// has, a pod above desired may be there that `peers` does not have.
+    /// Whether the headless service has said which pods there are, in an answer that names this pod and is thus of its time;
+    /// absent: it names none, or there is none to ask. Until it has, a pod above desired may be there that `peers` does not
+    /// have.
     #[serde(default = "nobody_to_ask", skip_serializing_if = "Known::is_absent")]
     pub named: Known<()>,
     /// A *linearizable* member list of a cluster that a peer serves. Never a peer's own view ([`PeerFact::members`]).

@@ -176,6 +176,15 @@ impl<K: Ord + Clone, T: Clone> Memory<K, T> {
         }
     }
 
+    /// The same for a record that does not say what is waited for.
+    pub fn doubt_unless(&mut self, question: &K, says: impl Fn(&T) -> bool) {
+        if let Some(Entry { answer: Answer::Present { value, ttl }, .. }) = self.entries.get_mut(question)
+            && !says(value)
+        {
+            *ttl = Duration::ZERO;
+        }
+    }
+
     /// Charges datagrams that were sent without asking [`Memory::next`].
     pub fn charge(&mut self, sent: u32, now: Instant) {
         self.refill(now);
@@ -292,6 +301,18 @@ mod tests {
         assert!(matches!(memory.next(&1, now), Next::Later { .. }));
         assert_eq!(memory.next(&1, now + ms(250)), Next::Ask);
         assert!(matches!(memory.next(&2, now + ms(250)), Next::Known(_)), "what is there is not doubted");
+    }
+
+    #[test]
+    fn an_answer_that_lacks_what_is_waited_for_is_asked_for_again_and_no_faster_than_others() {
+        let (mut memory, now) = memory();
+        assert_eq!(memory.next(&1, now), Next::Ask);
+        memory.learn(&1, Answer::Present { value: 7, ttl: ms(30_000) }, 1, now, 0.5);
+        memory.doubt_unless(&1, |value| *value == 7);
+        assert!(matches!(memory.next(&1, now), Next::Known(_)));
+        memory.doubt_unless(&1, |value| *value == 8);
+        assert_eq!(later(memory.next(&1, now)).0, now + ms(250));
+        assert_eq!(memory.next(&1, now + ms(250)), Next::Ask);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use super::{Word, list_of};
 use crate::boot::{Facts, Known, MemberList, PeerFact, PeerState};
 use crate::discovery::Discovery;
 use crate::discovery::answer::Answer;
+use crate::discovery::own;
 use crate::etcd::client;
 use crate::ids::Ordinal;
 use crate::pki::EtcdTlsFiles;
@@ -39,6 +41,8 @@ pub struct Surveyor {
     clock_said: Mutex<Option<(Ordinal, &'static str, Instant)>>,
     /// The pods that the headless service names, watched at rest by a task that ends with this.
     named: watch::Receiver<Known<Vec<Ordinal>>>,
+    /// This pod's own name has led to it: DNS knows of everything that was there before this pod.
+    resolved: AtomicBool,
     _watching: JoinSet<()>,
 }
 
@@ -81,6 +85,7 @@ impl Surveyor {
             last: Mutex::default(),
             clock_said: Mutex::default(),
             named,
+            resolved: AtomicBool::new(false),
             _watching: watching,
         }
     }
@@ -140,7 +145,7 @@ impl Surveyor {
     }
 
     /// The pods that the headless service names, and those that were there last: that DNS does not answer now takes
-    /// nobody away. With whether it has answered.
+    /// nobody away. With whether it has answered, as of a time at which this pod was there.
     async fn named(&self) -> (BTreeSet<Ordinal>, Known<()>) {
         let mut named = self.named.clone();
         let answered = named.wait_for(|named| *named != Known::default());
@@ -148,18 +153,33 @@ impl Surveyor {
             Ok(Ok(named)) => named.clone(),
             Ok(Err(_)) | Err(_) => Known::Unknown("DNS has not answered yet".to_owned()),
         };
+        let own = self.settings.pod.ordinal;
+        let mut there: BTreeSet<_> = now.present().into_iter().flatten().copied().collect();
         // At rest it is asked far too seldom for one who waits for it.
         let now = match now {
             Known::Unknown(_) => self.discovery.service().await.into(),
+            Known::Present(now) if !now.contains(&own) => self.discovery.service_with(own).await.into(),
             known => known,
         };
-        let (now, answered) = match now {
-            Known::Present(now) => (now, Known::Present(())),
-            Known::Absent => (Vec::new(), Known::Absent),
-            Known::Unknown(why) => (Vec::new(), Known::Unknown(why)),
+        there.extend(now.present().into_iter().flatten());
+        let answered = match now {
+            Known::Present(now) => of_now(own, &now, self.own_name_is_wrong().await),
+            Known::Absent => Known::Absent,
+            Known::Unknown(why) => Known::Unknown(why),
         };
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        (now.into_iter().chain(last.keys().copied()).collect(), answered)
+        (there.into_iter().chain(last.keys().copied()).collect(), answered)
+    }
+
+    /// Why this pod's own name does not lead to it; asked for until it has once.
+    async fn own_name_is_wrong(&self) -> Option<String> {
+        if self.resolved.load(Ordering::Relaxed) {
+            return None;
+        }
+        let pod = &self.settings.pod;
+        let why = own::wrong(&pod.name, &own::own_addresses(pod.ip), &self.discovery.pod_to_appear(pod.ordinal).await);
+        self.resolved.store(why.is_none(), Ordering::Relaxed);
+        why
     }
 
     async fn ask_all(&self, dial: &Dial, pods: &[Pod], found: &mut Survey) -> BTreeMap<Ordinal, Asked> {
@@ -213,6 +233,16 @@ impl Surveyor {
     /// Asks pods directly.
     pub fn dial(&self) -> anyhow::Result<Dial> {
         Dial::new(&self.settings, &self.files)
+    }
+}
+
+/// Whether an answer that names these pods is known to be of a time at which this pod, `own`, was there. One that does not
+/// name it, or while its name leads elsewhere (`wrong`), may be from a cache and lack pods that have come since.
+fn of_now(own: Ordinal, named: &[Ordinal], wrong: Option<String>) -> Known<()> {
+    match wrong {
+        _ if !named.contains(&own) => Known::Unknown("its answer does not name this pod yet".to_owned()),
+        Some(why) => Known::Unknown(format!("its answer may be of an earlier pod's time: {why}")),
+        None => Known::Present(()),
     }
 }
 
@@ -320,6 +350,18 @@ mod tests {
     use rustls::{AlertDescription, CertificateError, Error};
 
     use super::*;
+
+    /// Stale DNS, found by the model: the seed's volume was lost, and the answer is from before the pod that has the data came
+    /// again, which is no longer wanted and serves on.
+    #[test]
+    fn an_answer_from_before_this_pod_was_there_does_not_say_which_pods_there_are() {
+        let (own, other) = (Ordinal(0), Ordinal(1));
+        assert_eq!(of_now(own, &[own, other], None), Known::Present(()));
+        assert_eq!(of_now(own, &[own], None), Known::Present(()));
+        assert!(of_now(own, &[other], None).unknown().is_some());
+        let elsewhere = Some("vc-0 resolves to 10.0.0.4: an earlier pod's record?".to_owned());
+        assert!(of_now(own, &[own], elsewhere).unknown().is_some_and(|why| why.contains("earlier pod's record")));
+    }
 
     /// As a failed handshake is told: with its context, out of an I/O error.
     fn told(error: Error) -> String {
