@@ -16,6 +16,8 @@ pub struct Held {
     pub having: Vec<Ordinal>,
     /// Pods that are there and give no word, or are not known to be gone.
     pub silent: Vec<Ordinal>,
+    /// Nothing says which pods there are: one that is no longer wanted may serve on.
+    pub unnamed: bool,
 }
 
 impl Held {
@@ -29,6 +31,9 @@ impl Held {
         if !self.silent.is_empty() {
             parts.push(format!("pods {} may serve it and give no word", list(&self.silent)));
         }
+        if self.unnamed {
+            parts.push("nothing says which pods there are that may serve it".to_owned());
+        }
         format!(
             "the API server of the restored cluster does not start beside the one it has replaced: {}",
             parts.join("; ")
@@ -37,7 +42,10 @@ impl Held {
 
     /// What brings it on.
     pub const fn remedy(&self) -> &'static str {
-        if self.silent.is_empty() {
+        if self.unnamed {
+            "have the host cluster's API answer, with the StatefulSet there and its volume claims readable; where the pods use \
+             none, look at the cluster's DNS and the headless service, which needs publishNotReadyAddresses"
+        } else if self.silent.is_empty() {
             "they set it aside by themselves within seconds; where one does not, delete that pod and its volume"
         } else {
             "delete those pods, or bring them back; where they come back and still give no word, scale down to the pods that do"
@@ -74,16 +82,27 @@ pub fn held(facts: &Facts, replaced: &BTreeSet<ClusterId>, rules: Rules) -> Opti
         facts.peers.iter().filter(|peer| that(peer)).map(|peer| peer.ordinal).collect()
     };
     let unsettled = unsettled(facts, replaced);
-    let held = Held {
+    let mut held = Held {
         having: ordinals(&|peer| peer.cluster().is_some_and(|cluster| replaced.contains(&cluster))),
-        silent: ordinals(&|peer| !unsettled.is_empty() && peer.state.present().is_none() && !gone(peer)),
+        ..Held::default()
     };
+    if !unsettled.is_empty() {
+        held.silent = ordinals(&|peer| peer.state.present().is_none() && !gone(facts, peer));
+        // A volume whose pod nobody has asked.
+        let claimed = facts.claims.present().into_iter().flatten().copied();
+        held.silent.extend(claimed.filter(|ordinal| facts.peer(*ordinal).is_none()));
+        held.unnamed = match facts.host_configured {
+            true => facts.claims.unknown().is_some(),
+            false => facts.named.unknown().is_some(),
+        };
+    }
     (held != Held::default()).then_some(held)
 }
 
-/// Whether an authority says that there is no such pod: the host API, or DNS where that does not say that there is one.
-fn gone(peer: &PeerFact) -> bool {
-    peer.pod.is_absent() || (peer.dns.is_absent() && peer.pod.present().is_none())
+/// Whether an authority says that there is no such pod: the host API; DNS only where there is none, as a host API that does
+/// not answer says nothing, and DNS may be behind.
+fn gone(facts: &Facts, peer: &PeerFact) -> bool {
+    peer.pod.is_absent() || (!facts.host_configured && peer.dns.is_absent())
 }
 
 #[cfg(test)]
@@ -103,6 +122,10 @@ mod tests {
         facts
     }
 
+    fn with_host(facts: Facts) -> Facts {
+        Facts { host_configured: true, claims: Known::Absent, ..facts }
+    }
+
     fn says(state: PeerState) -> PeerFact {
         PeerFact { dns: Known::Present(()), state: Known::Present(state), ..PeerFact::new(Ordinal(1)) }
     }
@@ -120,11 +143,11 @@ mod tests {
     }
 
     fn having() -> Option<Held> {
-        Some(Held { having: vec![Ordinal(1)], silent: Vec::new() })
+        Some(Held { having: vec![Ordinal(1)], ..Held::default() })
     }
 
     fn silent() -> Option<Held> {
-        Some(Held { having: Vec::new(), silent: vec![Ordinal(1)] })
+        Some(Held { silent: vec![Ordinal(1)], ..Held::default() })
     }
 
     const POD: Known<PodFact> = Known::Present(PodFact { terminating: false, current_revision: None });
@@ -137,7 +160,7 @@ mod tests {
         }
         let there = PeerFact { dns: Known::Present(()), ..PeerFact::new(Ordinal(1)) };
         assert_eq!(asked(&seed([there.clone()])), silent());
-        assert_eq!(asked(&seed([PeerFact { pod: POD, dns: Known::Absent, ..there.clone() }])), silent());
+        assert_eq!(asked(&with_host(seed([PeerFact { pod: POD, dns: Known::Absent, ..there.clone() }]))), silent());
         assert_eq!(asked(&seed([PeerFact::new(Ordinal(1))])), silent(), "unknown is not absent");
         assert_eq!(held(&seed([serves(OLD)]), &[OLD].into(), Rules::without(&[Rule::RestoredWaits])), None);
     }
@@ -147,10 +170,36 @@ mod tests {
         assert_eq!(asked(&seed([])), None);
         let gone = PeerFact { dns: Known::Absent, ..PeerFact::new(Ordinal(1)) };
         assert_eq!(asked(&seed([gone.clone()])), None);
-        assert_eq!(asked(&seed([PeerFact { pod: Known::Absent, dns: Known::Present(()), ..gone }])), None);
+        assert_eq!(asked(&with_host(seed([PeerFact { pod: Known::Absent, dns: Known::Present(()), ..gone }]))), None);
         for other in [serves(NEW), data(NEW, None), says(PeerState::Empty), says(PeerState::Store("state.db".into()))] {
             assert_eq!(asked(&seed([other])), None);
         }
+    }
+
+    /// Stale DNS: a pod that has come again is not in it yet, and may serve the replaced cluster.
+    #[test]
+    fn absence_from_dns_lets_nobody_go_while_the_host_api_is_away() {
+        let hidden = PeerFact { dns: Known::Absent, ..PeerFact::new(Ordinal(1)) };
+        assert_eq!(asked(&with_host(seed([hidden.clone()]))), silent());
+        assert_eq!(asked(&seed([hidden])), None, "without a host API nothing else says so");
+    }
+
+    /// A scale-down that has not reached them yet: they are not wanted, and nobody asks for them by their ordinals.
+    #[test]
+    fn it_waits_until_anything_says_which_pods_there_are() {
+        let unnamed = || Facts { named: Known::default(), ..seed([]) };
+        assert_eq!(asked(&unnamed()), Some(Held { unnamed: true, ..Held::default() }));
+        let claimed = |claims| Facts { claims: Known::Present(claims), ..with_host(unnamed()) };
+        assert_eq!(asked(&claimed(vec![])), None);
+        let denied = Facts { claims: Known::default(), named: Known::Present(()), ..claimed(vec![]) };
+        assert_eq!(asked(&denied), asked(&unnamed()), "DNS may be behind");
+        assert_eq!(asked(&claimed(vec![Ordinal(1)])), silent(), "its pod was not asked");
+        let gone = PeerFact { pod: Known::Absent, ..PeerFact::new(Ordinal(1)) };
+        assert_eq!(asked(&Facts { peers: vec![gone], ..claimed(vec![Ordinal(1)]) }), None);
+        let mut settled = unnamed();
+        settled.notes.settled = vec![OLD];
+        assert_eq!(asked(&settled), None, "nobody serves it any more");
+        assert!(asked(&unnamed()).is_some_and(|held| held.what().contains("says which pods")));
     }
 
     /// Whether an ordinary start succeeds must not depend on the others.

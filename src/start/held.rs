@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::beside;
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
+use crate::boot::Known;
 use crate::boot::beside::NotesRead;
 use crate::boot::restored::{held, replaced, unnoted};
 use crate::ids::ClusterId;
@@ -26,10 +27,16 @@ pub async fn release(pod: &Pod, mut known: BTreeSet<ClusterId>, control: &Contro
     }
     let mut said: Option<(String, Instant)> = None;
     loop {
-        let survey = pod.survey([]).await;
+        // Also the pods that are no longer wanted, which only DNS would name.
+        let claims = match &pod.host {
+            Some(host) => host.claims(&host.set().await).await,
+            None => Known::default(),
+        };
+        let survey = pod.survey(claims.present().into_iter().flatten().copied()).await;
         let (mut facts, read) = beside::facts(pod, &survey).await;
+        facts.claims = claims;
         if let (Some(host), true) = (&pod.host, read == NotesRead::Yes) {
-            let pods = host.pods(facts.peers.iter().map(|peer| peer.ordinal), &crate::boot::Known::Absent).await;
+            let pods = host.pods(facts.peers.iter().map(|peer| peer.ordinal), &Known::Absent).await;
             for peer in &mut facts.peers {
                 peer.pod = pods.get(&peer.ordinal).cloned().unwrap_or_default();
             }
