@@ -353,6 +353,9 @@ pub struct LogFact {
     pub voters: u32,
     /// Every other member of any of those memberships. Voter if it is one in any of them.
     pub others: Vec<Member>,
+    /// The other voters of the first of them, which is in effect: they agree on what follows, also on the next.
+    #[serde(default)]
+    pub voters_now: Vec<MemberId>,
 }
 
 /// What a member is in every membership at the end of its WAL.

@@ -121,20 +121,35 @@ pub(super) fn hindered(facts: &Facts, cluster: ClusterId) -> Option<Wait> {
         let gone = |ordinal| pod_gone(facts, ordinal) || empty(facts, ordinal) || unnamed(ordinal);
         member.ordinal.is_some_and(gone)
     };
-    let mut gone: Vec<Ordinal> = voters.iter().copied().filter(gone).filter_map(|member| member.ordinal).collect();
-    gone.sort();
-    let left = (voters.len() + 1).saturating_sub(gone.len());
-    let lost = voters.iter().filter_map(|voter| voter.ordinal).filter(|ordinal| empty(facts, *ordinal));
-    let mut lost: Vec<Ordinal> = lost.collect();
-    lost.sort();
-    if facts.members.present().is_none() && voters.len() + 1 - lost.len() <= voters.len().div_ceil(2) {
+    let ordinals = |of: &dyn Fn(&&Member) -> bool| {
+        let mut found: Vec<Ordinal> = voters.iter().filter(|voter| of(voter)).filter_map(|m| m.ordinal).collect();
+        found.sort();
+        found
+    };
+    let gone = ordinals(&gone);
+    let lost = ordinals(&|member| member.ordinal.is_some_and(|ordinal| empty(facts, ordinal)));
+    if facts.members.present().is_some() {
+        return None;
+    }
+    if no_quorum(log, &voters, &lost) {
         return Some(Wait::MajorityLost(lost));
     }
-    if facts.members.present().is_some() || left > voters.len().div_ceil(2) {
+    if !no_quorum(log, &voters, &gone) {
         return None;
     }
     let highest = gone.iter().max().map_or(0, |ordinal| ordinal.0.saturating_sub(facts.seed.0));
     Some(Wait::MajorityGone { gone, replicas: highest.saturating_add(1) })
+}
+
+/// Whether those that are left without these cannot agree: by all the voters that the log knows, or by those in effect, who
+/// must agree on whatever changes them.
+fn no_quorum(log: &LogFact, voters: &[&Member], without: &[Ordinal]) -> bool {
+    let lacks = |voters: &[&Member]| {
+        let missing = voters.iter().filter(|voter| voter.ordinal.is_some_and(|ordinal| without.contains(&ordinal)));
+        voters.len() + 1 - missing.count() <= voters.len().div_ceil(2)
+    };
+    let now: Vec<_> = voters.iter().copied().filter(|voter| log.voters_now.contains(&voter.id)).collect();
+    lacks(voters) || lacks(&now)
 }
 
 fn other_voters(log: &LogFact) -> Vec<&Member> {

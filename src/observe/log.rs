@@ -73,6 +73,10 @@ fn fact(tail: &LogTail, ordinals: &BTreeMap<MemberId, Option<Ordinal>>) -> LogFa
             .iter()
             .map(|id| Member { id: **id, ordinal: ordinal(id), learner: !voters.contains(id) })
             .collect(),
+        voters_now: tail
+            .memberships
+            .first()
+            .map_or_else(Vec::new, |now| now.voters.iter().copied().filter(|id| *id != tail.member).collect()),
     }
 }
 
@@ -127,6 +131,7 @@ mod tests {
         assert_eq!((unfenced.voters, unfenced.others), (3, vec![other(2, false)]));
         let promoted = of(vec![membership(&[1, 2], &[3]), membership(&[1, 2, 3], &[])], None);
         assert_eq!((promoted.voters, promoted.others), (3, vec![other(2, false), other(3, false)]));
+        assert_eq!(promoted.voters_now, [MemberId(2)], "who must agree on it");
         let alone = of(vec![membership(&[1], &[2])], None);
         assert_eq!((alone.voters, alone.others), (1, vec![other(2, true)]));
     }

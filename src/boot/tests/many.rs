@@ -38,8 +38,10 @@ fn three() -> Facts {
 
 /// The same with a data dir of member 1, a voter among these ordinals.
 fn voter_of(voters: &[u32]) -> Facts {
-    let others = voters.iter().copied().filter(|n| *n != 0).map(member).collect();
-    let log = LogFact { last: at(2, 10), role: Role::Voter, voters: voters.len().try_into().unwrap(), others };
+    let others: Vec<_> = voters.iter().copied().filter(|n| *n != 0).map(member).collect();
+    let voters_now = others.iter().map(|member: &Member| member.id).collect();
+    let voters = voters.len().try_into().unwrap();
+    let log = LogFact { last: at(2, 10), role: Role::Voter, voters, others, voters_now };
     Facts { data_dir: valid(), log: Known::Present(log), ..three() }
 }
 

@@ -67,6 +67,11 @@ pub fn membership(log: &[Entry], upto: usize) -> (Vec<Peer>, Vec<u8>) {
     (peers, removed)
 }
 
+/// The writes that these entries have.
+pub fn written(log: &[Entry]) -> u8 {
+    log.iter().fold(0, |set, e| if let Op::Write(n) = e.op { set | 1 << n } else { set })
+}
+
 impl Dir {
     pub fn peers(&self) -> Vec<Peer> {
         membership(&self.log, self.commit).0
@@ -81,8 +86,12 @@ impl Dir {
     }
 
     pub fn writes(&self) -> u8 {
-        let committed = &self.log[..self.commit];
-        committed.iter().fold(0, |set, e| if let Op::Write(n) = e.op { set | 1 << n } else { set })
+        written(&self.log[..self.commit])
+    }
+
+    /// Whether it is a voter of the membership that the log's end brings.
+    pub fn votes(&self) -> bool {
+        membership(&self.log, self.log.len()).0.iter().any(|p| p.id == self.member && !p.learner)
     }
 
     pub fn position(&self) -> LogPosition {
@@ -114,7 +123,9 @@ impl Dir {
                 }
             }
         }
-        LogFact { last: self.position(), role, voters, others }
+        let now = first.iter().filter(|p| !p.learner && p.id != self.member);
+        let voters_now = now.map(|p| MemberId(p.id.into())).collect();
+        LogFact { last: self.position(), role, voters, others, voters_now }
     }
 }
 

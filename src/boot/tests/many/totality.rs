@@ -86,6 +86,7 @@ fn logs() -> impl Strategy<Value = LogFact> {
         role,
         voters,
         others,
+        voters_now: Vec::new(),
     })
 }
 
