@@ -198,7 +198,9 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         return (decision, Rule::Settings);
     }
     // An uncommitted import comes first: what stands in the data dir is then ours and never served anyone.
-    if let Some(source) = uncommitted(facts) {
+    if let Some(source) = uncommitted(facts)
+        && rules.on(Rule::JournalTrue)
+    {
         return form::hindrance(facts, rules).unwrap_or((Import { source }, Rule::StoreOfSeed));
     }
     match &facts.data_dir {
@@ -208,8 +210,10 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         DataDirFact::Damaged(why) => damaged(facts, why, rules),
         DataDirFact::Newer(versions) => (Refuse(Refusal::NewerDataDir(versions.clone())), Rule::StartAsIs),
         DataDirFact::Older(versions) => (Refuse(Refusal::OlderDataDir(versions.clone())), Rule::StartAsIs),
-        DataDirFact::Valid { member, cluster } => with_data(facts, *member, *cluster, rules),
-        DataDirFact::Empty => without_data(facts, rules),
+        DataDirFact::Valid { member, cluster } if rules.on(Rule::StartAsIs) => {
+            with_data(facts, *member, *cluster, rules)
+        }
+        DataDirFact::Valid { .. } | DataDirFact::Empty => without_data(facts, rules),
     }
 }
 
@@ -374,6 +378,7 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     }
     match facts.stores.state_dbs.as_slice() {
         _ if facts.migrate_from => (BootDecision::MigrateFrom, Rule::StoreOfSeed),
+        _ if !rules.on(Rule::StoreOfSeed) => (BootDecision::Form, Rule::SeedForms),
         [] => (BootDecision::Form, Rule::SeedForms),
         [source] => (BootDecision::Import { source: source.clone() }, Rule::StoreOfSeed),
         several => refuse(Refusal::SeveralStores(several.to_vec()), Rule::JournalTrue),

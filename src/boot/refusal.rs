@@ -281,7 +281,8 @@ impl Refusal {
             Refusal::SourceVanished(_) => "put the file back (with its -wal); or, to start without it, move the \
                  migration.journal file and etcd's data dir away"
                 .into(),
-            Refusal::FormedElsewhere(_) => "restore the volume, or a snapshot; or, if its data is gone for good, say \
+            Refusal::FormedElsewhere(_) => "scale up again if another pod's volume has its data; otherwise restore the volume, or a \
+                 snapshot; or, if its data is gone for good, say \
                  `syncer recover --new-cluster` on this volume and delete the ConfigMap <name>-etcd"
                 .into(),
             Refusal::NotTheSeed { .. } => {

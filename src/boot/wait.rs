@@ -99,7 +99,7 @@ impl Wait {
     pub fn remedy(&self) -> String {
         match self {
             Wait::HostAway(_) => "make the host cluster's API reachable, and the StatefulSet readable".into(),
-            Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service and this pod's dnsPolicy (or name a server by --dns-server); or \
+            Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service (it needs publishNotReadyAddresses) and this pod's dnsPolicy (or name a server by --dns-server); or \
                  give the pods the host cluster's API, which says it too (a service account with the chart's Role)"
                 .into(),
             Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \
@@ -119,12 +119,13 @@ impl Wait {
                  and have `syncer migrate --from datadir:PATH` make a new cluster of it"
                 .into(),
             Wait::Dropped { .. } => {
-                "start the survivor; if its volume is gone, scale the StatefulSet to zero, `syncer recover` on the volume with the \
-                 latest data, delete the ConfigMap <name>-etcd, which drops this member, and scale up again"
+                "start the survivor; if its volume is gone, and with it what it has written since, scale the StatefulSet to zero, \
+                 `syncer recover` on the volume with the latest data, delete the ConfigMap <name>-etcd, which drops this member, and scale up again"
                     .into()
             }
-            Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero, give `syncer recover` \
-                 the volume with the latest data, which says what may be lost before it does anything, and scale up again"
+            Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero (and delete the pods that \
+                 it leaves there because another is not ready), give `syncer recover` the volume with the latest data, which says what may \
+                 be lost before it does anything, and scale up again"
                 .into(),
             Wait::Damaged(_) => "nothing was changed: start the other pods; once they have a quorum, this data dir is set \
                  aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \

@@ -1,6 +1,6 @@
 //! What may happen next, and what follows from it.
 
-use crate::etcd::Op;
+use crate::etcd::{Dir, Op};
 use crate::membership::ready::PodManagement;
 use crate::observe;
 use crate::rules::Rule;
@@ -25,6 +25,7 @@ pub enum Action {
     Compare(usize),
     /// A pod whose API server is held back looks whether it may start.
     Release(usize),
+    ReleaseBlind(usize),
     Leave(usize),
     Hurry(usize),
     Create(usize),
@@ -42,6 +43,12 @@ pub enum Action {
     ShowMarker,
     Stage,
     Roll(usize),
+    /// DNS goes on saying what it says now.
+    Freeze,
+    Thaw,
+    Damage(usize),
+    /// `syncer recover`, killed once it has noted that it has begun.
+    BeginRecover(usize),
 }
 
 impl Action {
@@ -50,6 +57,7 @@ impl Action {
         matches!(
             self,
             BootBlind(_)
+                | ReleaseBlind(_)
                 | DoLate(_)
                 | Kill(_)
                 | Lose(_)
@@ -62,6 +70,9 @@ impl Action {
                 | Cut(_)
                 | HideMarker
                 | Stage
+                | Freeze
+                | Damage(_)
+                | BeginRecover(_)
         )
     }
 }
@@ -76,7 +87,7 @@ impl World {
         for o in 0..n {
             let pod = &self.pods[o];
             match &pod.process {
-                Process::Off | Process::Waits if pod.exists && !pod.terminating => {
+                Process::Off | Process::Waits if pod.exists && !pod.terminating && self.resolves_itself(o) => {
                     out.push(Boot(o));
                     if b.blind > 0 {
                         out.push(BootBlind(o));
@@ -94,6 +105,9 @@ impl World {
             }
             if !pod.held.is_empty() && self.runs(o) && !pod.terminating {
                 out.push(Release(o));
+                if b.blind > 0 {
+                    out.push(ReleaseBlind(o));
+                }
             }
             if pod.terminating {
                 out.push(Leave(o));
@@ -115,7 +129,9 @@ impl World {
                     }
                 }
             }
-            if b.stops > 0 && pod.exists && !pod.terminating && o < usize::from(self.desired) {
+            // Where it takes long to come back, it is the scaling that rolls them, as helm does.
+            let rolled = !c.slow || b.scales == 0;
+            if b.stops > 0 && rolled && pod.exists && !pod.terminating && o < usize::from(self.desired) {
                 out.push(Stop(o));
             }
             if b.cuts > 0 && self.cut.is_none() && pod.exists {
@@ -126,6 +142,12 @@ impl World {
             }
             if b.losses > 0 && pod.process == Process::Off && self.volumes[o].dir.is_some() {
                 out.push(Lose(o));
+            }
+            if b.damages > 0 && pod.process == Process::Off && o + 1 == n && self.sound(o) {
+                out.push(Damage(o));
+            }
+            if b.recovers > 0 && pod.process == Process::Off && self.sound(o) && self.dir(o).is_some_and(Dir::votes) {
+                out.push(BeginRecover(o));
             }
         }
         self.controller(c, out);
@@ -144,6 +166,11 @@ impl World {
         if self.cut.is_some() {
             out.push(Mend);
         }
+        if self.stale.is_some() {
+            out.push(Thaw);
+        } else if b.stales > 0 && self.may_freeze(c) {
+            out.push(Freeze);
+        }
         if self.marker_hidden {
             out.push(ShowMarker);
         } else if b.hides > 0 && c.host {
@@ -157,12 +184,26 @@ impl World {
         }
     }
 
+    /// Whether DNS may fall behind now. Without a host API a lone volume that was lost is formed anew (rule 4.2): after the
+    /// loss it does not go on speaking of a moment at which the pod with the data was away.
+    fn may_freeze(&self, c: &Config) -> bool {
+        let lost = self.budget.losses < c.budget.losses;
+        c.host || !lost || (0..usize::from(self.desired)).all(|o| self.pods[o].exists)
+    }
+
+    /// Whether there is a data dir from which etcd could start.
+    fn sound(&self, o: usize) -> bool {
+        !self.volumes[o].damaged && self.dir(o).is_some_and(|d| !d.log.is_empty())
+    }
+
     fn controller(&self, c: &Config, out: &mut Vec<Action>) {
         let desired = usize::from(self.desired);
         let ordered = c.policy == PodManagement::OrderedReady;
         let fine = |o: usize| self.pods[o].exists && !self.pods[o].terminating && self.ready(c, o);
+        let calm = || self.pods.iter().all(|p| !p.terminating);
         if let Some(o) = (0..desired).find(|o| !self.pods[*o].exists)
             && (!ordered || (0..o).all(fine))
+            && (!c.slow || calm())
         {
             out.push(Action::Create(o));
         }
@@ -172,7 +213,6 @@ impl World {
         {
             out.push(Action::Roll(o));
         }
-        let calm = || self.pods.iter().all(|p| !p.terminating);
         let surplus = (desired..self.pods.len()).rev().find(|o| self.pods[*o].exists && !self.pods[*o].terminating);
         if let Some(o) = surplus {
             let lowest_unready = (0..self.pods.len()).find(|o| self.pods[*o].exists && !fine(*o));
@@ -220,12 +260,17 @@ impl World {
                 w.swap(&write);
             }
             Compare(o) => w.compare(c, o),
-            Release(o) => w.release(c, o),
+            Release(o) => w.release(c, o, false),
+            ReleaseBlind(o) => {
+                w.budget.blind -= 1;
+                w.release(c, o, true);
+            }
             Leave(o) => w.leave(c, o, false),
             Hurry(o) => w.leave(c, o, true),
             Create(o) => {
                 w.pods[o] = Pod { exists: true, ..Pod::default() };
                 w.volumes[o].claim = true;
+                w.moved(o);
             }
             Delete(o) => w.tell_to_stop(o),
             Kill(o) => {
@@ -239,6 +284,8 @@ impl World {
             Lose(o) => {
                 w.budget.losses -= 1;
                 w.volumes[o] = Volume { claim: w.volumes[o].claim, ..Volume::default() };
+                // Another volume is another pod's.
+                w.moved(o);
             }
             Scale(n) => {
                 w.budget.scales -= 1;
@@ -270,7 +317,23 @@ impl World {
                 w.budget.restores -= 1;
                 w.stage();
             }
-            Roll(o) => w.pods[o] = Pod { exists: true, ..Pod::default() },
+            Roll(o) => {
+                w.pods[o] = Pod { exists: true, ..Pod::default() };
+                w.moved(o);
+            }
+            Freeze => {
+                w.budget.stales -= 1;
+                w.freeze_dns();
+            }
+            Thaw => w.stale = None,
+            Damage(o) => {
+                w.budget.damages -= 1;
+                w.volumes[o].damaged = true;
+            }
+            BeginRecover(o) => {
+                w.budget.recovers -= 1;
+                w.begin_reset(c, o);
+            }
             LoseMarker => {
                 w.budget.marker -= 1;
                 w.marker = None;

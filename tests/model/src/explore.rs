@@ -5,7 +5,7 @@ use std::time::Instant;
 use stateright::{Checker, Model, Property};
 
 use crate::action::Action;
-use crate::heal::heals;
+use crate::heal::{Remedied, heals};
 use crate::world::{Config, World};
 
 impl Model for Config {
@@ -64,6 +64,8 @@ pub struct Outcome {
     pub depth: usize,
     /// States from which it was let heal.
     pub healed: usize,
+    /// What an operator had to do for that.
+    pub remedied: Remedied,
     pub seconds: f64,
     pub complete: bool,
     /// What was found, and how it comes about.
@@ -87,6 +89,7 @@ pub fn explore(config: &Config, limit: usize) -> Outcome {
         unique: checker.unique_state_count(),
         depth: checker.max_depth(),
         healed: 0,
+        remedied: Remedied::default(),
         seconds: began.elapsed().as_secs_f64(),
         complete: checker.state_count() < limit,
         broken,
@@ -139,7 +142,10 @@ pub fn walk(config: &Config, walks: u64) -> Outcome {
         o.depth = o.depth.max(trail.len());
         if o.broken.is_none() {
             o.healed += 1;
-            o.broken = heals(config, &w, &mut random).err().map(|why| (why, format!("{trail:?}")));
+            match heals(config, &w, &mut random) {
+                Ok(remedied) => o.remedied += remedied,
+                Err(why) => o.broken = Some((why, format!("{trail:?}"))),
+            }
         }
         if o.broken.is_some() {
             break;

@@ -1,34 +1,70 @@
 //! Liveness: with the faults ended, everything ends well, or says why not with a remedy that then works.
 
 use crate::action::Action;
-use crate::boot::{self, BootDecision, Refusal, Wait, Warning};
-use crate::etcd::membership;
+use crate::boot::{self, BootDecision, Notes, Refusal, Role, Wait, Warning};
+use crate::etcd::{Dir, written};
 use crate::explore::{Random, harm};
-use crate::observe;
-use crate::world::{Config, Process, Start, World};
+use crate::observe::{self, Look};
+use crate::world::{Config, Pod, Process, Start, Volume, World};
 
 /// Steps until it must be well, or at rest.
 const STEPS: usize = 1500;
+
+/// So many remedies in turn are carried out at most.
+const REMEDIES: usize = 4;
 
 /// What a pod says that does not serve, by what its remedy asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Says {
     /// Other pods are to be started.
     ScaleUp,
-    /// A volume that is gone for good is to be restored or recovered from.
+    /// `syncer recover` on the volume with the latest data.
     Recover,
+    /// The same, and the marker, by which this member was dropped, is to be deleted.
+    RecoverDropped,
+    /// `syncer recover --new-cluster` on every volume, and the marker is to be deleted.
+    GiveUp,
+    /// This pod's data dir is to be moved away.
+    MoveAway,
+    /// This pod's volume is to be deleted.
+    Delete,
     /// One of two clusters is to be given up.
     Choose,
-    /// Nothing that helps.
-    Nothing,
 }
 
-/// Ends the faults and lets everything run, fairly.
+/// What it took to end well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remedied {
+    /// Clusters that went on with one member by `syncer recover`.
+    pub recovered: usize,
+    /// Those of them that it told of writes that may be lost.
+    pub with_loss: usize,
+    /// Clusters that were given up, nothing being left of them that etcd could go on from.
+    pub given_up: usize,
+}
+
+impl std::ops::AddAssign for Remedied {
+    fn add_assign(&mut self, other: Remedied) {
+        self.recovered += other.recovered;
+        self.with_loss += other.with_loss;
+        self.given_up += other.given_up;
+    }
+}
+
+/// Ends the faults, lets everything run, fairly, and carries out what the pods ask for.
 ///
 /// # Errors
 /// Why it does not end well.
-pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<(), String> {
-    let mut w = World { host_up: true, marker_hidden: false, cut: None, ..from.clone() };
+pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, String> {
+    let mut w = World { host_up: true, marker_hidden: false, cut: None, stale: None, ..from.clone() };
+    let mut done = Remedied::default();
+    if let Some(replicas) = c.at_last {
+        (w.desired, w.values) = (replicas, replicas);
+    }
+    if let Some(o) = c.gone {
+        w.pods[o] = Pod::default();
+        w.volumes[o] = Volume { claim: true, ..Volume::default() };
+    }
     rest(c, &mut w, random)?;
     if w.desired == 0 {
         // Paused: it comes back.
@@ -36,30 +72,120 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<(), String
         rest(c, &mut w, random)?;
     }
     if healthy(c, &w) {
-        return Ok(());
+        return Ok(done);
     }
     if w.stray.is_some() {
-        return one_goes_on(c, &w);
+        return one_goes_on(c, &w).map(|()| done);
     }
-    let said = says(c, &w);
     if c.graceful {
-        return Err(format!("needs help: {said:?} {}", short(&w)));
+        return Err(format!("needs help: {:?} {}", says(c, &w), short(&w)));
     }
-    if said.contains(&Says::ScaleUp) && c.start != Start::OtherProgram {
-        (w.desired, w.values) = (c.pods as u8, c.pods as u8);
+    for _ in 0..REMEDIES {
+        let said = says(c, &w);
+        let says = |what: Says| said.iter().find(|(_, said)| *said == what).map(|(o, _)| *o);
+        let recover = says(Says::RecoverDropped).or(says(Says::Recover));
+        if says(Says::ScaleUp).is_some() && usize::from(w.desired) < c.pods && c.start != Start::OtherProgram {
+            (w.desired, w.values) = (c.pods as u8, c.pods as u8);
+        } else if let Some(o) = says(Says::Delete) {
+            w.pods[o] = Pod::default();
+            w.volumes[o] = Volume { claim: true, ..Volume::default() };
+        } else if let Some(o) = says(Says::MoveAway).filter(|o| one_of_two(&w, *o)) {
+            (w.volumes[o].dir, w.volumes[o].damaged) = (None, false);
+        } else if let Some(from) = recover.and_then(|o| latest(&w, w.dir(o)?.cluster)) {
+            done += recover_from(c, &mut w, from, says(Says::RecoverDropped).is_some(), random)?;
+        } else if w.volumes.iter().any(|volume| volume.damaged)
+            && !clusters(&w).iter().any(|cluster| w.quorum_left(*cluster, None))
+        {
+            // The volume is to be repaired.
+            return Ok(done);
+        } else if recover.or(says(Says::GiveUp)).is_some()
+            && clusters(&w).iter().all(|k| w.was_replaced(*k) || latest(&w, *k).is_none())
+        {
+            done += give_up(c, &mut w, random)?;
+        } else if says(Says::Choose).is_some() && clusters(&w).len() > 1 {
+            return Ok(done);
+        } else {
+            break;
+        }
         rest(c, &mut w, random)?;
         if healthy(c, &w) {
-            return Ok(());
+            return Ok(done);
         }
     }
-    let said = says(c, &w);
-    let clusters = clusters(&w);
-    if (said.contains(&Says::Recover) && !clusters.iter().any(|cluster| quorum_left(&w, *cluster)))
-        || (said.contains(&Says::Choose) && clusters.len() > 1)
-    {
-        return Ok(());
+    Err(format!("does not end well: {:?} {done:?} {}", says(c, &w), short(&w)))
+}
+
+/// The volume with the latest data of a cluster, of those that `syncer recover` takes: a voter's.
+fn latest(w: &World, cluster: u8) -> Option<usize> {
+    let dir = |o: &usize| w.dir(*o).filter(|d| d.cluster == cluster && d.votes() && !w.volumes[*o].damaged);
+    (0..w.pods.len()).filter(|o| dir(o).is_some()).max_by_key(|o| dir(o).map(Dir::last))
+}
+
+/// Whether this pod's data dir is one of two voters', and the other has its own.
+fn one_of_two(w: &World, o: usize) -> bool {
+    let Some(cluster) = w.dir(o).map(|d| d.cluster) else { return false };
+    latest(w, cluster).and_then(|other| w.dir(other)).is_some_and(|d| d.fact().voters == 2)
+}
+
+/// The StatefulSet is scaled to zero. Without a host API the pods do not know of it, and those that it waits for to become
+/// ready are deleted by hand.
+fn to_zero(c: &Config, w: &mut World, random: &mut Random) -> Result<(), String> {
+    w.desired = 0;
+    rest(c, w, random)?;
+    for o in (0..w.pods.len()).filter(|_| !c.host) {
+        if w.pods[o].exists && !w.pods[o].terminating {
+            w.tell_to_stop(o);
+        }
     }
-    Err(format!("does not end well: {said:?} {}", short(&w)))
+    rest(c, w, random)?;
+    if healthy(c, w) { Ok(()) } else { Err(format!("is not scaled to zero: {}", short(w))) }
+}
+
+/// `syncer recover` on this volume, with --accept-loss if it asks for that; the others begin with empty volumes.
+fn recover_from(c: &Config, w: &mut World, o: usize, unmark: bool, random: &mut Random) -> Result<Remedied, String> {
+    let Some(cluster) = w.dir(o).map(|d| d.cluster) else { return Ok(Remedied::default()) };
+    if !unmark && w.quorum_left(cluster, None) {
+        return Err(format!("asks to recover what has a quorum: {}", short(w)));
+    }
+    let replicas = w.values.max(o as u8 + 1);
+    to_zero(c, w, random)?;
+    let Some(log) = w.dir(o).map(Dir::fact) else { return Err(format!("has nothing to recover: {}", short(w))) };
+    let lossless = log.role == Role::Voter && log.voters <= 2;
+    if !lossless || unmark {
+        // What may be missing is what only the lost volumes had; the survivor has gone on alone.
+        let logs = w.volumes.iter().filter(|v| !v.damaged).filter_map(|v| v.dir.as_ref());
+        let left = logs.filter(|d| d.cluster == cluster).fold(0, |writes, d| writes | written(&d.log));
+        w.acked &= left;
+    }
+    w.begin_reset(c, o);
+    w.force_alone(o);
+    w.volumes[o].notes.resetting = false;
+    for (p, volume) in w.volumes.iter_mut().enumerate() {
+        if p != o && volume.dir.as_ref().is_some_and(|d| d.cluster == cluster) {
+            *volume = Volume { claim: true, ..Volume::default() };
+        }
+    }
+    if unmark {
+        w.marker = None;
+    }
+    (w.desired, w.values) = (replicas, replicas);
+    Ok(Remedied { recovered: 1, with_loss: usize::from(!lossless || unmark), given_up: 0 })
+}
+
+/// `syncer recover --new-cluster` on every volume, and the marker is deleted: no data is left.
+fn give_up(c: &Config, w: &mut World, random: &mut Random) -> Result<Remedied, String> {
+    let replicas = w.values;
+    to_zero(c, w, random)?;
+    for volume in &mut w.volumes {
+        let superseded = std::mem::take(&mut volume.notes.superseded);
+        let settled = std::mem::take(&mut volume.notes.settled);
+        volume.notes = Notes { superseded, settled, ..Notes::default() };
+        volume.dir = None;
+    }
+    w.marker = None;
+    w.acked = 0;
+    w.desired = replicas;
+    Ok(Remedied { given_up: 1, ..Remedied::default() })
 }
 
 /// Beside a stray volume: one cluster serves at most, and by the marker's word the formed one does.
@@ -72,7 +198,7 @@ fn one_goes_on(c: &Config, w: &World) -> Result<(), String> {
     if c.host && right.is_empty() {
         return Err(format!("the formed cluster does not serve: {:?} {}", says(c, w), short(w)));
     }
-    if stray.is_empty() && right.is_empty() && !says(c, w).contains(&Says::Choose) {
+    if stray.is_empty() && right.is_empty() && !says(c, w).iter().any(|(_, said)| *said == Says::Choose) {
         return Err(format!("nobody serves, and nobody says why: {:?} {}", says(c, w), short(w)));
     }
     Ok(())
@@ -90,6 +216,7 @@ fn rest(c: &Config, w: &mut World, random: &mut Random) -> Result<(), String> {
         let (mut fair, mut last): (Vec<_>, Vec<_>) = actions.iter().copied().partition(|a| !a.is_fault());
         // A stop that cannot be orderly ends when its grace does.
         last.retain(|a| matches!(a, Action::Hurry(_)));
+        fair.retain(|a| c.gone.is_none_or(|gone| *a != Action::Create(gone)));
         let at = random.below(fair.len());
         fair.rotate_left(at);
         let Some(next) = fair.into_iter().chain(last).find_map(|a| w.next(c, a)) else { return Ok(()) };
@@ -103,43 +230,52 @@ fn rest(c: &Config, w: &mut World, random: &mut Random) -> Result<(), String> {
 
 /// Every wanted pod is there, serves, and is ready; nobody else is there; the lowest leads; the marker says formed.
 fn healthy(c: &Config, w: &World) -> bool {
-    let wanted = usize::from(w.desired);
+    let wanted = |o: &usize| *o < usize::from(w.desired) && c.gone != Some(*o);
+    let replicas = (0..w.pods.len()).filter(wanted).count();
     let marked = !c.host || w.marker.as_ref().is_some_and(|marker| marker.formed().is_some());
-    (0..w.pods.len()).all(|o| w.pods[o].exists == (o < wanted) && !w.pods[o].terminating)
-        && (wanted == 0
+    (0..w.pods.len()).all(|o| w.pods[o].exists == wanted(&o) && !w.pods[o].terminating)
+        && (replicas == 0
             || (marked
                 && w.serves(0)
-                && w.dir(0).is_some_and(|d| d.peers().len() == wanted && d.peers().iter().all(|p| !p.learner))
-                && (0..wanted).all(|o| w.runs(o) && w.pods[o].held.is_empty() && w.ready(c, o))))
+                && w.dir(0).is_some_and(|d| {
+                    let peers = d.peers();
+                    let mut there = peers.iter().filter(|p| c.gone != Some(p.ordinal.into()));
+                    there.clone().count() == replicas && there.all(|p| !p.learner)
+                })
+                && (0..replicas).all(|o| w.runs(o) && w.pods[o].held.is_empty() && w.ready(c, o))))
 }
 
-fn says(c: &Config, w: &World) -> Vec<Says> {
+/// What the pods say that do not serve, each with its ordinal.
+fn says(c: &Config, w: &World) -> Vec<(usize, Says)> {
     let silent = |o: &usize| w.pods[*o].exists && !w.serves(*o) && w.pods[*o].process != Process::Other;
-    let said = (0..w.pods.len()).filter(silent).map(|o| {
-        let facts = observe::facts(w, c, o, false);
-        match boot::explained(&facts, c.rules).0 {
+    let waits = |wait: &Wait| match wait {
+        Wait::PeersNotKnownEmpty(_) => vec![Says::ScaleUp],
+        Wait::NobodyToJoin(_) => vec![Says::ScaleUp, Says::GiveUp],
+        Wait::Dropped { .. } => vec![Says::ScaleUp, Says::RecoverDropped],
+        Wait::MajorityGone { .. } => vec![Says::ScaleUp, Says::Recover],
+        Wait::MajorityLost(_) => vec![Says::Recover],
+        Wait::SeedIsForming(_) => vec![Says::Choose],
+        Wait::Damaged(_) => vec![Says::MoveAway],
+        _ => Vec::new(),
+    };
+    let of = |o: usize| {
+        let said: Vec<Says> = match boot::explained(&observe::facts(w, c, o, Look::BOOT), c.rules).0 {
             BootDecision::Start { warnings, .. } => {
-                let no_quorum = |warning: &Warning| matches!(warning, Warning::NoQuorum(_));
-                // Without a quorum, and with pods that may have it to be started.
-                if warnings.iter().any(no_quorum) { Says::ScaleUp } else { Says::Nothing }
+                let no_quorum = |warning: &Warning| match warning {
+                    Warning::NoQuorum(wait) => waits(wait),
+                    _ => Vec::new(),
+                };
+                warnings.iter().flat_map(no_quorum).collect()
             }
-            BootDecision::Wait(wait) => match wait {
-                Wait::PeersNotKnownEmpty(_) | Wait::NobodyToJoin(_) | Wait::Dropped { .. } => Says::ScaleUp,
-                Wait::MajorityGone { .. } => Says::ScaleUp,
-                Wait::SeedIsForming(_) => Says::Choose,
-                _ => Says::Nothing,
-            },
-            BootDecision::Refuse(Refusal::TwoClusters { .. }) => Says::Choose,
-            BootDecision::Refuse(_) => Says::Recover,
-            _ => Says::Nothing,
-        }
-    });
-    let mut said: Vec<_> = said.collect();
-    // Each of these names recovering too.
-    if said.contains(&Says::ScaleUp) {
-        said.push(Says::Recover);
-    }
-    said
+            BootDecision::Wait(wait) => waits(&wait),
+            BootDecision::Refuse(Refusal::TwoClusters { .. }) => vec![Says::Choose],
+            BootDecision::Refuse(Refusal::FormedElsewhere(_)) => vec![Says::ScaleUp, Says::GiveUp],
+            BootDecision::Refuse(Refusal::ResetOvertaken { .. }) => vec![Says::Delete],
+            _ => Vec::new(),
+        };
+        said.into_iter().map(move |said| (o, said))
+    };
+    (0..w.pods.len()).filter(silent).flat_map(of).collect()
 }
 
 /// The clusters that anything is left of.
@@ -151,14 +287,6 @@ fn clusters(w: &World) -> Vec<u8> {
     found.sort_unstable();
     found.dedup();
     found
-}
-
-/// Whether the volumes that are left could elect a leader of this cluster by themselves.
-fn quorum_left(w: &World, cluster: u8) -> bool {
-    let dirs = || w.volumes.iter().filter_map(|v| v.dir.as_ref()).filter(|d| d.cluster == cluster);
-    let Some(latest) = dirs().max_by_key(|d| d.last()) else { return false };
-    let voters: Vec<_> = membership(&latest.log, latest.log.len()).0.into_iter().filter(|p| !p.learner).collect();
-    voters.iter().filter(|p| dirs().any(|d| d.member == p.id)).count() > voters.len() / 2
 }
 
 /// A state in a few words.

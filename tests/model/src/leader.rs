@@ -35,7 +35,9 @@ impl World {
                 if wanted && !learner && self.dir(ordinal).is_some_and(|d| d.member == id) {
                     self.bad_step = Some("removes a wanted member that has its data");
                 }
-                let stays = |p: usize| self.pods[p].exists && !self.pods[p].terminating && self.runs(p);
+                // Whom DNS hides cannot say that it is there; it is not wanted, and the others are a quorum.
+                let stays =
+                    |p: usize| self.pods[p].exists && !self.pods[p].terminating && self.runs(p) && self.found(p);
                 if !learner && self.runner(dir.cluster, id).is_some_and(stays) {
                     self.bad_step = Some("removes a voter that runs and was not told to stop");
                 }

@@ -2,8 +2,17 @@
 //! `src/membership`), among pods, volumes, etcd members, a StatefulSet controller and a host API that fail.
 //!
 //! What is abstracted: an election, the copying of a log to one follower, and each decision's observation are atomic; a
-//! partition cuts one pod off from all others; a log is copied whole. What is not: a decision is carried out later than it was made,
-//! every write of the marker may land late, a process may be killed between any two steps.
+//! partition cuts one pod off from all others; a log is copied whole. DNS is right, silent, or stale: then it goes on
+//! saying for a while, to everybody, which pods there were at one time, and where. etcd's own connections do not depend on
+//! it, and nobody remembers where another pod was. A pod whose own name does not lead to it starts nothing, unless it is
+//! the only one wanted. A lost volume is lost with its pod. A store is one write; its import puts a data dir in place that
+//! lacks it until it is committed, as nothing has verified it before.
+//!
+//! What is not: a decision is carried out later than it was made, every write of the marker may land late, a process may be
+//! killed between any two steps.
+//!
+//! Not there: what goes back to SQLite or comes from a deployed etcd, certificates, versions of etcd, the clock, damage
+//! that only etcd sees, and several operators at once.
 
 #[path = "../../../src/boot/mod.rs"]
 pub mod boot;

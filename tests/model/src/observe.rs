@@ -3,15 +3,18 @@
 use std::time::Duration;
 
 use crate::boot::{
-    DataDirFact, Desired, Facts, JournalFact, Known, MarkerSeen, MemberList, PeerFact, PeerState, PodFact, RestoreFact,
-    Staged, StoresFact,
+    DataDirFact, Desired, Facts, JournalFact, Known, LogFact, MarkerSeen, MemberList, PeerFact, PeerState, PodFact,
+    RestoreFact, Staged, StoresFact,
 };
 use crate::etcd::{Dir, member};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::membership::leave::Leaving;
 use crate::membership::ready::{self, Pod};
 use crate::membership::{MemberFact, Observed, PodView, Request};
-use crate::world::{Act, Config, Process, World};
+use crate::world::{Act, Config, Process, Store, World};
+
+/// The only SQLite store.
+const STATE_DB: &str = "state.db";
 
 pub fn list(dir: &Dir) -> MemberList {
     MemberList { cluster: ClusterId(dir.cluster.into()), members: dir.peers().into_iter().map(member).collect() }
@@ -46,19 +49,53 @@ fn pod(w: &World, c: &Config, o: usize) -> Known<PodFact> {
 }
 
 fn dns(w: &World, o: usize) -> Known<()> {
-    if w.pods[o].exists { Known::Present(()) } else { Known::Absent }
+    if w.named(o) { Known::Present(()) } else { Known::Absent }
+}
+
+/// What a look at the others asks beside the pods that are wanted.
+#[derive(Clone, Copy)]
+pub struct Look {
+    /// DNS answers.
+    pub dns: bool,
+    /// The pods that have a volume, by the host API.
+    pub claims: bool,
+    /// The members that the log has.
+    pub log: bool,
+}
+
+impl Look {
+    /// Of a pod that boots.
+    pub const BOOT: Look = Look { dns: true, claims: true, log: true };
+    /// The same while DNS does not answer.
+    pub const BLIND: Look = Look { dns: false, ..Look::BOOT };
+    /// Of a pod that serves.
+    pub const BESIDE: Look = Look { dns: true, claims: false, log: false };
+    /// Of a pod whose API server is held back.
+    pub const RELEASE: Look = Look { dns: true, claims: true, log: false };
+}
+
+/// Whether DNS has said which pods there are, to this one.
+fn named(w: &World, o: usize) -> Known<()> {
+    match w.stale {
+        Some(stale) if stale.named == 0 => Known::Absent,
+        // An answer from before it came.
+        Some(stale) if (stale.named & stale.right) >> o & 1 == 0 => Known::default(),
+        _ => Known::Present(()),
+    }
 }
 
 fn state(w: &World, o: usize) -> Known<PeerState> {
     if matches!(w.pods[o].process, Process::Off | Process::Other) {
         return Known::default();
     }
-    if restore(w, o).is_begun() {
+    let imports = matches!(w.pods[o].process, Process::Will(Act::Import | Act::CommitImport));
+    if restore(w, o).is_begun() || w.volumes[o].damaged || imports {
         return Known::default();
     }
     Known::Present(match w.dir(o).filter(|d| w.runs(o) || !d.log.is_empty()) {
         None => match w.pods[o].process {
             Process::Will(Act::Form | Act::Write(..)) => return Known::default(),
+            _ if w.volumes[o].store == Some(Store::Sqlite) => PeerState::Store(STATE_DB.into()),
             _ => PeerState::Empty,
         },
         Some(d) => {
@@ -89,39 +126,57 @@ fn restore(w: &World, o: usize) -> RestoreFact {
     })
 }
 
-pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
+pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
     let others = (0..w.pods.len()).filter(|p| *p != o);
-    // Without DNS only those below desired are known to be asked for.
-    let known = match desired(w, c) {
-        Desired::Values(n) if blind && !c.host => n as usize,
-        _ => usize::MAX,
-    };
-    let peers = others.clone().filter(|p| *p < known).map(|p| {
-        let ordinal = Ordinal(p as u32);
-        if blind || w.apart(o, p) {
-            let dns = if blind { Known::default() } else { dns(w, p) };
-            return PeerFact { dns, pod: pod(w, c, p), ..PeerFact::new(ordinal) };
-        }
-        let view =
-            w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
-        let speaks = !matches!(w.pods[p].process, Process::Off | Process::Other);
-        let superseded = if speaks { w.volumes[p].notes.superseded.clone() } else { Vec::new() };
-        let settled = if speaks { w.volumes[p].notes.settled.clone() } else { Vec::new() };
-        // A joiner whose etcd runs says more than its note.
-        let joins = w.volumes[p].notes.set_aside.filter(|_| speaks && !w.runs(p));
-        PeerFact {
-            dns: dns(w, p),
-            pod: pod(w, c, p),
-            members: view,
-            state: state(w, p),
-            superseded,
-            settled,
-            joins,
-            ..PeerFact::new(ordinal)
-        }
-    });
-    let server = w.server_for(o, None).filter(|s| *s != o && !blind).and_then(|s| w.dir(s));
     let dir = w.dir(o);
+    let damaged = w.volumes[o].damaged;
+    let whose = dir.map(|d| (MemberId(d.member.into()), ClusterId(d.cluster.into())));
+    let log = match dir {
+        None => Known::Absent,
+        Some(_) if damaged => Known::default(),
+        Some(d) => Known::Present(d.fact()),
+    };
+    let has_log = dir.is_some_and(|d| !d.log.is_empty());
+    let formed = w.marker.as_ref().is_some_and(|marker| marker.formed().is_some());
+    // What is formed and has data asks nobody else which volumes there are.
+    let claims = c.host && w.host_up && look.claims && !(look.log && formed && !w.marker_hidden && has_log);
+    let wanted = usize::from(if c.host { w.desired } else { w.values });
+    let member = |p: usize| {
+        let others = log.present().map(|log: &LogFact| log.others.iter().filter_map(|member| member.ordinal));
+        look.log && others.is_some_and(|mut others| others.any(|other| other.0 as usize == p))
+    };
+    let known = |p: &usize| *p < wanted || (look.dns && w.named(*p)) || (claims && w.volumes[*p].claim) || member(*p);
+    let peers: Vec<_> = others
+        .clone()
+        .filter(known)
+        .map(|p| {
+            let ordinal = Ordinal(p as u32);
+            let dns = if look.dns { dns(w, p) } else { Known::default() };
+            if !look.dns || w.apart(o, p) || !w.found(p) {
+                return PeerFact { dns, pod: pod(w, c, p), ..PeerFact::new(ordinal) };
+            }
+            let view =
+                w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
+            let speaks = !matches!(w.pods[p].process, Process::Off | Process::Other);
+            let superseded = if speaks { w.volumes[p].notes.superseded.clone() } else { Vec::new() };
+            let settled = if speaks { w.volumes[p].notes.settled.clone() } else { Vec::new() };
+            // A joiner whose etcd runs says more than its note.
+            let joins = w.volumes[p].notes.set_aside.filter(|_| speaks && !w.runs(p));
+            PeerFact {
+                dns,
+                pod: pod(w, c, p),
+                members: view,
+                state: state(w, p),
+                superseded,
+                settled,
+                joins,
+                ..PeerFact::new(ordinal)
+            }
+        })
+        .collect();
+    let server = w.asked(o).filter(|_| look.dns).and_then(|s| w.dir(s));
+    let store = w.volumes[o].store;
+    let file = |yes: bool, path: &str| if yes { vec![path.into()] } else { Vec::new() };
     Facts {
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
@@ -132,26 +187,35 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
         fence: Default::default(),
         restore: restore(w, o),
         // A joiner's that has received nothing is taken for an empty one, unless its etcd runs.
-        data_dir: dir.filter(|d| w.runs(o) || !d.log.is_empty()).map_or(DataDirFact::Empty, |d| DataDirFact::Valid {
-            member: MemberId(d.member.into()),
-            cluster: ClusterId(d.cluster.into()),
-        }),
-        damaged: None,
-        log: dir.map_or(Known::Absent, |d| Known::Present(d.fact())),
+        data_dir: match whose.filter(|_| w.runs(o) || has_log) {
+            None => DataDirFact::Empty,
+            Some(_) if damaged => DataDirFact::Damaged("a hole in the log".into()),
+            Some((member, cluster)) => DataDirFact::Valid { member, cluster },
+        },
+        damaged: whose.filter(|_| damaged),
+        log,
         notes: w.volumes[o].notes.clone(),
-        journal: JournalFact::Absent,
-        stores: StoresFact::default(),
+        journal: match store {
+            None | Some(Store::Sqlite) => JournalFact::Absent,
+            Some(Store::Importing) => JournalFact::Importing { source: STATE_DB.into() },
+            Some(Store::Migrated) => JournalFact::Done { source: STATE_DB.into() },
+        },
+        stores: StoresFact {
+            state_dbs: file(matches!(store, Some(Store::Sqlite | Store::Importing)), STATE_DB),
+            migrated: file(store == Some(Store::Migrated), "state.db.migrated"),
+            ..StoresFact::default()
+        },
         distro_store: None,
         shared_ca: true,
         host_configured: c.host,
         marker: marker(w, c),
-        claims: if c.host && w.host_up {
+        claims: if claims {
             Known::Present(others.filter(|p| w.volumes[*p].claim).map(|p| Ordinal(p as u32)).collect())
         } else {
             Known::default()
         },
-        peers: peers.collect(),
-        named: if blind { Known::default() } else { Known::Present(()) },
+        peers,
+        named: if look.dns { named(w, o) } else { Known::default() },
         members: server.map_or_else(Known::default, |d| Known::Present(list(d))),
     }
 }
@@ -159,7 +223,8 @@ pub fn facts(w: &World, c: &Config, o: usize, blind: bool) -> Facts {
 fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
     let dir = w.dir(l)?;
     let facts = dir.peers().into_iter().map(|peer| {
-        let runner = w.runner(dir.cluster, peer.id).filter(|o| !w.apart(l, *o)).and_then(|o| w.dir(o));
+        let runner = w.runner(dir.cluster, peer.id).filter(|o| !w.apart(l, *o) && (*o == l || w.found(*o)));
+        let runner = runner.and_then(|o| w.dir(o));
         let caught_up = runner.is_some_and(|d| !d.log.is_empty() && d.log.len() + 1 >= dir.log.len());
         MemberFact {
             member: member(peer),
@@ -176,7 +241,7 @@ pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> 
     let dir = w.dir(l)?;
     let pods = (0..w.pods.len()).map(|o| {
         let p = &w.pods[o];
-        if w.apart(l, o) {
+        if w.apart(l, o) || (o != l && !w.found(o)) {
             return PodView { pod: pod(w, c, o), dns: dns(w, o), ..PodView::new(Ordinal(o as u32)) };
         }
         let request = match &p.process {
@@ -203,7 +268,7 @@ pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> 
 
 pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
     let dir = w.dir(o);
-    let server = dir.and_then(|d| w.server_for(o, Some(d.cluster)));
+    let server = dir.and_then(|d| w.server_for(o, Some(d.cluster))).filter(|s| *s == o || w.found(*s));
     Leaving {
         refused: false,
         ordinal: Ordinal(o as u32),
@@ -235,7 +300,12 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
     let d = w.dir(o);
     let server = d.and_then(|d| w.server_for(o, Some(d.cluster))).and_then(|s| w.dir(s));
     let voter = d.is_some_and(|d| server.is_some_and(|s| s.peers().iter().any(|p| p.id == d.member && !p.learner)));
-    let missing = (o + 1..usize::from(w.desired)).any(|p| !w.pods[p].exists);
+    let wanted = match (c.host, w.host_up) {
+        (true, false) => None,
+        (true, true) => Some(usize::from(w.desired)),
+        (false, _) => Some(usize::from(w.values)),
+    };
+    let missing = |p: usize| if c.host { !w.pods[p].exists } else { !w.named(p) };
     ready::explained(
         &Pod {
             stopping: p.terminating,
@@ -245,8 +315,9 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
             empty: d.is_none(),
             seed: o == 0,
             policy: Known::Present(c.policy),
-            wanted: if c.host && !w.host_up { None } else { Some(o < usize::from(w.desired)) },
-            missing_above: if c.host && !w.host_up { None } else { Some(missing) },
+            wanted: wanted.map(|wanted| o < wanted),
+            // Where there is a quorum, this pod only has to catch up.
+            missing_above: wanted.filter(|_| w.asked(o).is_none()).map(|wanted| (o + 1..wanted).any(missing)),
             seed_is_older: Some(w.pods[0].process == Process::Other),
         },
         c.rules,

@@ -9,16 +9,16 @@ use crate::boot::{BootDecision, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::ClusterId;
 use crate::membership::leave::{self, LeaveStep};
-use crate::observe;
+use crate::observe::{self, Look};
 use crate::rules::Rule;
-use crate::world::{Act, Config, Note, Pod, Process, Restore, Volume, World};
+use crate::world::{Act, Config, Note, Pod, Process, Restore, Store, Volume, World};
 
 impl World {
     pub(crate) fn boot(&mut self, c: &Config, o: usize, blind: bool) {
         if self.pods[o].process == Process::Off {
             self.pods[o].restores = self.volumes[o].staged.is_some();
         }
-        let facts = observe::facts(self, c, o, blind);
+        let facts = observe::facts(self, c, o, if blind { Look::BLIND } else { Look::BOOT });
         let decision = crate::boot::explained(&facts, c.rules).0;
         let will = Process::Will;
         let process = match decision {
@@ -44,12 +44,12 @@ impl World {
             BootDecision::Reset { .. } => will(Act::Reset),
             BootDecision::PutRestored { .. } => will(Act::PutRestored),
             BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
+            BootDecision::Import { .. } => will(Act::Import),
             BootDecision::RunOnSqlite
             | BootDecision::MigrateBack { .. }
             | BootDecision::MigrateFrom
-            | BootDecision::LiftFence { .. }
-            | BootDecision::Import { .. } => {
-                unreachable!("embedded etcd without a store")
+            | BootDecision::LiftFence { .. } => {
+                unreachable!("embedded etcd is on, and nothing is moved from a deployed etcd in the model")
             }
         };
         self.stop_etcd(o, process);
@@ -58,8 +58,9 @@ impl World {
         }
     }
 
-    pub(crate) fn release(&mut self, c: &Config, o: usize) {
-        let facts = observe::facts(self, c, o, false);
+    pub(crate) fn release(&mut self, c: &Config, o: usize, blind: bool) {
+        let look = Look { dns: !blind, ..Look::RELEASE };
+        let facts = observe::facts(self, c, o, look);
         let mut known: BTreeSet<_> = self.pods[o].held.union(&restored::replaced(&facts)).copied().collect();
         if let Some(dir) = self.dir(o) {
             known.remove(&ClusterId(dir.cluster.into()));
@@ -71,13 +72,15 @@ impl World {
     }
 
     pub(crate) fn compare(&mut self, c: &Config, o: usize) {
-        let facts = observe::facts(self, c, o, false);
+        let facts = observe::facts(self, c, o, Look::BESIDE);
         let Some(cluster) = self.dir(o).map(|d| ClusterId(d.cluster.into())) else { return };
         if !beside::another(&facts, cluster) {
             return;
         }
         match beside::beside(&facts, cluster, NotesRead::Yes, c.rules) {
-            Some((Beside::Superseded | Beside::Overtaken(_) | Beside::Outnumbered(_), _)) => self.stop_etcd(o, Process::Waits),
+            Some((Beside::Superseded | Beside::Overtaken(_) | Beside::Outnumbered(_), _)) => {
+                self.stop_etcd(o, Process::Waits)
+            }
             Some((Beside::Stray(_), _)) | None => {}
         }
     }
@@ -92,8 +95,8 @@ impl World {
             Act::Form => {
                 let fresh = c.rules.on(Rule::FreshToken);
                 let (cluster, id) = if fresh { (self.next_cluster, self.next_id) } else { (1, 1) };
-                self.next_cluster = self.next_cluster.max(cluster + 1);
-                self.next_id = self.next_id.max(id + 1);
+                self.next_cluster = self.next_cluster.max(cluster.saturating_add(1));
+                self.next_id = self.next_id.max(id.saturating_add(1));
                 // Documented: without a host API a lone pod's lost volume cannot be told from a first start.
                 let alone = (0..self.pods.len()).all(|p| p == o || !self.pods[p].exists);
                 let empty = |d: &Dir| d.log.is_empty();
@@ -139,7 +142,11 @@ impl World {
             Act::SetAside => {
                 let listed = |d: &Dir, id| d.peers().iter().any(|p| p.id == id);
                 let mine = self.dir(o).map_or((0, 0), |d| (d.cluster, d.member));
-                if self.server(Some(mine.0)).and_then(|s| self.dir(s)).is_some_and(|d| listed(d, mine.1)) {
+                if std::mem::take(&mut self.volumes[o].damaged) {
+                    if !self.quorum_left(mine.0, Some(o)) {
+                        self.bad_step = Some("sets a damaged data dir aside that the others cannot make up for");
+                    }
+                } else if self.server(Some(mine.0)).and_then(|s| self.dir(s)).is_some_and(|d| listed(d, mine.1)) {
                     self.bad_step = Some("sets a member's data dir aside");
                 }
                 let cluster = self.volumes[o].dir.take().map(|d| ClusterId(d.cluster.into()));
@@ -162,7 +169,8 @@ impl World {
                 }
             }
             Act::PutRestored => {
-                let Volume { staged: Some(staged), dir, .. } = &mut self.volumes[o] else { return };
+                let Volume { staged: Some(staged), dir, damaged, .. } = &mut self.volumes[o] else { return };
+                *damaged = false;
                 if dir.take().is_some() {
                     return;
                 }
@@ -179,23 +187,34 @@ impl World {
                 self.pods[o].restores = false;
             }
             Act::Reset => {
-                let Volume { dir: Some(dir), notes, .. } = &mut self.volumes[o] else { return };
-                if !notes.resetting {
-                    notes.resetting = true;
-                    if reset::steps(c.rules).any(|step| step == ResetStep::CommitAll) {
-                        dir.commit = dir.log.len();
-                    }
-                    return;
+                if self.volumes[o].notes.resetting {
+                    self.force_alone(o);
+                } else {
+                    self.begin_reset(c, o);
                 }
-                dir.log.truncate(dir.commit);
-                dir.log.push(Entry { term: dir.term, op: Op::Forced(dir.member) });
+            }
+            Act::Import => {
+                let (cluster, id) = (self.next_cluster, self.next_id);
+                (self.next_cluster, self.next_id) = (cluster + 1, id + 1);
+                let log = vec![Entry { term: 1, op: Op::Found(id, o as u8) }];
+                let volume = &mut self.volumes[o];
+                volume.notes.forming = true;
+                volume.store = Some(Store::Importing);
+                volume.dir = Some(Dir { cluster, member: id, term: 1, log, commit: 1 });
+                self.pods[o].process = Process::Will(Act::CommitImport);
+            }
+            Act::CommitImport => {
+                let Volume { dir: Some(dir), store, .. } = &mut self.volumes[o] else { return };
+                dir.log.push(Entry { term: 1, op: Op::Write(0) });
                 dir.commit = dir.log.len();
+                *store = Some(Store::Migrated);
+                self.pods[o].process = Process::Waits;
             }
             Act::Join(replace) => {
-                let cluster = self.server_for(o, None).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
+                let cluster = self.asked(o).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
                 self.volumes[o].notes.set_aside = self.volumes[o].notes.set_aside.or(cluster);
                 self.pods[o].process = Process::Will(Act::Join(replace));
-                let Some(server) = self.server_for(o, None) else {
+                let Some(server) = self.asked(o) else {
                     self.pods[o].process = Process::Waits;
                     return;
                 };
@@ -208,6 +227,26 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A reset is noted, and all of the log is said to be committed.
+    pub(crate) fn begin_reset(&mut self, c: &Config, o: usize) {
+        let Volume { dir: Some(dir), notes, .. } = &mut self.volumes[o] else { return };
+        if !dir.votes() {
+            self.bad_step = Some("resets a data dir that is no voter's, on which etcd panics");
+        }
+        notes.resetting = true;
+        if reset::steps(c.rules).any(|step| step == ResetStep::CommitAll) {
+            dir.commit = dir.log.len();
+        }
+    }
+
+    /// etcd has run with `--force-new-cluster`.
+    pub(crate) fn force_alone(&mut self, o: usize) {
+        let Some(dir) = &mut self.volumes[o].dir else { return };
+        dir.log.truncate(dir.commit);
+        dir.log.push(Entry { term: dir.term, op: Op::Forced(dir.member) });
+        dir.commit = dir.log.len();
     }
 
     pub(crate) fn tell_to_stop(&mut self, o: usize) {

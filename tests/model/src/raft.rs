@@ -30,6 +30,11 @@ impl World {
         self.server(cluster).filter(|s| !self.apart(o, *s))
     }
 
+    /// Another pod that serves and that this one finds.
+    pub fn asked(&self, o: usize) -> Option<usize> {
+        (0..self.pods.len()).find(|s| *s != o && self.serves(*s) && !self.apart(o, *s) && self.found(*s))
+    }
+
     /// Whether this pod's etcd, which runs, answers linearizable reads. A removed member's does not: it ends.
     pub fn answers(&self, o: usize) -> bool {
         let Some(dir) = self.dir(o) else { return false };

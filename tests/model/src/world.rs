@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::boot::{Marker, MarkerPhase, MarkerWrite, Notes, Stopped};
-use crate::etcd::{Dir, Entry, Op};
+use crate::etcd::{Dir, Entry, Op, membership};
 use crate::ids::{ClusterId, MemberId};
 use crate::membership::ready::PodManagement;
 use crate::observe;
@@ -28,6 +28,12 @@ pub struct Budget {
     pub hides: u8,
     /// Snapshots of the first write that are staged on the seed's volume.
     pub restores: u8,
+    /// Times that DNS goes on saying what it says now, for a while.
+    pub stales: u8,
+    /// Data dirs of the last pod that are damaged while nothing runs on them.
+    pub damages: u8,
+    /// Resets that are begun by hand (`syncer recover`) and killed.
+    pub recovers: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +53,12 @@ pub struct Config {
     pub hole: bool,
     /// Nobody's grace is too short, and everything is to end well without anybody's help.
     pub graceful: bool,
+    /// A pod comes back later than any grace lasts, and is rolled by being scaled.
+    pub slow: bool,
+    /// The pod whose node is gone in the end, with its volume: it never comes back.
+    pub gone: Option<usize>,
+    /// So many replicas are wanted in the end.
+    pub at_last: Option<u8>,
 }
 
 /// What there is at first.
@@ -62,6 +74,10 @@ pub enum Start {
     Stray,
     /// Pods of another program, which are to be rolled out of the way.
     OtherProgram,
+    /// A cluster of all replicas, a snapshot staged on the seed's volume, and the seed's pod about to start on it.
+    Staged,
+    /// Nothing but a `state.db` with the first write on the seed's volume.
+    Store,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -70,6 +86,29 @@ pub struct Volume {
     pub dir: Option<Dir>,
     pub notes: Notes,
     pub staged: Option<Restore>,
+    /// etcd could not start from the data dir.
+    pub damaged: bool,
+    pub store: Option<Store>,
+}
+
+/// A `state.db` with the first write, and how far its move into etcd has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// It has not been begun.
+    Sqlite,
+    /// A data dir is in its place that nothing has verified, and that lacks the write.
+    Importing,
+    /// It is committed.
+    Migrated,
+}
+
+/// What DNS goes on saying, by ordinals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stale {
+    /// The pods that it names, present or not.
+    pub named: u8,
+    /// Those of them that are still where it says.
+    pub right: u8,
 }
 
 /// A snapshot of the first write, staged to be restored.
@@ -110,6 +149,8 @@ pub enum Act {
     RestoreBegun(Vec<ClusterId>),
     PutRestored,
     RestoreDone,
+    Import,
+    CommitImport,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +187,7 @@ pub struct World {
     pub marker_hidden: bool,
     /// The pod that is cut off.
     pub cut: Option<usize>,
+    pub stale: Option<Stale>,
     /// A lone volume was lost and formed anew although there had been data.
     pub anew: bool,
     pub marker: Option<Marker>,
@@ -170,6 +212,7 @@ impl World {
             host_up: true,
             marker_hidden: false,
             cut: None,
+            stale: None,
             anew: false,
             marker: None,
             late: None,
@@ -187,7 +230,11 @@ impl World {
                 w.pods[o] = Pod { exists: true, process: Process::Other, ..Pod::default() };
             }
         }
-        if matches!(c.start, Start::Running | Start::Paused | Start::Stray) {
+        if c.start == Start::Store {
+            w.volumes[0] = Volume { claim: true, store: Some(Store::Sqlite), ..Volume::default() };
+            (w.acked, w.next_write) = (1, 1);
+        }
+        if matches!(c.start, Start::Running | Start::Paused | Start::Stray | Start::Staged) {
             let n = c.desired - u8::from(c.start == Start::Stray);
             let mut log = vec![Entry { term: 1, op: Op::Found(1, 0) }, Entry { term: 1, op: Op::Write(0) }];
             for o in 1..n {
@@ -202,6 +249,15 @@ impl World {
             w.pods[0].leads = Some(1);
             (w.acked, w.next_write, w.next_id, w.next_cluster) = (1, 1, n + 1, 2);
             w.marker = c.host.then(|| Marker::new(MarkerPhase::Formed(ClusterId(1))));
+        }
+        if c.start == Start::Staged {
+            w.stage();
+            w.stop_etcd(0, Process::Off);
+            w.lead(1, 2, &(1..usize::from(c.desired)).collect::<Vec<_>>());
+            for o in 2..usize::from(c.desired) {
+                w.copy(1, o);
+            }
+            w.commit(1);
         }
         if c.start == Start::Stray {
             let (cluster, member, o) = (2, w.next_id, usize::from(c.desired) - 1);
@@ -260,6 +316,47 @@ impl World {
     /// Whether two pods cannot reach each other.
     pub fn apart(&self, a: usize, b: usize) -> bool {
         a != b && (self.cut == Some(a) || self.cut == Some(b))
+    }
+
+    /// Whether the volumes that are left, but for this one, could elect a leader of this cluster by themselves.
+    pub fn quorum_left(&self, cluster: u8, without: Option<usize>) -> bool {
+        let volumes = || self.volumes.iter().enumerate().filter(|(o, v)| Some(*o) != without && !v.damaged);
+        let dirs = || volumes().filter_map(|(_, v)| v.dir.as_ref()).filter(|d| d.cluster == cluster);
+        let Some(latest) = dirs().max_by_key(|d| d.last()) else { return false };
+        // Those in effect agree on what follows, also on the next.
+        (latest.commit..=latest.log.len()).all(|upto| {
+            let peers = membership(&latest.log, upto).0;
+            let voters: Vec<_> = peers.into_iter().filter(|p| !p.learner).collect();
+            voters.iter().filter(|p| dirs().any(|d| d.member == p.id)).count() > voters.len() / 2
+        })
+    }
+
+    /// Whether DNS names this pod.
+    pub fn named(&self, o: usize) -> bool {
+        self.stale.map_or(self.pods[o].exists, |stale| stale.named >> o & 1 == 1)
+    }
+
+    /// Whether this pod, if it is there, is found where DNS says that it is.
+    pub fn found(&self, o: usize) -> bool {
+        self.stale.is_none_or(|stale| stale.right >> o & 1 == 1)
+    }
+
+    /// Whether DNS leads to this pod, which waits for that; as the only replica only for a moment.
+    pub fn resolves_itself(&self, o: usize) -> bool {
+        self.values <= 1 || (self.named(o) && self.found(o))
+    }
+
+    /// From now on DNS says what it says now.
+    pub(crate) fn freeze_dns(&mut self) {
+        let there = (0..self.pods.len()).filter(|o| self.pods[*o].exists).fold(0, |pods, o| pods | 1 << o);
+        self.stale = Some(Stale { named: there, right: there });
+    }
+
+    /// A pod of this ordinal has come, with an address of its own.
+    pub(crate) fn moved(&mut self, o: usize) {
+        if let Some(stale) = &mut self.stale {
+            stale.right &= !(1 << o);
+        }
     }
 
     pub fn ready(&self, c: &Config, o: usize) -> bool {

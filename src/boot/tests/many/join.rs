@@ -34,6 +34,8 @@ fn an_empty_volume_joins_what_exists_and_never_forms() {
 fn a_volume_whose_data_dir_was_set_aside_never_forms() {
     let f = Facts { notes: Notes { set_aside: Some(MINE), ..Notes::default() }, ..facts() };
     expect(&f, BootDecision::Refuse(Refusal::FormedElsewhere(MINE)), Rule::FormedOnce);
+    // Found by the model: the data may be on the volume of a pod that is no longer wanted.
+    assert!(Refusal::FormedElsewhere(MINE).remedy().starts_with("scale up again"));
 }
 
 #[test]

@@ -17,6 +17,9 @@ pub fn config(name: &'static str, pods: usize, host: bool, policy: PodManagement
         scale_to: &[],
         hole: false,
         graceful: false,
+        slow: false,
+        gone: None,
+        at_last: None,
     }
 }
 
@@ -34,6 +37,9 @@ const KILL: Budget = Budget {
     cuts: 0,
     hides: 0,
     restores: 0,
+    stales: 0,
+    damages: 0,
+    recovers: 0,
 };
 
 /// With both policies, with and without a host API.
@@ -46,18 +52,22 @@ pub fn broad() -> Vec<Config> {
             all.extend([
                 Config {
                     start: Start::Nothing,
-                    budget: Budget { late: 1, host: 1, losses: 1, ..KILL },
+                    budget: Budget { late: 1, host: 1, losses: 1, stales: 1, ..KILL },
                     ..of("first start", 2)
                 },
-                Config { budget: Budget { losses: 1, blind: 1, ..KILL }, ..of("two, a lost volume", 2) },
+                Config { budget: Budget { losses: 1, blind: 1, stales: 1, ..KILL }, ..of("two, a lost volume", 2) },
                 Config { budget: Budget { scales: 2, late: 1, ..KILL }, scale_to: scaled, ..of("two, scaled", 2) },
                 Config {
-                    budget: Budget { losses: 1, scales: 2, ..KILL },
+                    budget: Budget { losses: 1, scales: 2, stales: 1, ..KILL },
                     scale_to: scaled,
                     ..of("two, scaled and lost", 2)
                 },
                 Config { budget: Budget { losses: 1, ..KILL }, ..of("three, a lost volume", 3) },
-                Config { budget: Budget { scales: 2, ..KILL }, scale_to: &[0, 1, 3], ..of("three, scaled", 3) },
+                Config {
+                    budget: Budget { scales: 2, stales: 1, ..KILL },
+                    scale_to: &[0, 1, 3],
+                    ..of("three, scaled", 3)
+                },
                 Config { budget: Budget { stops: 3, cuts: 1, ..KILL }, ..of("three, rolled and cut off", 3) },
                 Config {
                     start: Start::OtherProgram,
@@ -66,7 +76,7 @@ pub fn broad() -> Vec<Config> {
                 },
             ]);
             all.push(Config {
-                budget: Budget { restores: 1, scales: 2, kills: 1, host: host.into(), ..KILL },
+                budget: Budget { restores: 1, scales: 2, host: host.into(), stales: 1, ..KILL },
                 scale_to: &[0, 3],
                 ..of("three, restored", 3)
             });
@@ -131,6 +141,13 @@ pub fn targeted() -> Vec<Config> {
             scale_to: &[1],
             graceful: true,
             ..of("three to one, all rolled, no host", 3, false)
+        },
+        Config {
+            budget: Budget { scales: 1, stops: 1, kills: 0, ..KILL },
+            scale_to: &[1],
+            graceful: true,
+            slow: true,
+            ..of("two to one, both rolled, no host", 2, false)
         },
         Config {
             budget: Budget { scales: 1, host: 1, ..KILL },
@@ -216,6 +233,56 @@ pub fn targeted() -> Vec<Config> {
         Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..of("two, both lost", 2, true) },
         Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..of("two, both lost, no host", 2, false) },
         Config { start: Start::Nothing, budget: KILL, ..ordered("two, first start in order", 2, true) },
+        Config {
+            budget: Budget { losses: 1, scales: 1, stops: 1, stales: 1, ..KILL },
+            scale_to: &[1],
+            ..of("two, lost, to one, stale names", 2, false)
+        },
+        Config {
+            budget: Budget { losses: 1, stops: 1, stales: 1, marker: 1, ..KILL },
+            ..of("two, lost, marker lost, stale names", 2, true)
+        },
+        Config {
+            start: Start::Staged,
+            budget: Budget { scales: 1, blind: 1, host: 1, kills: 0, writes: 0, ..KILL },
+            scale_to: &[1],
+            ..of("three, restored, to one, silent names", 3, true)
+        },
+        Config {
+            start: Start::Staged,
+            budget: Budget { scales: 1, blind: 1, kills: 0, writes: 0, ..KILL },
+            scale_to: &[1],
+            ..of("three, restored, to one, no host", 3, false)
+        },
+        Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..of("three, two lost", 3, true) },
+        Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..ordered("three, two lost, in order", 3, true) },
+        Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..ordered("three, two lost, no host", 3, false) },
+        Config { budget: Budget { recovers: 1, ..KILL }, ..of("three, a recovery begun beside others", 3, true) },
+        Config { budget: Budget { damages: 1, ..KILL }, ..of("two, damaged, no host", 2, false) },
+        Config { budget: Budget { damages: 1, kills: 2, ..KILL }, ..of("three, damaged", 3, true) },
+        Config {
+            budget: Budget { damages: 1, ..KILL },
+            graceful: true,
+            at_last: Some(1),
+            ..ordered("two, damaged, then one, in order", 2, true)
+        },
+        Config {
+            desired: 1,
+            budget: Budget { scales: 1, ..KILL },
+            scale_to: &[3],
+            gone: Some(2),
+            ..of("one to three, a node gone", 3, true)
+        },
+        Config {
+            start: Start::Store,
+            budget: Budget { kills: 2, late: 1, host: 1, ..KILL },
+            ..of("two, a store, first start", 2, true)
+        },
+        Config {
+            start: Start::Store,
+            budget: Budget { kills: 2, blind: 1, stales: 1, ..KILL },
+            ..of("two, a store, no host", 2, false)
+        },
     ]
 }
 
