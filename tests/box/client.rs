@@ -32,6 +32,7 @@ impl Config {
             grace_ms: 10_000,
             backoff_ms: (500, 10_000),
             probe_ms: 200,
+            liveness_ms: 2000,
             ttl: 1,
             negative_ttl: 1,
             network: NetworkMode::Auto,
@@ -121,7 +122,7 @@ impl Client {
         self.order(&Request::Delete(ordinal))
     }
 
-    /// Kills a pod with SIGKILL.
+    /// Kills a pod with SIGKILL, as if its node had lost it.
     pub fn kill9(&self, ordinal: u32) -> anyhow::Result<()> {
         self.order(&Request::Kill(ordinal))
     }

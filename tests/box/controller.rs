@@ -10,10 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::container::{RECOVERED_AFTER, pause};
 use super::protocol::Policy;
-
-/// A pod that runs for so long after failures has recovered.
-const RECOVERED_AFTER: Duration = Duration::from_secs(30);
 
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +24,7 @@ pub enum Event {
     Roll,
     /// A pod is to be deleted.
     Delete(u32),
-    /// A pod is to be killed, as if it had crashed.
+    /// A pod is to be killed, as if its node had lost it.
     Kill(u32),
     /// A pod's volume is lost.
     LoseVolume(u32),
@@ -39,7 +37,7 @@ pub enum Event {
         /// Whether it is ready.
         ready: bool,
     },
-    /// A pod's process is gone.
+    /// A pod is over: its process has ended, and is not started again in its place.
     Exited {
         /// Which pod.
         ordinal: u32,
@@ -203,8 +201,7 @@ impl StatefulSet {
         }
         let failures = self.failures.entry(ordinal).or_default();
         failures.count = if lived >= RECOVERED_AFTER { 1 } else { failures.count.saturating_add(1) };
-        let (first, most) = self.backoff;
-        failures.until = now + first.saturating_mul(2_u32.saturating_pow((failures.count - 1).min(16))).min(most);
+        failures.until = now + pause(failures.count, self.backoff);
     }
 
     fn terminate(&mut self, ordinal: u32, now: Duration, actions: &mut Vec<Action>) {

@@ -27,12 +27,14 @@ use super::kubelet::Listed;
 use super::network::{Network, become_root};
 use super::protocol::{Config, NetworkMode, PodPhase, PodStatus, Program, Reply, Request, SOCKET, Status};
 use driver::Driver;
-use node::Live;
+use node::{Heard, Live, Which};
 
 /// What the daemon waits for.
 enum Message {
     Asked(Request, mpsc::Sender<Reply>),
     Happened(Event),
+    /// What was heard of this start of a pod's process.
+    Heard(Which, Heard),
     /// What the host cluster's API lists, and how many of our changes it had seen before.
     Listed(Vec<Listed>, SetStatus, u64),
     Stop,
@@ -197,7 +199,9 @@ impl Daemon {
         let mut waiting = Vec::new();
         self.happened(Event::Tick);
         while !self.driver.gone() {
-            let tick = self.driver.next_tick().map(|at| at.saturating_sub(self.began.elapsed()));
+            let due = self.live.values().filter_map(|live| live.container.next_due());
+            let tick = self.driver.next_tick().into_iter().chain(due).min();
+            let tick = tick.map(|at| at.saturating_sub(self.began.elapsed()));
             match inbox.recv_timeout(tick.unwrap_or(Duration::from_secs(3600))) {
                 Ok(Message::Asked(Request::Down, client)) => {
                     waiting.push(client);
@@ -209,10 +213,12 @@ impl Daemon {
                     let _ = client.send(reply);
                 }
                 Ok(Message::Happened(event)) => self.happened(event),
+                Ok(Message::Heard(which, heard)) => self.heard(which, heard),
                 Ok(Message::Listed(pods, set, seen)) => self.listed(&pods, set, seen),
                 Ok(Message::Stop) => self.happened(Event::Down),
                 Err(_) => self.happened(Event::Tick),
             }
+            self.look_after_processes();
         }
         if let Driver::Host(driver) = &mut self.driver {
             driver.host.stop();
@@ -302,15 +308,21 @@ impl Daemon {
         };
         for (ordinal, pod) in self.driver.pods() {
             let live = self.live.get(ordinal).filter(|live| live.incarnation == pod.incarnation);
+            let phase = match live {
+                _ if pod.terminating.is_some() => PodPhase::Terminating,
+                Some(live) if !live.container.runs() => PodPhase::Backoff,
+                _ => PodPhase::Running,
+            };
             let status = PodStatus {
                 name: self.name_of(*ordinal),
                 address: live.map(|live| live.address.into()),
-                phase: if pod.terminating.is_some() { PodPhase::Terminating } else { PodPhase::Running },
+                phase,
                 ready: pod.ready && pod.terminating.is_none(),
                 incarnation: pod.incarnation,
                 revision: pod.revision,
                 failures: failures(ordinal).unwrap_or(0),
-                pid: live.map(|live| live.pid),
+                restarts: live.map_or(0, |live| live.container.restarts),
+                pid: live.and_then(|live| live.process.as_ref()).map(|process| process.pid),
             };
             pods.insert(*ordinal, status);
         }
@@ -323,6 +335,7 @@ impl Daemon {
                 incarnation: 0,
                 revision: 0,
                 failures,
+                restarts: 0,
                 pid: None,
             });
         }

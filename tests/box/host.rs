@@ -64,6 +64,19 @@ pub struct SetStatus {
     pub settled: bool,
 }
 
+/// A pod, as its kubelet has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reported {
+    /// Its address; `None`: it has failed for good.
+    pub address: Option<Ipv4Addr>,
+    /// Its process runs.
+    pub runs: bool,
+    /// How often that was started again.
+    pub restarts: u32,
+    /// It is ready.
+    pub ready: bool,
+}
+
 impl Host {
     /// Brings it up: to be asked from inside at `https://10.244.0.1:6443`. `certs` is a `syncer`, which issues the PKI.
     pub fn up(network: &Network, dir: &Path, parts: &Path, certs: &Path, config: &Config) -> anyhow::Result<Host> {
@@ -361,11 +374,14 @@ impl Api {
         self.request("DELETE", &self.pod_path(ordinal), "application/json", Some(&options)).map(|_| ())
     }
 
-    /// What the kubelet says of a pod.
-    pub fn report(&self, ordinal: u32, uid: &str, address: Option<Ipv4Addr>, ready: bool) -> anyhow::Result<()> {
-        let condition = |kind: &str, holds: bool| json!({"type": kind, "status": if holds { "True" } else { "False" }});
+    /// Says how a pod is, as its kubelet does.
+    pub fn report(&self, ordinal: u32, uid: &str, pod: &Reported) -> anyhow::Result<()> {
+        let Reported { address, runs, restarts, ready } = pod;
+        let condition =
+            |kind: &str, holds: &bool| json!({"type": kind, "status": if *holds { "True" } else { "False" }});
         let state = match address {
-            Some(_) => json!({"running": {}}),
+            Some(_) if *runs => json!({"running": {}}),
+            Some(_) => json!({"waiting": {"reason": "CrashLoopBackOff"}}),
             None => json!({"terminated": {"exitCode": 1, "reason": "Error"}}),
         };
         let status = json!({
@@ -374,11 +390,11 @@ impl Api {
             "podIPs": address.map(|ip| json!([{"ip": ip}])),
             "hostIP": GATEWAY,
             "conditions": [
-                condition("Initialized", true), condition("PodScheduled", true),
+                condition("Initialized", &true), condition("PodScheduled", &true),
                 condition("ContainersReady", ready), condition("Ready", ready),
             ],
             "containerStatuses": [{
-                "name": "syncer", "ready": ready, "started": address.is_some(), "restartCount": 0,
+                "name": "syncer", "ready": ready, "started": runs, "restartCount": restarts,
                 "image": "syncer", "imageID": "", "state": state,
             }],
         });

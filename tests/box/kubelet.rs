@@ -1,8 +1,8 @@
 //! A small kubelet: which of the pods that the host cluster's API lists are started and ended, and what is reported. Pure.
+//! A process that ends by itself is started again in its place: [`super::container`].
 //!
-//! A pod whose process ends without having been told to is reported as failed, as if its node had lost it: the StatefulSet
-//! controller then deletes it and creates another, which gets another address. (A kubelet would restart its container and
-//! keep the address.)
+//! A pod that the box kills is reported as failed, as if its node had lost it: the StatefulSet controller then deletes it
+//! and creates another, which gets another address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Started {
     pub uid: String,
     /// The revision of its template.
     pub revision: String,
-    /// Its process is gone.
+    /// Its process is gone for good.
     pub ended: bool,
     grace: Duration,
 }

@@ -41,7 +41,8 @@ enum Command {
         #[command(flatten)]
         waiting: Waiting,
     },
-    /// Deletes a pod, or kills it with SIGKILL. It is replaced by one with another address.
+    /// Deletes a pod, or kills it with SIGKILL, as if its node had lost it. It is replaced by one with another address. (A
+    /// process that ends by itself is started again in its place.)
     Kill {
         /// Its ordinal.
         ordinal: u32,
@@ -97,6 +98,8 @@ enum Command {
     Serve { config: String },
     #[command(hide = true)]
     Pod { spec: String },
+    #[command(hide = true)]
+    Process { spec: String },
     #[command(hide = true)]
     StandIn(StandInArgs),
 }
@@ -162,7 +165,8 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
     let client = Client::new(&std::fs::canonicalize(&dir).unwrap_or_else(|_| dir.clone()));
     match cli.command {
         Command::Serve { config } => daemon::serve(&config)?,
-        Command::Pod { spec } => return pod::launch(&spec),
+        Command::Pod { spec } => pod::launch(&spec)?,
+        Command::Process { spec } => return pod::run(&spec),
         Command::StandIn(args) => stand_in::run(&args)?,
         Command::Up(args) => up(args, dir)?,
         Command::Scale { replicas, keep_values, waiting } => {
@@ -244,11 +248,12 @@ fn show(status: &Status) {
         let address = pod.address.map_or_else(|| "-".to_owned(), |ip| ip.to_string());
         let ready = if pod.ready { "ready" } else { "not ready" };
         println!(
-            "  {:<8} {address:<14} {:<12} {ready:<10} revision {} failures {}",
+            "  {:<8} {address:<14} {:<12} {ready:<10} revision {} failures {} restarts {}",
             pod.name,
             format!("{:?}", pod.phase),
             pod.revision,
-            pod.failures
+            pod.failures,
+            pod.restarts
         );
     }
     for (a, b) in &status.partitions {

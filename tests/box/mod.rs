@@ -4,10 +4,12 @@
 //! * [`protocol`]: what a box is made of, what can be asked of it, what it says about itself.
 //! * [`client`]: starts a box and talks to it. **Tests use this.**
 //! * [`controller`]: which pod is started and ended when. Pure: state and event to actions.
+//! * [`container`]: when a pod's process is started again in its place. Pure.
 //! * [`host`]: in its place, with `--host`, a real Kubernetes control plane, whose pods a small [`kubelet`] (pure) runs.
 //! * [`daemon`]: the process that is the box: carries out the controller's actions, and answers clients.
 //! * [`network`]: addresses, links and partitions. [`coredns`]: the zone and the server's configuration.
-//! * [`pod`]: a pod's process, in namespaces of its own. [`probe`]: asks it whether it is ready, as the kubelet does.
+//! * [`pod`]: a pod's process, in namespaces of its own. [`probe`]: asks it whether it is ready, and whether it lives, as
+//!   the kubelet does.
 //! * [`forward`]: reaches a pod's port from outside of the box. [`stand_in`]: a program for pods that does little.
 //!
 //! Everything that a box starts dies with it: each process has its parent's death as its death signal, a pod is PID 1 of
@@ -17,6 +19,7 @@
 #![allow(dead_code, reason = "the command and the tests each use some of it")]
 
 pub mod client;
+pub mod container;
 pub mod controller;
 pub mod coredns;
 pub mod daemon;

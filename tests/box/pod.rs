@@ -1,5 +1,6 @@
-//! A pod's process. A launcher (`statefulset pod`) takes namespaces of its own, sets up the pod in them, starts the
-//! program as PID 1 of a new PID namespace, and ends as it ends. Both die with the box.
+//! A pod and its process. A launcher (`statefulset pod`) takes namespaces of its own and sets up the pod in them; it is
+//! what lasts of a pod whose process is started again. For each start it runs another (`statefulset process`), which takes
+//! a PID namespace, starts the program as PID 1 of it, and ends as it ends. All of them die with the box.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,7 +8,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::mpsc;
 
 use anyhow::{Context, ensure};
 use nix::mount::{MsFlags, mount};
@@ -41,41 +43,87 @@ pub struct PodSpec {
     pub log: PathBuf,
 }
 
-/// A pod that was started.
-pub struct Started {
-    /// Ends when and as the pod does.
-    pub launcher: Child,
-    /// The pod's process.
-    pub pid: i32,
+/// What a pod's launcher says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The pod's process has ended.
+    Ended,
+    /// The launcher has, and with it the pod.
+    Gone,
 }
 
-/// Starts a pod, with a link to the box.
-pub fn start(network: &Network, exe: &Path, spec: &PodSpec, incarnation: u64) -> anyhow::Result<Started> {
+/// A pod that is set up. Dropped: it is given up, once its process has ended.
+pub struct Sandbox {
+    orders: ChildStdin,
+    /// The process of each start; `None`: it ended before there was one.
+    pids: mpsc::Receiver<Option<i32>>,
+}
+
+impl Sandbox {
+    /// Starts the pod's process, of which none runs; gives it.
+    pub fn start(&mut self) -> anyhow::Result<i32> {
+        self.orders.write_all(b"go\n").context("tell the pod's launcher")?;
+        let pid = self.pids.recv().context("the pod's launcher is gone")?;
+        pid.context("the pod's process did not start; see the box's log")
+    }
+}
+
+/// Sets up a pod, with a link to the box. Nothing runs in it yet. `told`: what becomes of it.
+pub fn set_up(
+    network: &Network,
+    exe: &Path,
+    spec: &PodSpec,
+    incarnation: u64,
+    mut told: impl FnMut(Said) + Send + 'static,
+) -> anyhow::Result<Sandbox> {
     let mut command = Command::new(exe);
     command.arg("pod").arg(serde_json::to_string(spec)?).stdin(Stdio::piped()).stdout(Stdio::piped());
     command.process_group(0);
     dies_with_parent(&mut command);
     // By the thread that lasts.
     let mut launcher = network.inside(move || command.spawn()).context("start the pod's launcher")?;
-    let mut answers = BufReader::new(launcher.stdout.take().context("its output")?).lines();
-    let mut orders = launcher.stdin.take().context("its input")?;
-    let mut answer =
-        move || answers.next().context("the pod's launcher ended; see the box's log")?.context("its output");
-    let handshake = (|| {
-        ensure!(answer()? == "unshared", "the pod's launcher does not say what it should");
-        if spec.namespaces {
-            network.attach(launcher.id(), incarnation, spec.address)?;
+    let mut answers = BufReader::new(launcher.stdout.take().context("its output")?);
+    let orders = launcher.stdin.take().context("its input")?;
+    let mut handshake = || {
+        let mut answer = String::new();
+        answers.read_line(&mut answer).context("its output")?;
+        ensure!(answer == "unshared\n", "the pod's launcher ended; see the box's log");
+        match spec.namespaces {
+            true => network.attach(launcher.id(), incarnation, spec.address),
+            false => Ok(()),
         }
-        orders.write_all(b"go\n")?;
-        let pid = answer()?;
-        pid.strip_prefix("pid ").and_then(|n| n.parse().ok()).context("the pod's launcher names no process")
-    })();
-    match handshake {
-        Ok(pid) => Ok(Started { launcher, pid }),
-        Err(e) => {
-            let _ = launcher.kill();
-            let _ = launcher.wait();
-            Err(e)
+    };
+    if let Err(e) = handshake() {
+        let _ = launcher.kill();
+        let _ = launcher.wait();
+        return Err(e);
+    }
+    let (pid, pids) = mpsc::channel();
+    let log = spec.log.clone();
+    std::thread::Builder::new().name("pod".into()).spawn(move || {
+        listen(answers, &pid, &log, &mut told);
+        let _ = launcher.wait();
+        told(Said::Gone);
+    })?;
+    Ok(Sandbox { orders, pids })
+}
+
+/// Takes what the launcher says until it ends.
+fn listen(answers: BufReader<ChildStdout>, pids: &mpsc::Sender<Option<i32>>, log: &Path, told: &mut impl FnMut(Said)) {
+    let mut runs = false;
+    for answer in answers.lines().map_while(Result::ok) {
+        if let Some(pid) = answer.strip_prefix("pid ") {
+            runs = true;
+            let _ = pids.send(pid.parse().ok());
+        } else if let Some(status) = answer.strip_prefix("ended ") {
+            if let Ok(mut log) = File::options().create(true).append(true).open(log) {
+                let _ = writeln!(log, "-- the pod's process has ended: {status}");
+            }
+            match std::mem::take(&mut runs) {
+                true => told(Said::Ended),
+                // Whoever started it waits for this.
+                false => drop(pids.send(None)),
+            }
         }
     }
 }
@@ -98,22 +146,40 @@ pub fn dies_with_parent(command: &mut Command) {
     }
 }
 
-/// The launcher: `statefulset pod SPEC`. Gives the code to exit with.
-pub fn launch(spec: &str) -> anyhow::Result<u8> {
-    let spec: PodSpec = serde_json::from_str(spec).context("read the pod's specification")?;
+/// The launcher: `statefulset pod SPEC`. Says `unshared`, then for each line `go` that it is given what becomes of the
+/// process: `pid PID`, `ended STATUS`.
+pub fn launch(text: &str) -> anyhow::Result<()> {
+    let spec: PodSpec = serde_json::from_str(text).context("read the pod's specification")?;
     if spec.namespaces {
         let own =
             CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(own).context("take namespaces")?;
     }
     println!("unshared");
-    let mut order = String::new();
-    std::io::stdin().read_line(&mut order)?;
-    ensure!(order == "go\n", "the box is gone");
+    let exe = std::env::current_exe()?;
+    let mut is_set_up = false;
+    for order in std::io::stdin().lines() {
+        ensure!(order? == "go", "the box does not say what it should");
+        if spec.namespaces && !is_set_up {
+            furnish(&spec)?;
+            is_set_up = true;
+        }
+        let mut command = Command::new(&exe);
+        command.arg("process").arg(text).stdin(Stdio::null());
+        dies_with_parent(&mut command);
+        let status = command.status().context("start the pod's process")?;
+        println!("ended {status}");
+    }
+    Ok(())
+}
+
+/// Starts the pod's process in the launcher's namespaces: `statefulset process SPEC`. Says `pid PID`, and gives the code to
+/// exit with.
+pub fn run(spec: &str) -> anyhow::Result<u8> {
+    let spec: PodSpec = serde_json::from_str(spec).context("read the pod's specification")?;
     if spec.namespaces {
-        set_up(&spec)?;
-        // Last: the next process that we start becomes PID 1.
-        unshare(CloneFlags::CLONE_NEWPID).context("take a PID namespace")?;
+        // The next process that we start becomes PID 1: whatever it starts is gone with it. It sees a /proc of its own.
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("take a PID namespace")?;
     }
     let log = File::options().create(true).append(true).open(&spec.log).context("open the pod's log")?;
     let mut command = Command::new(&spec.program);
@@ -142,7 +208,7 @@ pub fn launch(spec: &str) -> anyhow::Result<u8> {
 }
 
 /// The pod's side of the link, its host name and its files.
-fn set_up(spec: &PodSpec) -> anyhow::Result<()> {
+fn furnish(spec: &PodSpec) -> anyhow::Result<()> {
     ip(&format!(
         "link set lo up\nlink set eth0 up\naddress add {}/32 dev eth0\nroute add {GATEWAY}/32 dev eth0\n\
          route add default via {GATEWAY} dev eth0\n",

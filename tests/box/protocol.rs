@@ -32,10 +32,12 @@ pub struct Config {
     pub coredns: PathBuf,
     /// `terminationGracePeriodSeconds`, in milliseconds.
     pub grace_ms: u64,
-    /// First and longest wait before a failed pod is replaced, in milliseconds.
+    /// First and longest wait before a failed pod is replaced, or a process that ended started again, in milliseconds.
     pub backoff_ms: (u64, u64),
-    /// Between two readiness probes, in milliseconds.
+    /// From one readiness probe to the next, in milliseconds.
     pub probe_ms: u64,
+    /// From one liveness probe to the next, in milliseconds.
+    pub liveness_ms: u64,
     /// Seconds that DNS records hold.
     pub ttl: u32,
     /// Seconds that their absence holds.
@@ -115,7 +117,7 @@ pub enum Request {
     },
     /// Deletes a pod: SIGTERM, and SIGKILL when its grace is over. It is replaced.
     Delete(u32),
-    /// Kills a pod with SIGKILL. It is replaced, after a while if it often fails.
+    /// Kills a pod with SIGKILL, as if its node had lost it. It is replaced, after a while if it often fails.
     Kill(u32),
     /// Kills a pod and takes its volume away. It is replaced with an empty one.
     LoseVolume(u32),
@@ -192,7 +194,7 @@ impl Status {
 pub struct PodStatus {
     /// Its name.
     pub name: String,
-    /// Its address, if it runs.
+    /// Its address, which it has for as long as it exists.
     pub address: Option<IpAddr>,
     /// How far it is.
     pub phase: PodPhase,
@@ -202,9 +204,11 @@ pub struct PodStatus {
     pub incarnation: u64,
     /// The revision that it was started with; with a host cluster it is not known here.
     pub revision: u64,
-    /// How often a pod of this name has failed since one was last well.
+    /// How often a pod of this name was killed since one was last well.
     pub failures: u32,
-    /// Its process, as seen from outside; PID 1 inside.
+    /// How often its process was started again in its place.
+    pub restarts: u32,
+    /// Its process, if it runs, as seen from outside; PID 1 inside.
     pub pid: Option<i32>,
 }
 
@@ -215,6 +219,6 @@ pub enum PodPhase {
     Running,
     /// It was told to end.
     Terminating,
-    /// It has failed and is going to be replaced.
+    /// It was killed and is going to be replaced, or its process has ended and is going to be started again.
     Backoff,
 }

@@ -1,8 +1,8 @@
-//! A program for pods that does little: it answers `/readyz` on 8443 and says whom it reaches. For tests of the box, and
+//! A program for pods that does little: it answers `/readyz` and `/healthz` on 8443 and says whom it reaches. For tests of the box, and
 //! for showing it.
 //!
-//! It is steered by files in its volume: `not-ready` (answers 503), `ignore-term` (goes on after SIGTERM), `crash` (ends
-//! at once).
+//! It is steered by files in its volume: `not-ready` and `not-live` (answers 503 to the one probe and the other),
+//! `ignore-term` (goes on after SIGTERM), `crash` (ends at once).
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -135,7 +135,8 @@ async fn answer(
     let request = String::from_utf8_lossy(&request[..length]).into_owned();
     let path = request.split(' ').nth(1).unwrap_or_default();
     let (status, body) = match path.split_once('?').unwrap_or((path, "")) {
-        ("/readyz" | "/healthz", _) if data_dir.join("not-ready").exists() => (503, "not ready".to_owned()),
+        ("/readyz", _) if data_dir.join("not-ready").exists() => (503, "not ready".to_owned()),
+        ("/healthz", _) if data_dir.join("not-live").exists() => (503, "not live".to_owned()),
         ("/readyz" | "/healthz", _) => (200, "ok".to_owned()),
         ("/state", _) => (200, serde_json::to_string(&state(data_dir))?),
         ("/peers", count) => (200, serde_json::to_string(&peers(discovery, count.parse().unwrap_or(3)).await)?),

@@ -1,8 +1,13 @@
 //! The StatefulSet in a box, with a stand-in in its pods and with syncer.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::statefulset_box::client::{self, Client};
 use crate::statefulset_box::coredns::Mood;
-use crate::statefulset_box::protocol::{ApiMood, Config, HostPrograms, NetworkMode, PodPhase, Policy, Program, Status};
+use crate::statefulset_box::protocol::{
+    ApiMood, Config, HostPrograms, NetworkMode, PodPhase, PodStatus, Policy, Program, Status,
+};
 use crate::statefulset_box::stand_in::PORT;
 use crate::support::statefulset::{PATIENCE, TestBox, alive, statefulset};
 use crate::support::{part, poll, syncer};
@@ -83,16 +88,55 @@ fn a_deleted_pod_has_its_grace_and_no_more() {
     set.until("it is killed and replaced", |s| s.settled && s.pods[&0].incarnation == 2);
 }
 
+/// SIGKILL to a pod's process, of which the box is told nothing.
+fn kill_process(pod: &PodStatus) {
+    kill(Pid::from_raw(pod.pid.expect("it runs")), Signal::SIGKILL).expect("a signal");
+}
+
 #[test]
-fn a_pod_that_fails_again_and_again_is_replaced_all_the_same() {
+fn a_process_that_ends_again_and_again_is_started_again_in_its_place() {
     let set = TestBox::ready(2, Policy::Parallel);
-    set.steer(1, "crash");
-    set.kill9(1).expect("kill");
-    let failed = |s: &Status| s.pods[&1].failures >= 4 && s.pods[&1].phase == PodPhase::Backoff;
-    let status = set.until("it fails a few times", failed);
-    assert_eq!((status.ready(), status.pods[&1].address), (vec![0], None));
-    std::fs::remove_file(set.volume("vc-1").join("crash")).expect("let it live");
+    let before = set.status().expect("a status").pods[&1].clone();
+    let crashes = || {
+        set.steer(1, "crash");
+        kill_process(&set.status().expect("a status").pods[&1]);
+        let waits = |s: &Status| s.pods[&1].restarts >= 3 && s.pods[&1].phase == PodPhase::Backoff;
+        set.until("it has ended a few times", waits)
+    };
+    let status = crashes();
+    assert_eq!((status.ready(), status.pods[&1].pid), (vec![0], None));
+    set.dns_of(0, 1, "present");
+    let lives = || std::fs::remove_file(set.volume("vc-1").join("crash")).expect("let it live");
+    lives();
+    let after = set.settled().pods[&1].clone();
+    assert_eq!((after.incarnation, after.address, after.failures), (before.incarnation, before.address, 0));
+    assert_eq!(set.state(1).starts, after.restarts as usize + 1);
+    set.reaches(0, 1, true);
+
+    // A pod that is to end while it has no process is over at once.
+    crashes();
+    set.delete(1).expect("delete");
+    let replaced = |s: &Status| s.pods.get(&1).is_some_and(|pod| pod.incarnation > before.incarnation);
+    let after = set.until("it is replaced", replaced).pods[&1].clone();
+    assert_ne!(after.address, before.address);
+    lives();
     set.settled();
+}
+
+#[test]
+fn a_process_that_does_not_live_is_ended_within_its_grace_and_started_again_in_its_place() {
+    let set = TestBox::up(|config| (config.replicas, config.grace_ms) = (1, 500));
+    let before = set.settled().pods[&0].clone();
+    set.steer(0, "ignore-term");
+    set.steer(0, "not-live");
+    set.until("it is started again", |s| s.pods[&0].restarts == 1);
+    let log = set.log("vc-0");
+    assert!(log.contains("SIGTERM") && log.contains("has ended: exit status: 137"), "{log}");
+    for file in ["ignore-term", "not-live"] {
+        std::fs::remove_file(set.volume("vc-0").join(file)).expect("let it live");
+    }
+    let after = set.settled().pods[&0].clone();
+    assert_eq!((after.incarnation, after.address), (before.incarnation, before.address));
 }
 
 #[test]
@@ -139,6 +183,13 @@ fn a_host_clusters_controllers_decide() {
     let before = set.until("it is scaled up", |s| s.settled && s.pods.len() == 3);
     set.dns_of(0, 2, "present");
     set.reaches(0, 2, true);
+
+    kill_process(&before.pods[&1]);
+    let again = set.until("its process is started again", |s| s.settled && s.pods[&1].restarts == 1);
+    let place = |s: &Status| (s.pods[&1].incarnation, s.pods[&1].address);
+    assert_eq!(place(&again), place(&before));
+    let restarts = "jsonpath={.status.containerStatuses[0].restartCount}";
+    assert_eq!(kubectl(&["get", "pod", "vc-1", "-o", restarts]), "1");
 
     set.kill9(2).expect("kill");
     let old = before.pods[&2].incarnation;

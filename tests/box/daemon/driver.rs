@@ -9,7 +9,7 @@ use anyhow::ensure;
 
 use super::super::controller::{Action, Event, Pod, StatefulSet};
 use super::super::forward::{Addresses, forward};
-use super::super::host::{self, Host, SetStatus};
+use super::super::host::{self, Host, Reported, SetStatus};
 use super::super::kubelet::{Duty, Kubelet, Listed};
 use super::super::network::GATEWAY;
 use super::{Daemon, Message, write};
@@ -142,7 +142,7 @@ impl Daemon {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             if let Event::Exited { ordinal, incarnation } = event {
-                self.buried(ordinal, incarnation);
+                self.bury(ordinal, incarnation);
             }
             let now = self.began.elapsed();
             let duties = match &mut self.driver {
@@ -181,10 +181,16 @@ impl Daemon {
     pub(super) fn report(&self, ordinal: u32) -> anyhow::Result<()> {
         let Driver::Host(driver) = &self.driver else { return Ok(()) };
         let Some(started) = driver.kubelet.pods.get(&ordinal) else { return Ok(()) };
-        let (uid, ready) = (started.uid.clone(), started.pod.ready);
+        let uid = started.uid.clone();
         let live = self.live.get(&ordinal).filter(|live| live.incarnation == started.pod.incarnation);
-        let address = live.map(|live| live.address).filter(|_| !started.ended);
-        self.tell(move |api| api.report(ordinal, &uid, address, ready))
+        let live = live.filter(|_| !started.ended);
+        let reported = Reported {
+            address: live.map(|live| live.address),
+            runs: live.is_some_and(|live| live.container.runs()),
+            restarts: live.map_or(0, |live| live.container.restarts),
+            ready: started.pod.ready,
+        };
+        self.tell(move |api| api.report(ordinal, &uid, &reported))
     }
 
     pub(super) fn tell(

@@ -1,41 +1,76 @@
-//! The node: starts and ends the pods' processes, and what follows their addresses.
+//! The node: sets pods up, starts and ends their processes, and what follows their addresses.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use nix::sys::signal::Signal;
 
+use super::super::container::{Container, Due};
 use super::super::controller::{Action, Event};
 use super::super::host::{self, Host};
 use super::super::network::GATEWAY;
-use super::super::pod::{self, PodSpec};
+use super::super::pod::{self, PodSpec, Said, Sandbox};
+use super::super::probe::{self, Every, Finding};
 use super::super::protocol::Program;
-use super::super::{probe, stand_in};
+use super::super::stand_in;
 use super::driver::Driver;
 use super::{Daemon, Message, rename};
 
-/// A pod's process, and what goes with it.
+/// A pod that is set up.
 pub(super) struct Live {
     pub(super) incarnation: u64,
-    pub(super) revision: u64,
     pub(super) address: Ipv4Addr,
+    pub(super) container: Container,
+    /// Its process, while that runs.
+    pub(super) process: Option<Process>,
+    sandbox: Sandbox,
+}
+
+/// A pod's process. Dropped: it is not probed any more.
+pub(super) struct Process {
     pub(super) pid: i32,
-    pub(super) process: OwnedFd,
-    pub(super) stop_probes: Arc<AtomicBool>,
+    /// `None`: it had ended before it could be opened, which is about to be heard of.
+    descriptor: Option<OwnedFd>,
+    stop_probes: Arc<AtomicBool>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop_probes.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A start of a pod's process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Which {
+    ordinal: u32,
+    incarnation: u64,
+    /// How often it had been started again.
+    restarts: u32,
+}
+
+/// What is heard of a pod's process.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Heard {
+    /// It has ended.
+    Ended,
+    /// The pod that it was in is no more.
+    Gone,
+    /// What its probes have found.
+    Probed(Finding),
 }
 
 impl Daemon {
     pub(super) fn act(&mut self, action: Action) -> anyhow::Result<()> {
         match action {
             Action::Start { ordinal, incarnation, revision } => self.start(ordinal, incarnation, revision),
-            Action::Terminate(ordinal) => self.signal(ordinal, Signal::SIGTERM),
-            Action::Kill(ordinal) => self.signal(ordinal, Signal::SIGKILL),
+            Action::Terminate(ordinal) => self.end(ordinal, Signal::SIGTERM),
+            Action::Kill(ordinal) => self.end(ordinal, Signal::SIGKILL),
             Action::LoseVolume(ordinal) => {
                 let volume = self.volume(&self.name_of(ordinal));
                 let aside = (0..).map(|n| volume.with_extension(format!("lost-{n}"))).find(|path| !path.exists());
@@ -47,13 +82,24 @@ impl Daemon {
         }
     }
 
+    /// Ends a pod for good.
+    fn end(&mut self, ordinal: u32, signal: Signal) -> anyhow::Result<()> {
+        let Some(live) = self.live.get_mut(&ordinal) else { return Ok(()) };
+        if live.container.tell() {
+            let gone = Event::Exited { ordinal, incarnation: live.incarnation };
+            return self.messages.send(Message::Happened(gone)).context("the box is going down");
+        }
+        self.signal(ordinal, signal)
+    }
+
     /// By the process' own descriptor, so that no stranger with its number is hit.
-    pub(super) fn signal(&self, ordinal: u32, signal: Signal) -> anyhow::Result<()> {
-        let Some(live) = self.live.get(&ordinal) else { return Ok(()) };
+    fn signal(&self, ordinal: u32, signal: Signal) -> anyhow::Result<()> {
+        let process = self.live.get(&ordinal).and_then(|live| live.process.as_ref());
+        let Some(descriptor) = process.and_then(|process| process.descriptor.as_ref()) else { return Ok(()) };
         let none = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: a bare system call on a descriptor that we hold, with no information beside the signal and no flags.
         let sent = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, live.process.as_raw_fd(), signal as libc::c_int, none, 0)
+            libc::syscall(libc::SYS_pidfd_send_signal, descriptor.as_raw_fd(), signal as libc::c_int, none, 0)
         };
         match std::io::Error::last_os_error() {
             error if sent == -1 && error.raw_os_error() != Some(libc::ESRCH) => Err(error.into()),
@@ -61,32 +107,112 @@ impl Daemon {
         }
     }
 
-    pub(super) fn start(&mut self, ordinal: u32, incarnation: u64, revision: u64) -> anyhow::Result<()> {
+    fn start(&mut self, ordinal: u32, incarnation: u64, revision: u64) -> anyhow::Result<()> {
         let address = self.network.new_address()?;
         let spec = self.spec(ordinal, revision, address)?;
-        let pod::Started { mut launcher, pid } = pod::start(&self.network, &self.exe, &spec, incarnation)?;
-        // SAFETY: a bare system call; the launcher that would wait for the process holds its number until then.
-        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let messages = self.messages.clone();
-        let log = spec.log.clone();
-        std::thread::Builder::new().name("wait".into()).spawn(move || {
-            if let (Ok(status), Ok(mut log)) = (launcher.wait(), File::options().append(true).open(log)) {
-                let _ = writeln!(log, "-- the pod has ended: {status}");
-            }
-            let _ = messages.send(Message::Happened(Event::Exited { ordinal, incarnation }));
-        })?;
-        ensure!(process >= 0, "the pod has ended already");
-        // SAFETY: the descriptor is new and nobody else's.
-        let process = unsafe { OwnedFd::from_raw_fd(i32::try_from(process)?) };
-        let stop_probes = Arc::new(AtomicBool::new(false));
-        let messages = self.messages.clone();
-        let every = Duration::from_millis(self.config.probe_ms);
-        let server = SocketAddr::from((address, stand_in::PORT));
-        probe::watch(self.network.place(), server, every, stop_probes.clone(), move |ready| {
-            let _ = messages.send(Message::Happened(Event::Ready { ordinal, incarnation, ready }));
-        })?;
-        self.live.insert(ordinal, Live { incarnation, revision, address, pid, process, stop_probes });
+        let mut restarts = 0..;
+        let told = move |said: Said| {
+            let heard = match said {
+                Said::Ended => Heard::Ended,
+                Said::Gone => Heard::Gone,
+            };
+            // Each start ends once.
+            let which = Which { ordinal, incarnation, restarts: restarts.next().unwrap_or(u32::MAX) };
+            // The box may have gone down.
+            let _ = messages.send(Message::Heard(which, heard));
+        };
+        let mut sandbox = pod::set_up(&self.network, &self.exe, &spec, incarnation, told)?;
+        let process = self.process(Which { ordinal, incarnation, restarts: 0 }, address, sandbox.start()?)?;
+        let ms = Duration::from_millis;
+        let backoff = (ms(self.config.backoff_ms.0), ms(self.config.backoff_ms.1));
+        let container = Container::new(self.began.elapsed(), ms(self.config.grace_ms), backoff);
+        self.live.insert(ordinal, Live { incarnation, address, container, process: Some(process), sandbox });
         self.addressed()
+    }
+
+    /// What goes with a process that has just been started.
+    fn process(&self, which: Which, address: Ipv4Addr, pid: i32) -> anyhow::Result<Process> {
+        // SAFETY: a bare system call; the launcher, which waits for the process, has told its number just now.
+        let descriptor = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let descriptor = i32::try_from(descriptor).ok().filter(|descriptor| *descriptor >= 0);
+        // SAFETY: the descriptor is new and nobody else's.
+        let descriptor = descriptor.map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) });
+        let process = Process { pid, descriptor, stop_probes: Arc::new(AtomicBool::new(false)) };
+        let messages = self.messages.clone();
+        let every = Every {
+            ready: Duration::from_millis(self.config.probe_ms),
+            live: Duration::from_millis(self.config.liveness_ms),
+        };
+        let server = SocketAddr::from((address, stand_in::PORT));
+        probe::watch(self.network.place(), server, every, process.stop_probes.clone(), move |finding| {
+            let _ = messages.send(Message::Heard(which, Heard::Probed(finding)));
+        })?;
+        Ok(process)
+    }
+
+    /// Takes what was heard of a pod's process, unless it is over.
+    pub(super) fn heard(&mut self, which: Which, heard: Heard) {
+        let Which { ordinal, incarnation, restarts } = which;
+        let now = self.began.elapsed();
+        let Some(live) = self.live.get_mut(&ordinal).filter(|live| live.incarnation == incarnation) else { return };
+        let runs = live.process.is_some() && live.container.restarts == restarts;
+        match heard {
+            Heard::Gone => self.happened(Event::Exited { ordinal, incarnation }),
+            _ if !runs => {}
+            Heard::Probed(Finding::Ready(ready)) => self.happened(Event::Ready { ordinal, incarnation, ready }),
+            Heard::Probed(Finding::NotLive) => {
+                if live.container.not_live(now) {
+                    self.say(&format!("{} is not live", self.name_of(ordinal)));
+                    self.signalled(ordinal, Signal::SIGTERM);
+                }
+            }
+            Heard::Ended => {
+                live.process = None;
+                let event = match live.container.ended(now) {
+                    true => Event::Exited { ordinal, incarnation },
+                    false => Event::Ready { ordinal, incarnation, ready: false },
+                };
+                self.say(&format!("the process of {} has ended", self.name_of(ordinal)));
+                self.happened(event);
+            }
+        }
+    }
+
+    fn signalled(&self, ordinal: u32, signal: Signal) {
+        if let Err(e) = self.signal(ordinal, signal) {
+            self.say(&format!("{signal} to {}: {e:#}", self.name_of(ordinal)));
+        }
+    }
+
+    /// Starts processes again whose time has come, and kills those that outlive their grace.
+    pub(super) fn look_after_processes(&mut self) {
+        let now = self.began.elapsed();
+        let due = |(ordinal, live): (&u32, &mut Live)| Some((*ordinal, live.container.due(now)?));
+        for (ordinal, due) in self.live.iter_mut().filter_map(due).collect::<Vec<_>>() {
+            match due {
+                Due::Kill => self.signalled(ordinal, Signal::SIGKILL),
+                Due::Start => {
+                    let Some(live) = self.live.get_mut(&ordinal) else { continue };
+                    let (incarnation, address) = (live.incarnation, live.address);
+                    let which = Which { ordinal, incarnation, restarts: live.container.restarts };
+                    let process = live.sandbox.start().and_then(|pid| self.process(which, address, pid));
+                    let event = match process {
+                        Ok(process) => {
+                            self.say(&format!("{} is started again", self.name_of(ordinal)));
+                            self.live.entry(ordinal).and_modify(|live| live.process = Some(process));
+                            Event::Ready { ordinal, incarnation, ready: false }
+                        }
+                        // Nothing is left of the pod that it could be started in.
+                        Err(e) => {
+                            self.say(&format!("{} is not started again: {e:#}", self.name_of(ordinal)));
+                            Event::Exited { ordinal, incarnation }
+                        }
+                    };
+                    self.happened(event);
+                }
+            }
+        }
     }
 
     pub(super) fn spec(&self, ordinal: u32, revision: u64, address: Ipv4Addr) -> anyhow::Result<PodSpec> {
@@ -150,11 +276,9 @@ impl Daemon {
     }
 
     /// A pod is gone: so is its record.
-    pub(super) fn buried(&mut self, ordinal: u32, incarnation: u64) {
-        if self.live.get(&ordinal).is_some_and(|live| live.incarnation == incarnation)
-            && let Some(live) = self.live.remove(&ordinal)
-        {
-            live.stop_probes.store(true, Ordering::Relaxed);
+    pub(super) fn bury(&mut self, ordinal: u32, incarnation: u64) {
+        if self.live.get(&ordinal).is_some_and(|live| live.incarnation == incarnation) {
+            self.live.remove(&ordinal);
             if let Err(e) = self.addressed() {
                 self.say(&format!("after the end of {}: {e:#}", self.name_of(ordinal)));
             }

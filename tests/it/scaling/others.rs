@@ -1,7 +1,6 @@
 //! Another cluster that was not to be seen when a pod was started is seen while it runs.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,14 +11,8 @@ use syncer::observe::notes;
 use super::{Access, CHANGE, Said, Scene, ask};
 use crate::statefulset_box::protocol::{Policy, Program};
 use crate::support::etcd::output;
-use crate::support::statefulset::TestBox;
-use crate::support::{part, poll, syncer};
-
-/// A pod can be held back before it has looked at anything.
-const HELD_BACK: &str = r#"#!/bin/sh
-while [ -e FOLDER/hold-$POD_NAME ]; do sleep 0.02; done
-exec SYNCER "$@"
-"#;
+use crate::support::statefulset::{TestBox, can_be_held_back};
+use crate::support::{part, poll};
 
 /// Pods that can be held back, whose files for that are in the folder.
 fn pods(replicas: u32) -> (TestBox, tempfile::TempDir) {
@@ -29,15 +22,11 @@ fn pods(replicas: u32) -> (TestBox, tempfile::TempDir) {
 /// The same with more arguments.
 fn pods_with(replicas: u32, more: &[&str]) -> (TestBox, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
-    let program = folder.path().join("syncer");
-    let script = HELD_BACK.replace("FOLDER", &folder.path().display().to_string());
-    fs::write(&program, script.replace("SYNCER", &syncer().display().to_string())).expect("write a script");
-    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
     let set = TestBox::syncer_with(replicas, Policy::Parallel, |config| {
-        let binaries = part("etcd").parent().expect("a folder").to_owned();
-        let args = std::iter::once(&"--distro=none").chain(more).map(ToString::to_string).collect();
-        config.program = Program::Syncer { file: program, binaries, args };
+        can_be_held_back(config, folder.path());
+        if let Program::Syncer { args, .. } = &mut config.program {
+            args.extend(more.iter().map(ToString::to_string));
+        }
     });
     (set, folder)
 }

@@ -1,7 +1,7 @@
 //! A StatefulSet in a box for a test (`tests/box`): ends with the test.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,23 @@ pub fn statefulset() -> PathBuf {
 pub fn alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
+}
+
+/// A pod can be held back before it has looked at anything.
+const HELD_BACK: &str = r#"#!/bin/sh
+while [ -e FOLDER/hold-$POD_NAME ]; do sleep 0.02; done
+exec SYNCER "$@"
+"#;
+
+/// Pods of syncer that can be held back, each for as long as there is a file `hold-POD` in the folder.
+pub fn can_be_held_back(config: &mut Config, folder: &Path) {
+    let Program::Syncer { file, .. } = &mut config.program else { panic!("pods of syncer") };
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
+    let program = folder.join("syncer");
+    let script = HELD_BACK.replace("FOLDER", &folder.display().to_string());
+    std::fs::write(&program, script.replace("SYNCER", &file.display().to_string())).expect("write a script");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    *file = program;
 }
 
 /// A box in a folder of its own, which ends with the test (with the thread that made it). What can be asked of it: [`Client`].
@@ -60,6 +77,7 @@ impl TestBox {
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
         let mut config = Config::new(dir.path(), Program::StandIn, part("coredns"));
         config.probe_ms = 50;
+        config.liveness_ms = 200;
         config.backoff_ms = (50, 400);
         change(&mut config);
         let (client, daemon) = client::up(&statefulset(), &config).expect("a box");
@@ -93,6 +111,8 @@ impl TestBox {
         let binaries = part("kube-apiserver").parent().expect("a program is in a folder").to_owned();
         TestBox::syncer_with(replicas, policy, |config| {
             config.program = Program::Syncer { file: syncer(), binaries, args: vec!["--distro=k8s".to_owned()] };
+            // As in the charts: it is seconds before an API server that has lost its etcd is not asked any more.
+            config.liveness_ms = 2000;
         })
     }
 
