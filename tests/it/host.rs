@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
-use crate::support::statefulset::{TestBox, alive, statefulset};
+use crate::support::statefulset::{TestBox, alive, can_be_held_back, statefulset};
 use crate::support::{part, poll, syncer};
 
 /// So long nothing must change where nothing may.
@@ -266,11 +266,7 @@ fn api_hangs(scene: &mut Scene) {
     scene.set.kill9(1).expect("kill");
     let new = |pod: &PodStatus| pod.incarnation > before && pod.pid.is_some();
     let made = scene.set.wait("pod 1 is made anew", CHANGE, |s| s.pods.get(&1).is_some_and(new)).expect("a new pod");
-    // Without a name no pod starts etcd, and with the API away no name leads to a new address.
-    let address = made.pods[&1].address.expect("it runs").to_string();
-    let addresses =
-        || scene.set.kubectl(&["get", "endpointslices", "-o", "jsonpath={.items[*].endpoints[*].addresses}"]);
-    poll("pod 1 has its name", CHANGE, || addresses().contains(&format!("\"{address}\"")).then_some(()));
+    has_its_name(&scene.set, &made.pods[&1]);
     scene.set.host_api(ApiMood::Hangs).expect("a mood");
     let serves = || ask(&Access::of(&scene.set, 1)).filter(|said| said.voters.len() == 3);
     poll("pod 1 starts from its data", CHANGE, serves);
@@ -281,6 +277,50 @@ fn api_hangs(scene: &mut Scene) {
     nobody_is_removed(scene, "the API hangs", 3);
     scene.set.host_api(ApiMood::Well).expect("a mood");
     scene.scaled(3);
+}
+
+/// A pod that is made, and before it has looked at anything the API hangs: it waits, forms nothing beside those that it
+/// cannot be told of, and lives on. It joins when the API is back.
+#[test]
+fn a_pod_that_finds_the_api_hanging_waits_and_joins_when_it_is_back() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let held = folder.path().join("hold-vc-1");
+    std::fs::write(&held, "").expect("write a file");
+    let set = TestBox::hosted_with(1, Policy::Parallel, |config| can_be_held_back(config, folder.path()));
+    let mut scene = Scene::of(1, set);
+    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=2"]);
+    let runs = |s: &Status| s.pods.get(&1).is_some_and(|pod| pod.pid.is_some());
+    let made = scene.set.wait("pod 1 is made", CHANGE, runs).expect("a pod").pods[&1].clone();
+    has_its_name(&scene.set, &made);
+    scene.set.host_api(ApiMood::Hangs).expect("a mood");
+    std::fs::remove_file(held).expect("let it go");
+
+    let waits = "waiting: the host cluster's API does not say what must be known";
+    poll("it says what it waits for", CHANGE, || scene.set.log("vc-1").contains(waits).then_some(()));
+    let began = Instant::now();
+    while began.elapsed() < NOTHING {
+        assert!(!scene.set.volume("vc-1").join("etcd").exists(), "it formed or joined{}", scene.logs());
+        assert!(scene.set.get(1, "/healthz").is_some(), "it does not live{}", scene.logs());
+        let said = ask(&Access::of(&scene.set, 0)).expect("pod 0 serves on");
+        assert_eq!((said.voters.len(), said.learners), (1, 0));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    scene.set.host_api(ApiMood::Well).expect("a mood");
+    scene.scaled(2);
+    let now = scene.set.status().expect("a status").pods[&1].clone();
+    assert_eq!((now.pid, now.restarts), (made.pid, 0), "its process was ended");
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// Without a name no pod starts etcd, and with the API away no name leads to a new address.
+fn has_its_name(set: &TestBox, pod: &PodStatus) {
+    let address = pod.address.expect("it runs").to_string();
+    let addresses = || set.kubectl(&["get", "endpointslices", "-o", "jsonpath={.items[*].endpoints[*].addresses}"]);
+    let named = || addresses().contains(&format!("\"{address}\"")).then_some(());
+    poll(&format!("{} has its name", pod.name), CHANGE, named);
 }
 
 /// An administrator's Secret, there before the first pod.

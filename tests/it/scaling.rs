@@ -18,6 +18,7 @@ mod clocks;
 mod damage;
 mod joining;
 mod others;
+mod processes;
 mod upgrade;
 
 /// One try of a write or a question.

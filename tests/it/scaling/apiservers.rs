@@ -271,6 +271,43 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
     assert!(ledger.longest < OUTAGE, "{:?} without a write{}", ledger.longest, logs(&set));
 }
 
+/// The charts of k8s end a process whose `/healthz` has failed ten times, two seconds apart.
+const BEYOND_LIVENESS: Duration = Duration::from_secs(26);
+
+/// The API server's own `/healthz` fails with the quorum, and its pod would be ended for it: the pod answers in its place
+/// before that.
+#[test]
+fn an_api_server_that_has_lost_its_quorum_is_not_ended_for_that() {
+    if std::env::var_os("SYNCER_QUICK").is_some() {
+        eprintln!("skipped: --quick");
+        return;
+    }
+    let set = TestBox::kubernetes(2, Policy::Parallel);
+    let before = set.wait("two API servers", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", logs(&set)));
+    if !set.has_namespaces() {
+        return;
+    }
+    set.partition(0, 1).expect("part them");
+    let began = Instant::now();
+    let lives = || set.get(0, "/healthz").is_some();
+    poll("the API server says that it has no quorum", CHANGE, || (!lives()).then_some(()));
+    let first = began.elapsed();
+    let mut last = first;
+    while began.elapsed() < BEYOND_LIVENESS {
+        if !lives() {
+            last = began.elapsed();
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    eprintln!("apiservers: without a quorum /healthz fails from {first:?} to {last:?}");
+    set.heal().expect("heal");
+    let after = set.wait("both serve again", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", logs(&set)));
+    for (ordinal, was) in before.pods {
+        let is = &after.pods[&ordinal];
+        assert_eq!((is.pid, is.restarts), (was.pid, 0), "pod {ordinal}: its process was ended{}", logs(&set));
+    }
+}
+
 /// What the pods have said last, without their children.
 fn logs(set: &Client) -> String {
     let last = |ordinal: u32| {
