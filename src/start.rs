@@ -34,7 +34,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{BootDecision, Known, Refusal, decide};
+use crate::boot::{BootDecision, Known, decide};
 use crate::datadir::lock::{DatadirLock, LockError};
 use crate::discovery::schedule::Pace;
 use crate::discovery::{Discovery, own};
@@ -100,14 +100,10 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         }
     }
     let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
-    // What other pods and the host API have a say in is decided when they have been asked.
-    let others_decide = |refusal: &Refusal| {
-        settings.pod.in_pod
-            && settings.etcd.enabled
-            && (refusal.exit() == Exit::RefusedMembership || matches!(refusal, Refusal::DamagedDataDir(_)))
-    };
+    // What others have a say in is decided when they have been asked.
+    let others = settings.pod.in_pod && settings.etcd.enabled;
     if let BootDecision::Refuse(refusal) = decide(&facts)
-        && !others_decide(&refusal)
+        && !(others && refusal.others_decide())
     {
         return Err(refusal.error());
     }

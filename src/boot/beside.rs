@@ -13,11 +13,32 @@ pub enum Beside {
     /// An unrelated cluster is the formed one: it stops everything and decides anew, which is a refusal as long as that stays
     /// so. Nothing is changed.
     Overtaken(ClusterId),
-    /// An unrelated cluster is served by at least as many pods: the same, once it has been so for some looks, as the word
-    /// of a pod may be missing in one.
+    /// An unrelated cluster is served by at least as many pods: the same, once it has been so for some looks ([`Looks`]).
     Outnumbered(ClusterId),
     /// Fewer pods serve an unrelated cluster. They are to stop; a stray volume must not stop those that have a quorum.
     Stray(ClusterId),
+}
+
+/// So many looks in a row must find more pods that serve another cluster: the word of one may be missing in a look.
+const OUTNUMBERED: u32 = 3;
+
+/// What look after look comes to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looks {
+    outnumbered: u32,
+}
+
+impl Looks {
+    /// Takes what one look has found, and gives what is to be acted upon: numbers stop nobody before they have been so
+    /// for some looks.
+    pub fn take(&mut self, heard: Option<Beside>) -> Option<Beside> {
+        let Some(Beside::Outnumbered(other)) = heard else {
+            self.outnumbered = 0;
+            return heard;
+        };
+        self.outnumbered = self.outnumbered.saturating_add(1);
+        Some(if self.outnumbered < OUTNUMBERED { Beside::Stray(other) } else { Beside::Outnumbered(other) })
+    }
 }
 
 /// Whether anything is to be compared: another pod has another cluster, or says that this one was replaced. Only then is
@@ -101,6 +122,25 @@ mod tests {
         assert_eq!(heard(&serving(&[serves(OTHER), serves(OTHER)])), Some(Beside::Outnumbered(OTHER)));
         let two_strays = serving(&[serves(MINE), serves(OTHER), serves(ClusterId(8))]);
         assert!(matches!(heard(&two_strays), Some(Beside::Stray(_))));
+    }
+
+    /// In one look the word of a pod that serves the same cluster is missing.
+    #[test]
+    fn numbers_stop_a_pod_only_when_they_are_so_in_three_looks_in_a_row() {
+        let outnumbered = heard(&serving(&[serves(OTHER), serves(OTHER)]));
+        let even = heard(&serving(&[serves(MINE), serves(MINE), serves(OTHER), serves(OTHER)]));
+        assert_eq!((outnumbered, even), (Some(Beside::Outnumbered(OTHER)), Some(Beside::Stray(OTHER))));
+        for interrupted_by in [even, None] {
+            let mut looks = Looks::default();
+            for heard in [outnumbered, outnumbered, interrupted_by, outnumbered, outnumbered] {
+                assert!(!matches!(looks.take(heard), Some(Beside::Outnumbered(_))));
+            }
+            assert_eq!(looks.take(outnumbered), Some(Beside::Outnumbered(OTHER)));
+        }
+        // What the marker or a restore says counts at once.
+        for authority in [Beside::Overtaken(OTHER), Beside::Superseded] {
+            assert_eq!(Looks::default().take(Some(authority)), Some(authority));
+        }
     }
 
     /// Unreadable notes are not "no notes": the others may serve what this volume's restore has replaced.

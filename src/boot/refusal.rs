@@ -142,6 +142,12 @@ impl Refusal {
         }
     }
 
+    /// Whether the word of other pods or of the host API could lead to another decision: where there may be any, nothing
+    /// is refused for this before they were asked.
+    pub fn others_decide(&self) -> bool {
+        self.exit() == Exit::RefusedMembership || matches!(self, Refusal::DamagedDataDir(_))
+    }
+
     /// What is wrong, naming the thing.
     pub fn what(&self) -> String {
         match self {

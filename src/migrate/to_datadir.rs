@@ -447,3 +447,33 @@ fn has_entries(dir: &Path) -> anyhow::Result<bool> {
         Err(e) => Err(at(dir, e)).context("look into the data dir"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+    use crate::migrate::journal::SourceFile;
+
+    #[test]
+    fn what_a_killed_move_has_left_is_removed_and_nothing_of_another_import() {
+        let left = ["etcd.source", "etcd.staging", "etcd.verify"];
+        for (source, stays) in [("https://vc-etcd:2379", &[][..]), ("state.db", &left[1..])] {
+            let dir = tempfile::tempdir().unwrap();
+            let source = SourceFile { path: source.into(), bytes: 0, modified: 0, inode: 0 };
+            let (phase, started) = (Phase::Importing, 1);
+            let journal = Journal { phase, source, started, finished: None, written: None, file: None };
+            journal::store(&RealDisk, &dir.path().join(journal::FILE_NAME), &journal).unwrap();
+            std::fs::write(dir.path().join(left[0]), "x").unwrap();
+            for folder in ["etcd", left[1], left[2]] {
+                std::fs::create_dir_all(dir.path().join(folder).join("member")).unwrap();
+            }
+            // Twice: the second time nothing is left.
+            for _ in 0..2 {
+                forget_killed(&RealDisk, dir.path()).unwrap();
+                let there: Vec<_> = left.into_iter().filter(|name| dir.path().join(name).exists()).collect();
+                assert_eq!(there, stays, "{journal:?}");
+                assert!(dir.path().join("etcd/member").exists());
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
-use crate::boot::beside::{Beside, NotesRead, another, beside};
+use crate::boot::beside::{Beside, Looks, NotesRead, another, beside};
 use crate::boot::{DataDirFact, Facts, Refusal};
 use crate::ids::ClusterId;
 use crate::observe::notes;
@@ -20,9 +20,6 @@ const EVERY: Duration = Duration::from_secs(10);
 /// the seed: a restored one may have replaced its own, and what it acknowledges from then on is lost.
 const MARKER_AT: u32 = 3;
 
-/// So many looks in a row must find more pods that serve another cluster: the word of one may be missing in a look.
-const OUTNUMBERED: u32 = 3;
-
 /// Stops everything where another cluster is the right one, upon which the boot begins anew. Never ends.
 pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
     if pod.surveyor.is_none() {
@@ -31,7 +28,7 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
     let mut health = pod.health.subscribe();
     let mut said: Option<Instant> = None;
     let mut looks = 0_u32;
-    let mut outnumbered = 0_u32;
+    let mut found = Looks::default();
     loop {
         tokio::time::sleep(EVERY).await;
         looks = looks.wrapping_add(1);
@@ -40,9 +37,9 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
         }
         let Some((_, cluster)) = pod.own.member() else { continue };
         let heard = heard(pod, cluster, looks.is_multiple_of(MARKER_AT)).await;
-        outnumbered = if matches!(heard, Some((Beside::Outnumbered(_), _))) { outnumbered + 1 } else { 0 };
-        let Some((heard, rule)) = heard else { continue };
-        let overtaken = match heard {
+        let believed = found.take(heard.map(|(heard, _)| heard));
+        let (Some(believed), Some((_, rule))) = (believed, heard) else { continue };
+        let overtaken = match believed {
             Beside::Superseded => {
                 tracing::warn!(%cluster, %rule, "a restore has replaced this cluster: stopping it and joining the restored one");
                 true
@@ -52,12 +49,12 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
                 tracing::error!(%rule, remedy = refusal.remedy(), "{}: stopping", refusal.what());
                 true
             }
-            Beside::Outnumbered(other) if outnumbered >= OUTNUMBERED => {
+            Beside::Outnumbered(other) => {
                 let refusal = Refusal::TwoClusters { mine: cluster, other };
                 tracing::error!(%rule, remedy = refusal.remedy(), "{}: stopping, as no fewer pods serve the other", refusal.what());
                 true
             }
-            Beside::Outnumbered(other) | Beside::Stray(other) => {
+            Beside::Stray(other) => {
                 if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
                     said = Some(Instant::now());
                     let refusal = Refusal::TwoClusters { mine: cluster, other };

@@ -1,11 +1,13 @@
 //! Killed at any instant, or told to stop: the source takes writes again, or the pod goes on with everything.
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use syncer::migrate::fence::{self, FencePhase};
 
 use super::*;
-use crate::support::poll;
+use crate::support::{SmallVolume, poll};
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
 const POINTS: [(&str, bool); 16] = [
@@ -68,6 +70,26 @@ fn killed_at_every_crash_point_the_source_or_the_pod_goes_on() {
             source.one().ctl(&["alarm", "disarm"]);
         }
     }
+}
+
+/// It is removed before the room is looked at: nothing of it is used again.
+#[test]
+fn what_a_killed_move_has_left_takes_no_room_of_the_next() {
+    let source = Deployed::start("3.6", 1, None);
+    source.fill(20);
+    let (url, want) = (from(&source.url()), source.everything());
+    let mut pod = TestPod::new();
+    let Some(_small) = SmallVolume::over(&pod.data(), 300 << 20) else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    killed_at(&mut pod, "fence-snapshot-taken", &[&url]);
+    let left = File::options().write(true).open(pod.data().join("etcd.source")).expect("the source's snapshot");
+    fallocate(left, FallocateFlags::empty(), 0, 200 << 20).expect("as of a large source");
+    pod.start("none", &[&url]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want);
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }
 
 #[test]

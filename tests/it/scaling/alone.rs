@@ -98,11 +98,11 @@ fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
     etcd_calls_it_healthy();
     let members = scene.set.etcdctl(0, &["member", "list", "-w", "simple"]);
     let id = members.lines().find(|l| l.contains("vc-2.")).and_then(|l| l.split(',').next()).expect("its member");
-    let before = scene.set.status().expect("a status").pods[&2].incarnation;
+    let before = scene.set.status().expect("a status").pods[&2].pid;
     scene.set.etcdctl(0, &["member", "remove", id]);
     scene.says(2, ASIDE, 1);
     scene.rests("a member was removed by hand", 3);
-    assert_eq!(scene.set.status().expect("a status").pods[&2].incarnation, before, "{}", scene.set.log("vc-2"));
+    assert_eq!(scene.set.status().expect("a status").pods[&2].pid, before, "{}", scene.set.log("vc-2"));
 
     scene.set.kill9(2).expect("kill");
     scene.scale(2);

@@ -77,26 +77,36 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A tmpfs of a fixed size; unmounted on drop.
-pub struct SmallVolume(tempfile::TempDir);
+/// A tmpfs of a fixed size; unmounted on drop, whoever may still use it.
+pub struct SmallVolume {
+    at: PathBuf,
+    _dir: Option<tempfile::TempDir>,
+}
 
 impl SmallVolume {
-    /// `None`: it may not be mounted here.
+    /// In a folder of its own. `None`: it may not be mounted here.
     pub fn mount(bytes: u64) -> Option<SmallVolume> {
         let dir = tempfile::tempdir().expect("a folder");
+        let mut small = SmallVolume::over(dir.path(), bytes)?;
+        small._dir = Some(dir);
+        Some(small)
+    }
+
+    /// Over this folder. `None`: it may not be mounted here.
+    pub fn over(folder: &Path, bytes: u64) -> Option<SmallVolume> {
         let size = format!("size={bytes}");
         let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some(size.as_str())).ok()?;
-        Some(SmallVolume(dir))
+        nix::mount::mount(Some("tmpfs"), folder, Some("tmpfs"), flags, Some(size.as_str())).ok()?;
+        Some(SmallVolume { at: folder.to_owned(), _dir: None })
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.at
     }
 }
 
 impl Drop for SmallVolume {
     fn drop(&mut self) {
-        let _ = nix::mount::umount(self.0.path());
+        let _ = nix::mount::umount2(&self.at, nix::mount::MntFlags::MNT_DETACH);
     }
 }

@@ -196,3 +196,34 @@ fn a_data_dir_of_a_newer_etcd_is_never_replaced() {
     expect(&f, BootDecision::Refuse(Refusal::NewerDataDir(versions())), Rule::StartAsIs);
     assert!(Refusal::NewerDataDir(versions()).remedy().contains("downgrade"));
 }
+
+/// Before anybody was asked, these look like what must be refused.
+#[test]
+fn what_others_have_a_say_in_is_not_refused_before_they_were_asked() {
+    let noted = Notes { set_aside: Some(MINE), ..Notes::default() };
+    let stores = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
+    let told = |alone: &Facts| Facts {
+        desired: Desired::Values(3),
+        peers: vec![PeerFact::new(Ordinal(2))],
+        members: list(&[0, 1, 2]),
+        ..alone.clone()
+    };
+    for alone in [
+        Facts { notes: noted, ..facts() },
+        Facts { ordinal: Ordinal(1), stores, ..facts() },
+        Facts { data_dir: DataDirFact::Damaged("crc".into()), damaged: OWNER, ..facts() },
+    ] {
+        let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
+        assert!(refusal.others_decide(), "{refusal:?}");
+        assert!(!matches!(decide(&told(&alone)), BootDecision::Refuse(_)), "{refusal:?}");
+    }
+    for alone in [
+        Facts { journal: JournalFact::Damaged("crc".into()), ..facts() },
+        Facts { data_dir: DataDirFact::Newer("3.7".into()), ..facts() },
+        Facts { data_dir: DataDirFact::Older("3.4".into()), ..facts() },
+    ] {
+        let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
+        assert!(!refusal.others_decide(), "{refusal:?}");
+        assert_eq!(decide(&told(&alone)), BootDecision::Refuse(refusal), "whatever they say");
+    }
+}
