@@ -18,6 +18,7 @@ use crate::migrate::{fence, journal};
 use crate::peer::ordinal_of;
 use crate::reset;
 use crate::restore;
+use crate::serve::k0s;
 use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
@@ -61,6 +62,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
         shared_ca: false,
+        k0s_makes_cas: k0s::makes_cas(settings),
         host_configured: false,
         marker: Known::Unknown("no host API is configured".to_owned()),
         claims: Known::Unknown("no host API is configured".to_owned()),

@@ -94,6 +94,9 @@ pub struct Facts {
     /// Whether the members of this cluster share one CA: a mounted directory or the host API's Secret.
     #[serde(default)]
     pub shared_ca: bool,
+    /// Where k0s would make CAs and a key pair for tokens of its own, as it would not find those that all pods share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k0s_makes_cas: Option<PathBuf>,
     /// Whether a host API is configured at all.
     #[serde(default)]
     pub host_configured: bool,
@@ -141,6 +144,7 @@ impl Facts {
             stores: StoresFact::default(),
             distro_store: None,
             shared_ca: false,
+            k0s_makes_cas: None,
             host_configured: false,
             marker: Known::default(),
             claims: Known::default(),

@@ -406,6 +406,11 @@ fn join(facts: &Facts, cluster: ClusterId, rules: Rules) -> Verdict {
     if !facts.shared_ca && rules.on(Rule::SharedCa) {
         return refuse(Refusal::NoSharedCa, Rule::SharedCa);
     }
+    if let Some(dir) = &facts.k0s_makes_cas
+        && rules.on(Rule::SharedCa)
+    {
+        return refuse(Refusal::K0sMakesCas(dir.clone()), Rule::SharedCa);
+    }
     let listed = list.of(facts.ordinal).map(|member| member.id);
     let wanted = match (facts.desired.wants(facts.seed, facts.ordinal), &facts.desired) {
         _ if !rules.on(Rule::NeverAddSurplus) => None,

@@ -86,6 +86,8 @@ pub enum Refusal {
     ResetVanished,
     /// A pod that would join has a CA of its own.
     NoSharedCa,
+    /// A pod that would join lacks, in this folder, the CAs that the other pods' k0s has.
+    K0sMakesCas(PathBuf),
     /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
     SqliteReplicas(u32),
     /// The record of a staged restore cannot be read.
@@ -138,7 +140,7 @@ impl Refusal {
             | Refusal::ResetOvertaken { .. }
             | Refusal::RestoreNotTheSeed { .. }
             | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
-            Refusal::NoSharedCa => Exit::RefusedPki,
+            Refusal::NoSharedCa | Refusal::K0sMakesCas(_) => Exit::RefusedPki,
         }
     }
 
@@ -218,6 +220,11 @@ impl Refusal {
                 "a reset was begun on this volume and not finished, and its data dir is gone".into()
             }
             Refusal::NoSharedCa => "more than one replica needs one shared CA, and this pod has one of its own".into(),
+            Refusal::K0sMakesCas(dir) => format!(
+                "more than one replica needs shared CAs, and k0s would make its own in {}: no other pod would accept this \
+                 one's certificates and service account tokens",
+                dir.display()
+            ),
             Refusal::SqliteReplicas(n) => {
                 format!("{n} replicas are asked for, but embedded etcd is disabled and SQLite has one writer")
             }
@@ -312,6 +319,10 @@ impl Refusal {
             Refusal::NoSharedCa => {
                 "mount one PKI into every pod, or let the pods use the Secret <name>-certs of the host cluster".into()
             }
+            Refusal::K0sMakesCas(_) => "copy ca.crt, ca.key, front-proxy-ca.crt, front-proxy-ca.key, sa.key and sa.pub from \
+                 that folder of a pod that runs into this pod's, or mount them there in every pod; or leave the certificates \
+                 on the volume (no --pki-dir) and let the pods use the Secret <name>-certs of the host cluster"
+                .into(),
             Refusal::SqliteReplicas(_) => "set the replicas to 1, or enable embedded etcd".into(),
             Refusal::DamagedRestore(_) => "nothing was changed: to go on with the etcd data dir, if it is there, move that \
                  file away; then restore the snapshot again if it is still wanted"

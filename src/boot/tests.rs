@@ -23,6 +23,7 @@ fn facts() -> Facts {
         stores: StoresFact::default(),
         distro_store: None,
         shared_ca: true,
+        k0s_makes_cas: None,
         marker: Known::Unknown("no host API is configured".into()),
         host_configured: false,
         claims: Known::Unknown("no host API is configured".into()),

@@ -117,6 +117,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
         lines.push(("distro", format!("an etcd of its own has left {}", store.display())));
     }
     lines.push(("shared CA", if f.shared_ca { "yes" } else { "not known to be shared" }.into()));
+    if let Some(dir) = &f.k0s_makes_cas {
+        lines.push(("k0s", format!("would make CAs of its own in {}", dir.display())));
+    }
     if f.host_configured {
         lines.push(("marker", known(&f.marker, marker)));
         lines.push(("volumes", known(&f.claims, |claims| format!("of pods {}", joined(claims)))));

@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use super::distro::{Backend, EtcdClientFiles, SpecError, child, is_embedded_etcd, readyz, socket_fits, split, text};
 use super::flags::Flags;
 use super::k8s::controllers;
-use crate::settings::Settings;
+use crate::pki::layout::{CA, FRONT_PROXY_CA, SA_KEY, SA_PUB};
 use crate::settings::provenance::without_user;
+use crate::settings::{Distro, Settings};
 use crate::supervise::spec::{ChildSpec, LogFormat, Role};
 
 /// What stands for the range of Service addresses in a configuration of the charts.
@@ -40,6 +41,19 @@ pub(super) fn specs(settings: &Settings, backend: &Backend) -> Result<Vec<ChildS
     spec.ready = readyz(port);
     spec.log = LogFormat::Plain;
     Ok(vec![spec])
+}
+
+/// The folder in which k0s would make CAs or a key pair for tokens, because some are missing there: no other pod's k0s
+/// would have the same (`pkg/component/controller/certificates.go`). `None`: all are there, or k0s is not run by us here.
+pub fn makes_cas(settings: &Settings) -> Option<PathBuf> {
+    if settings.distro != Distro::K0s || settings.wrapped.is_some() {
+        return None;
+    }
+    // A command that cannot be used is refused by who starts it.
+    let (_, flags) = command(settings).ok()?;
+    let dir = Path::new(flags.value("data-dir").unwrap_or("/var/lib/k0s")).join("pki");
+    let shared = [CA.cert, CA.key, FRONT_PROXY_CA.cert, FRONT_PROXY_CA.key, SA_KEY, SA_PUB];
+    shared.iter().any(|file| !dir.join(file).exists()).then_some(dir)
 }
 
 /// The folder of `--status-socket`, which k0s wants empty at its start, if it is one that nothing else uses.

@@ -411,3 +411,19 @@ fn only_a_folder_of_k0s_own_is_emptied() {
     settings.programs.vcluster = Some(DistroCommand { command, args: Vec::new() });
     assert_eq!(k0s::run_dir(&settings).unwrap(), None);
 }
+
+#[test]
+fn k0s_makes_cas_unless_all_that_the_pods_share_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = laptop(Distro::K0s, dir.path());
+    let pki = dir.path().join("k0s/pki");
+    fs::create_dir_all(&pki).unwrap();
+    for file in ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"] {
+        assert_eq!(k0s::makes_cas(&settings), Some(pki.clone()), "without {file}");
+        fs::write(pki.join(file), "x").unwrap();
+    }
+    assert_eq!(k0s::makes_cas(&settings), None);
+    // Where the chart's command has it.
+    assert_eq!(k0s::makes_cas(&chart(Distro::K0s, "k0s")), Some("/data/k0s/pki".into()));
+    assert_eq!(k0s::makes_cas(&chart(Distro::K3s, "k3s")), None);
+}

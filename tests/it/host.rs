@@ -471,6 +471,36 @@ fn given_up(set: &TestBox, cluster: &str) {
     assert_ne!(again, cluster);
 }
 
+/// etcd's CA is mounted into every pod, and k0s keeps the others in a folder that nothing shares.
+#[test]
+fn a_pod_whose_k0s_would_make_cas_of_its_own_does_not_join() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = TestBox::hosted_with(1, Policy::Parallel, |config| with_k0s_that_makes_cas(config, folder.path()));
+    set.wait("one pod", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
+    set.kubectl(&["scale", "statefulset", "vc", "--replicas=2"]);
+    let refused = "k0s would make its own in";
+    poll("it does not join", CHANGE, || {
+        let log = set.log("vc-1");
+        (log.contains(refused) && log.contains("exit status: 6")).then_some(())
+    });
+    assert!(!set.volume("vc-1").join("etcd").exists(), "{}", set.log("vc-1"));
+    let members = set.etcdctl(0, &["member", "list"]);
+    assert_eq!(members.lines().count(), 1, "{members}");
+    // The remedy.
+    let pki = |pod: &str| set.volume(pod).join("k0s/pki");
+    std::fs::create_dir_all(pki("vc-1")).expect("a folder");
+    for file in std::fs::read_dir(pki("vc-0")).expect("k0s has made them").map(|file| file.expect("a file")) {
+        std::fs::copy(file.path(), pki("vc-1").join(file.file_name())).expect("copy a file");
+    }
+    set.wait("both serve", CHANGE, |s| s.settled && s.pods.len() == 2)
+        .unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-1")));
+    let said = ask(&Access::of(&set, 1)).expect("it serves");
+    assert_eq!((said.voters.len(), said.learners), (2, 0));
+}
+
 /// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.
 fn with_k3s(config: &mut Config, folder: &Path) {
     let script = r#"#!/bin/sh
@@ -496,6 +526,23 @@ for argument; do
   esac
 done
 cd "$data/pki" && sha256sum ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub >"$data/../found-by-k0s"
+exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
+"#;
+    with_distro(config, folder, "k0s", script);
+}
+
+/// In the place of k0s: makes what it does not find.
+fn with_k0s_that_makes_cas(config: &mut Config, folder: &Path) {
+    let script = r#"#!/bin/sh
+for argument; do
+  case "$argument" in
+    --data-dir=*) data=${argument#*=} ;;
+  esac
+done
+mkdir -p "$data/pki"
+for file in ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub; do
+  [ -e "$data/pki/$file" ] || echo "of $POD_NAME" >"$data/pki/$file"
+done
 exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
 "#;
     with_distro(config, folder, "k0s", script);

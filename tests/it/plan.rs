@@ -152,6 +152,24 @@ fn a_look_at_a_volume_changes_nothing() {
     assert!(!none.exists());
 }
 
+/// What a second pod would be refused for is told on the first one.
+#[test]
+fn it_tells_that_k0s_would_make_cas_of_its_own() {
+    let pod = TestPod::new();
+    let command = pod.command("k0s", &[]);
+    let args: Vec<_> = command.get_args().skip(1).map(|arg| arg.to_str().unwrap()).collect();
+    let dir = pod.data().join("k0s/pki");
+    let told = format!("would make CAs of its own in {}", dir.display());
+    let shown = printed(&args);
+    assert!(shown.contains(&told), "{shown}");
+    std::fs::create_dir_all(&dir).unwrap();
+    for file in ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"] {
+        std::fs::write(dir.join(file), "").unwrap();
+    }
+    let shown = printed(&args);
+    assert!(!shown.contains(&told), "{shown}");
+}
+
 #[test]
 fn a_look_beside_a_running_syncer_harms_neither() {
     let mut pod = TestPod::new();

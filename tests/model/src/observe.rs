@@ -207,6 +207,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         },
         distro_store: None,
         shared_ca: true,
+        k0s_makes_cas: None,
         host_configured: c.host,
         marker: marker(w, c),
         claims: if claims {

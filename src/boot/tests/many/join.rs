@@ -66,6 +66,12 @@ fn joining_needs_one_shared_ca_and_starting_does_not() {
         assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
     }
     assert!(starts(&Facts { shared_ca: false, ..voter_of(&[0, 1, 2]) }));
+    // etcd's is shared, and k0s would make its own.
+    let makes_cas = Some(PathBuf::from("/data/k0s/pki"));
+    let f = Facts { k0s_makes_cas: makes_cas.clone(), members: list(&[1]), ..three() };
+    expect(&f, BootDecision::Refuse(Refusal::K0sMakesCas("/data/k0s/pki".into())), Rule::SharedCa);
+    assert!(starts(&Facts { k0s_makes_cas: makes_cas.clone(), ..voter_of(&[0, 1, 2]) }));
+    assert!(matches!(decide(&Facts { k0s_makes_cas: makes_cas, ..facts() }), BootDecision::Form), "the first of them");
 }
 
 #[test]
