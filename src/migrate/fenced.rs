@@ -24,7 +24,7 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::backend::BackendStore;
 use super::fence::{self, FencePhase, FenceRecord};
-use super::remote;
+use super::remote::{self, Alarms};
 use crate::crash_point;
 use crate::disk::Disk;
 use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint};
@@ -111,7 +111,6 @@ pub struct Looked {
 /// # Errors
 /// [`Exit::RefusedSource`]: it does not answer, has no quorum, asks for a user, or has an alarm CORRUPT of its own.
 pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Result<Looked> {
-    let refused = |what: String, remedy: String| refuse(Exit::RefusedSource, what, remedy);
     let looked = patiently(PATIENCE, async || {
         let mut client = EtcdClient::connect(etcd).await?;
         client.linearizable_read(ANSWER).await?;
@@ -119,41 +118,55 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
     });
     let (list, status, alarms) = looked.await.map_err(|error| no_answer(etcd, error))?;
     let members: Vec<_> = list.members.iter().map(|member| member.id).collect();
-    let corrupt = alarms.iter().filter(|(_, alarm)| *alarm == Alarm::Corrupt).map(|(member, _)| *member);
-    let mut foreign = corrupt.filter(|member| ours.is_none_or(|ours| ours.alarm != *member));
-    if let Some(member) = foreign.next() {
-        return Err(if members.contains(&member) {
-            refused(
-                format!("{} says of itself that the data of member {member} is corrupt (alarm CORRUPT)", etcd.url),
-                "find the member that differs (`etcdctl endpoint hashkv --cluster`), replace it, and disarm the alarm; \
-                 nothing has been changed"
-                    .to_owned(),
-            )
-        } else {
-            refused(
-                format!(
-                    "{} has a fence around it (alarm CORRUPT of {member}, no member) that is not this volume's",
-                    etcd.url
-                ),
-                format!(
-                    "another move was begun from it, and may be complete: find the virtual cluster that goes on from there, or \
-                     the volume that had it. Only if there is none and writes were taken nowhere else, lift the fence {BY_HAND}"
-                ),
-            )
-        });
-    }
+    sound(etcd, &members, &alarms, ours)?;
     let theirs = |member: &MemberId| ours.is_none_or(|ours| ours.alarm != *member);
     if alarms.iter().any(|(member, alarm)| *alarm == Alarm::NoSpace && theirs(member)) {
         tracing::warn!(source = etcd.url, "the source has used up its quota; the move goes on, and leaves that behind");
     }
     if status.learner {
-        return Err(refused(format!("{} is a learner", etcd.url), "name a voter, or the Service".to_owned()));
+        let what = format!("{} is a learner", etcd.url);
+        return Err(refuse(Exit::RefusedSource, what, "name a voter, or the Service"));
     }
     tracing::info!(
         source = etcd.url, cluster = %list.cluster, version = status.version, members = members.len(), bytes = status.db_size,
         "the source can be moved from"
     );
     Ok(Looked { cluster: list.cluster, members, db_size: status.db_size, in_use: status.db_in_use })
+}
+
+/// Makes sure that no alarm CORRUPT is raised, but that of our own fence, whose record `ours` is.
+///
+/// # Errors
+/// [`Exit::RefusedSource`].
+pub(super) fn sound(
+    etcd: &EtcdEndpoint,
+    members: &[MemberId],
+    alarms: &[(MemberId, Alarm)],
+    ours: Option<&FenceRecord>,
+) -> anyhow::Result<()> {
+    let corrupt = alarms.iter().filter(|(_, alarm)| *alarm == Alarm::Corrupt).map(|(member, _)| *member);
+    let mut foreign = corrupt.filter(|member| ours.is_none_or(|ours| ours.alarm != *member));
+    let Some(member) = foreign.next() else { return Ok(()) };
+    Err(if members.contains(&member) {
+        refuse(
+            Exit::RefusedSource,
+            format!("{} says of itself that the data of member {member} is corrupt (alarm CORRUPT)", etcd.url),
+            "find the member that differs (`etcdctl endpoint hashkv --cluster`), replace it, and disarm the alarm; \
+             nothing has been changed",
+        )
+    } else {
+        refuse(
+            Exit::RefusedSource,
+            format!(
+                "{} has a fence around it (alarm CORRUPT of {member}, no member) that is not this volume's",
+                etcd.url
+            ),
+            format!(
+                "another move was begun from it, and may be complete: find the virtual cluster that goes on from there, or \
+                 the volume that had it. Only if there is none and writes were taken nowhere else, lift the fence {BY_HAND}"
+            ),
+        )
+    })
 }
 
 /// Records a fence, raises it and makes sure that it holds.
@@ -209,7 +222,7 @@ impl Fenced {
     /// Takes a snapshot into `file`, which has every write that the source has acknowledged, and opens it.
     pub fn open(&self, disk: &dyn Disk, file: &Path) -> anyhow::Result<BackendStore> {
         for attempt in 1.. {
-            let error = match remote::open(disk, &self.etcd, file) {
+            let error = match remote::open(disk, &self.etcd, file, Alarms::OfTheFence) {
                 Ok(store) if store.revision() == self.revision => {
                     crash_point!("fence-snapshot-taken");
                     let fenced = self.clone();

@@ -8,7 +8,7 @@ use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::fenced::Fenced;
 use super::kine::{KineStore, name_source};
-use super::remote;
+use super::remote::{self, Alarms};
 use super::source::Source;
 use crate::datadir::DatadirLock;
 use crate::disk::Disk;
@@ -58,7 +58,7 @@ impl Origin {
                 Box::new(datadir::open(disk, path, &replay)?)
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
-            Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy)?),
+            Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy, Alarms::None)?),
             Origin::Fenced(fenced) => Box::new(fenced.open(disk, copy)?),
         })
     }

@@ -8,6 +8,7 @@ mod switch;
 mod trouble;
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use etcd_client::{Client, LeaseGrantOptions, PutOptions};
@@ -17,8 +18,9 @@ use syncer::pki::{EtcdTlsFiles, Mode, PkiPaths, ensure_input};
 use syncer::settings::Distro;
 use time::OffsetDateTime;
 
-use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, run};
+use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, program, run};
 use crate::support::pod::TestPod;
+use crate::support::syncer;
 
 const ON: &str = "embeddedEtcd:\n  enabled: true\n";
 
@@ -141,6 +143,15 @@ pub fn from(url: &str) -> String {
 /// Everything in the pod's etcd, and its revision.
 pub fn moved(pod: &TestPod) -> (i64, Vec<ServedKey>) {
     pod.etcd(async |mut client| contents(&mut client).await)
+}
+
+/// `syncer migrate` of a running etcd into a data dir: the exit code, and what it says.
+fn copied(url: &str, target: &Path) -> (Option<i32>, String) {
+    let mut command = Command::new(syncer());
+    command.args(["migrate", "-o", "json", &format!("--from=etcd:{url}")]);
+    command.arg(format!("--to=datadir:{}", target.display())).arg("--etcd").arg(program("etcd", "3.6"));
+    let out = command.output().expect("syncer runs");
+    (out.status.code(), String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned())
 }
 
 /// Runs a pod that ends by itself, in time for a source that is asked for long.

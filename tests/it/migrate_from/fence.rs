@@ -27,11 +27,11 @@ fn lifted(source: &Deployed, data: &Path) {
     run(fenced::lift(&RealDisk, data, &endpoint(source), &record, Duration::from_secs(30))).expect("lift");
 }
 
-fn own_member(source: &Deployed) -> u64 {
+pub(super) fn own_member(source: &Deployed) -> u64 {
     source.asked(async |mut client| client.status().await.expect("status").header().expect("a header").member_id())
 }
 
-fn alarm(source: &Deployed, action: AlarmAction, member: u64, kind: AlarmType) {
+pub(super) fn alarm(source: &Deployed, action: AlarmAction, member: u64, kind: AlarmType) {
     source.asked(async |mut client| {
         let mut of = AlarmOptions::new();
         of.with_member(member);

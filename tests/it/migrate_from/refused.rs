@@ -1,9 +1,12 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
+use etcd_client::{AlarmAction, AlarmType};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::fence::{alarm, own_member};
 use super::*;
+use crate::support::etcd::SOURCES;
 use crate::support::free_port;
 
 /// Refused with exit code 4 and these words, nothing moved, and the source as it was.
@@ -15,8 +18,35 @@ fn refused(pod: &mut TestPod, url: &str, words: &str) {
     assert!(!pod.data().join("etcd").exists(), "{log}");
 }
 
+/// `syncer migrate` refuses it too, in the same words, and leaves nothing.
+#[track_caller]
+fn not_copied(url: &str, words: &str) {
+    let home = tempfile::tempdir().expect("a folder");
+    let (code, said) = copied(url, &home.path().join("etcd"));
+    assert!(code == Some(4) && said.contains(words), "{code:?}, not {words:?}: {said}");
+    assert_eq!(std::fs::read_dir(home.path()).expect("list").count(), 0, "{said}");
+}
+
 #[test]
-fn a_source_that_is_corrupt_or_fenced_by_another_is_left_alone() {
+fn a_source_that_is_corrupt_by_its_own_word_is_left_alone() {
+    for line in SOURCES {
+        let source = Deployed::start(line, 1, None);
+        source.fill(20);
+        let member = own_member(&source);
+        alarm(&source, AlarmAction::Activate, member, AlarmType::Corrupt);
+        let words = format!("says of itself that the data of member {member:x} is corrupt");
+        let mut pod = TestPod::new();
+        refused(&mut pod, &source.url(), &words);
+        assert!(!pod.data().join("migration.fence").exists(), "{line}: something was begun");
+        not_copied(&source.url(), &words);
+        let alarms = source.one().ctl(&["alarm", "list"]);
+        let alarms: Vec<_> = alarms.split_whitespace().collect();
+        assert_eq!(alarms, [&*format!("memberID:{member}"), "alarm:CORRUPT"], "{line}: another alarm than its own");
+    }
+}
+
+#[test]
+fn a_source_that_is_fenced_by_another_is_left_alone() {
     let source = Deployed::start("3.6", 1, None);
     source.fill(20);
     let url = source.url();
@@ -25,6 +55,7 @@ fn a_source_that_is_corrupt_or_fenced_by_another_is_left_alone() {
     first.wait_serving();
     // Another volume, such as the first one's after its loss: what the source has is not the newest any more.
     refused(&mut TestPod::new(), &url, "has a fence around it");
+    not_copied(&url, "has a fence around it");
     assert!(!source.takes_writes());
 }
 

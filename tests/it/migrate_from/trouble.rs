@@ -61,6 +61,46 @@ fn a_source_whose_members_are_all_restarted_in_the_midst_is_moved() {
     }
 }
 
+/// Two of three are a quorum, and both ways of moving go on with them. One that is left alone may lack what the others have
+/// acknowledged, though it would send a snapshot.
+#[test]
+fn a_source_with_a_dead_member_is_moved_and_a_member_without_a_quorum_is_not() {
+    let home = tempfile::tempdir().expect("a folder");
+    let mut source = Deployed::start("3.5", 3, None);
+    source.members[0].kill();
+    source.members[2].wait_until_serving();
+    source.fill(300);
+    let want = source.everything();
+    let target = home.path().join("etcd");
+    let (code, said) = copied(&source.url(), &target);
+    assert_eq!(code, Some(0), "{said}");
+    let etcd = EtcdSpec::new("3.6", "default", &target).start();
+    assert_eq!(run(async { contents(&mut etcd.client().await).await }), want);
+    drop(etcd);
+
+    let mut pod = TestPod::new();
+    pod.start("none", &[&from(&source.url())]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want);
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
+    // The one that was dead learns of the fence when it returns.
+    let spec = source.members[0].spec.clone();
+    source.members[0] = spec.start();
+    let refused = run(async { source.members[0].client().await.put("/probe", "x", None).await }).expect_err("a write");
+    assert!(refused.to_string().contains("corrupt cluster"), "{refused}");
+
+    source.one().ctl(&["alarm", "disarm"]);
+    source.members[0].kill();
+    source.members[1].kill();
+    for url in [source.url(), source.members[0].spec.client_url()] {
+        let nothing = home.path().join("nothing");
+        let (code, said) = copied(&url, &nothing);
+        let words = format!("no snapshot can be taken from {url}: read linearizably");
+        assert!(code == Some(4) && said.contains(&words), "{code:?}, not {words:?}: {said}");
+        assert!(!nothing.exists() && !home.path().join("nothing.source").exists(), "{said}");
+    }
+}
+
 /// An API server's compaction, and a job that defragments.
 #[test]
 fn a_source_that_is_compacted_and_defragmented_meanwhile_is_moved() {
