@@ -3,9 +3,11 @@
 mod apiserver;
 mod crash;
 mod fence;
+mod pods;
 mod refused;
 mod switch;
 mod trouble;
+mod undo;
 
 use std::path::Path;
 use std::process::Command;
@@ -75,6 +77,16 @@ impl Deployed {
             .collect();
         members.iter_mut().for_each(Etcd::wait_until_serving);
         Deployed { members, _home: home }
+    }
+
+    /// One member, which listens at this URL too.
+    fn also_at(line: &'static str, url: &str) -> Deployed {
+        let home = tempfile::tempdir().expect("a folder");
+        let mut spec = EtcdSpec::new(line, "vc-etcd-0", &home.path().join("vc-etcd-0"));
+        // The last one of a flag counts.
+        let both = format!("--listen-client-urls={},{url}", spec.client_url());
+        spec.flags.push(both);
+        Deployed { members: vec![spec.start()], _home: home }
     }
 
     /// The member that the tests ask and move from.

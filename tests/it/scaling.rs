@@ -124,7 +124,7 @@ pub fn ask(access: &Access) -> Option<Said> {
     })
 }
 
-fn hash(access: &Access, revision: i64) -> Option<u32> {
+pub fn hash(access: &Access, revision: i64) -> Option<u32> {
     runtime().block_on(async { Some(access.connect().await?.hash_kv(revision).await.ok()?.hash()) })
 }
 
