@@ -13,7 +13,8 @@ pub enum Exit {
     Usage,
     /// 3: refused: the etcd data dir is damaged, foreign, or contradicts the settings.
     RefusedDataDir,
-    /// 4: refused: the store to migrate is damaged, held by another process, incomplete or not what it should be.
+    /// 4: refused: the store or snapshot to read is not there, damaged, held by another process, incomplete or not what it
+    /// should be.
     RefusedSource,
     /// 5: refused: forming or joining a cluster could lose or split data.
     RefusedMembership,

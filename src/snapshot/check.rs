@@ -1,7 +1,7 @@
 //! Looking through a snapshot file: nothing is missing, nothing is damaged, and what is in it.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde::{Serialize, Serializer};
@@ -56,6 +56,9 @@ pub enum SnapshotError {
     /// It cannot be read.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// A directory, a device.
+    #[error("it is not a regular file")]
+    NotAFile,
     /// Its checksum is missing or wrong.
     #[error(transparent)]
     Digest(#[from] DigestError),
@@ -71,7 +74,21 @@ impl SnapshotError {
     /// As the refusal of the file at `path`.
     pub fn refused(self, path: &str) -> anyhow::Error {
         match self {
+            // As every journey that reads a snapshot refuses these.
+            SnapshotError::Io(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => refuse(
+                Exit::RefusedSource,
+                format!("{path} is not read: there is nothing of this name"),
+                "`syncer snapshot list` shows those of a place",
+            ),
+            SnapshotError::Io(e) if e.kind() == ErrorKind::PermissionDenied => {
+                refuse(Exit::RefusedSource, format!("{path} is not read: {e}"), "see the cause")
+            }
             SnapshotError::Io(e) => anyhow::Error::from(e).context(format!("read {path}")),
+            SnapshotError::NotAFile => refuse(
+                Exit::RefusedSource,
+                format!("{path} is not read: it is not a regular file"),
+                "name a snapshot file, not the directory that holds it",
+            ),
             damaged => refuse(
                 Exit::RefusedSource,
                 format!("{path} is not a snapshot that can be relied on: {damaged}"),
@@ -84,6 +101,10 @@ impl SnapshotError {
 /// Reads all of the file at `path`, twice: its bytes for the checksum, its pages for what is in them. Without `checksum`,
 /// one that has none is taken as it is.
 pub fn check(path: &Path, checksum: bool) -> Result<CheckedSnapshot, SnapshotError> {
+    // Before it is opened: a pipe would be waited for.
+    if !path.metadata().map_err(|e| at(path, e))?.is_file() {
+        return Err(SnapshotError::NotAFile);
+    }
     let mut file = File::open(path).map_err(|e| at(path, e))?;
     let mut digest = SnapshotDigest::default();
     let mut piece = vec![0; PIECE];

@@ -75,7 +75,7 @@ pub enum SnapshotCommand {
     },
     /// Look through a snapshot file: whether it is whole and undamaged, and what is in it.
     #[command(after_long_help = "The hash is the one that `etcdutl snapshot status` shows.\n\n\
-        Exit codes: 0 it can be relied on   1 it cannot be read   4 it is damaged, cut off, or no snapshot")]
+        Exit codes: 0 it can be relied on   1 it cannot be read   4 it is damaged, cut off, no snapshot, or not there")]
     Verify {
         /// The file: a snapshot of syncer's or etcdctl's. One in a bucket, s3://BUCKET/PREFIX/NAME, is fetched to TMPDIR
         /// first.
@@ -134,7 +134,7 @@ pub async fn list(from: &Target, output: Output) -> anyhow::Result<String> {
 /// Looks through a snapshot; one in a bucket is fetched first.
 ///
 /// # Errors
-/// [`Exit::RefusedSource`] if it is not a snapshot that can be relied on.
+/// [`Exit::RefusedSource`] if it is not a snapshot that can be relied on, or not there.
 pub async fn verify(file: &Path, skip_hash_check: bool, output: Output) -> anyhow::Result<String> {
     let here = Fetched::from(file, &RealDisk, &std::env::temp_dir()).await?;
     let path = here.path().to_owned();

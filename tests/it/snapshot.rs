@@ -186,7 +186,22 @@ fn a_snapshot_that_is_not_whole_has_no_name_and_a_damaged_one_is_refused() {
     std::fs::write(&broken, bare).unwrap();
     let bare = json(&ran(&mut snapshot(&["verify", text(&broken), "--skip-hash-check", "-o", "json"])));
     assert_eq!((&bare["checksum"], &bare["hash"]), (&Value::from(false), &saved["snapshot"]["hash"]));
-    assert_eq!(ran(&mut snapshot(&["verify", "/none"])).status.code(), Some(1));
+    // What is no file is refused alike by whoever reads a snapshot.
+    let (nothing, below) = (home.path().join("none"), broken.join("none"));
+    let to = format!("datadir:{}", home.path().join("target").display());
+    for (file, want) in [
+        (nothing.as_path(), "there is nothing of this name"),
+        (below.as_path(), "there is nothing of this name"),
+        (place.as_path(), "it is not a regular file"),
+    ] {
+        let mut migrate = Command::new(syncer());
+        migrate.args(["migrate", "--dry-run", "--from", &format!("snapshot:{}", file.display()), "--to", &to]);
+        for command in [&mut snapshot(&["verify", text(file)]), &mut migrate] {
+            let out = ran(command);
+            assert_eq!(out.status.code(), Some(4), "{command:?}: {}", error_of(&out));
+            assert!(error_of(&out).contains(&format!("{} is not read: {want}", file.display())), "{}", error_of(&out));
+        }
+    }
 }
 
 #[test]
