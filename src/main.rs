@@ -116,7 +116,7 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::Save(args) => {
             let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
-            print(&runtime.block_on(snapshot::take(&args, &settings))?)
+            print(&snapshot::take(&args, &settings, &runtime)?)
         }
         SnapshotCommand::List { from, output } => print(&runtime.block_on(snapshot::list(&from, output))?),
         SnapshotCommand::Verify { file, skip_hash_check, output } => {

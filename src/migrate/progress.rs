@@ -1,6 +1,5 @@
-//! What an import shows while it runs: a bar on a terminal, a log line every few seconds otherwise.
+//! What a journey of a store shows while it runs: a bar on a terminal, a log line every few seconds otherwise.
 
-use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -15,7 +14,7 @@ const LOG_EVERY: Duration = Duration::from_secs(5);
 /// Between two drawings of the bar.
 const DRAW_EVERY: Duration = Duration::from_millis(200);
 
-/// What the import is at.
+/// What the journey is at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stage {
     /// Finding the live rows.
@@ -27,6 +26,8 @@ pub enum Stage {
     Verify,
     /// Renaming.
     Commit,
+    /// Streaming a snapshot, which is counted in bytes alone.
+    Save,
 }
 
 impl Stage {
@@ -36,6 +37,7 @@ impl Stage {
             Stage::Copy => "copy",
             Stage::Verify => "verify",
             Stage::Commit => "commit",
+            Stage::Save => "save",
         }
     }
 }
@@ -51,7 +53,7 @@ pub struct StageSeconds {
     pub verify: f64,
 }
 
-/// How far the import is; written by its threads, read by the display.
+/// How far the journey is; written by its threads, read by the display.
 #[derive(Debug, Default)]
 pub struct Meter {
     stage: Mutex<(Stage, Option<Instant>)>,
@@ -59,6 +61,7 @@ pub struct Meter {
     keys: AtomicU64,
     bytes: AtomicU64,
     keys_at_most: AtomicU64,
+    bytes_at_most: AtomicU64,
 }
 
 /// A reading of the meter.
@@ -68,15 +71,26 @@ struct Reading {
     keys: u64,
     bytes: u64,
     keys_at_most: u64,
+    bytes_at_most: u64,
     elapsed: Duration,
 }
 
 impl Meter {
     /// Begins a stage of at most so many keys.
     pub fn begin(&self, stage: Stage, keys_at_most: u64) {
+        self.begin_of(stage, keys_at_most, 0);
+    }
+
+    /// Begins to stream a snapshot of at most so many bytes; 0: that is not known yet.
+    pub fn begin_save(&self, bytes_at_most: u64) {
+        self.begin_of(Stage::Save, 0, bytes_at_most);
+    }
+
+    fn begin_of(&self, stage: Stage, keys_at_most: u64, bytes_at_most: u64) {
         self.keys.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
         self.keys_at_most.store(keys_at_most, Ordering::Relaxed);
+        self.bytes_at_most.store(bytes_at_most, Ordering::Relaxed);
         let mut now = self.stage.lock().unwrap_or_else(|e| e.into_inner());
         let (before, since) = std::mem::replace(&mut *now, (stage, Some(Instant::now())));
         let mut over = self.over.lock().unwrap_or_else(|e| e.into_inner());
@@ -84,7 +98,7 @@ impl Meter {
             Stage::Survey => &mut over.survey,
             Stage::Copy => &mut over.copy,
             Stage::Verify => &mut over.verify,
-            Stage::Commit => return,
+            Stage::Commit | Stage::Save => return,
         };
         *seconds += since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     }
@@ -107,12 +121,21 @@ impl Meter {
             keys: self.keys.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             keys_at_most: self.keys_at_most.load(Ordering::Relaxed),
+            bytes_at_most: self.bytes_at_most.load(Ordering::Relaxed),
             elapsed: since.map_or(Duration::ZERO, |s| s.elapsed()),
         }
     }
 }
 
 impl Reading {
+    /// How many are done, and of how many: keys, or bytes where those alone are counted.
+    fn counted(&self) -> (u64, u64) {
+        match self.stage {
+            Stage::Save => (self.bytes, self.bytes_at_most),
+            _ => (self.keys, self.keys_at_most),
+        }
+    }
+
     fn bytes_per_second(&self) -> u64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { (self.bytes as f64 / seconds) as u64 } else { 0 }
@@ -120,10 +143,11 @@ impl Reading {
 
     /// Time left at the present rate; `None` while there is none.
     fn left(&self) -> Option<Duration> {
-        if self.keys == 0 {
+        let (done, at_most) = self.counted();
+        if done == 0 {
             return None;
         }
-        let left = self.keys_at_most.saturating_sub(self.keys) as f64 / self.keys as f64;
+        let left = at_most.saturating_sub(done) as f64 / done as f64;
         Duration::try_from_secs_f64(self.elapsed.as_secs_f64() * left).ok()
     }
 }
@@ -131,7 +155,7 @@ impl Reading {
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Show {
-    /// A bar if standard error is a terminal, else log lines.
+    /// A bar if standard error is a terminal on which one can be drawn (`TERM` says how), else log lines.
     #[default]
     Auto,
     /// Log lines.
@@ -144,8 +168,8 @@ pub enum Show {
 pub fn shown<T>(show: Show, meter: &Meter, work: impl FnOnce() -> T) -> T {
     let bar = match show {
         Show::Nothing => return work(),
-        Show::Auto if std::io::stderr().is_terminal() => Some(bar()),
-        Show::Auto | Show::Log => None,
+        Show::Auto => Some(bar()).filter(|bar| !bar.is_hidden()),
+        Show::Log => None,
     };
     let (done, waiting) = channel::<()>();
     thread::scope(|scope| {
@@ -173,12 +197,19 @@ fn bar() -> ProgressBar {
 }
 
 const COUNTS: &str = "{prefix:>8} [{bar:40}] {human_pos}/{human_len} keys {msg}";
+const COUNTS_BYTES: &str = "{prefix:>8} [{bar:40}] {binary_bytes}/{binary_total_bytes} {msg}";
 /// Of a stage that counts nothing, in which etcd is waited for.
 const WAITS: &str = "{prefix:>8} {msg}";
 
 fn draw(bar: &ProgressBar, now: Reading) {
-    let counts = now.keys_at_most.max(now.keys) > 0;
-    if let Ok(style) = ProgressStyle::with_template(if counts { COUNTS } else { WAITS }) {
+    let (done, at_most) = now.counted();
+    let counts = at_most.max(done) > 0;
+    let template = match now.stage {
+        _ if !counts => WAITS,
+        Stage::Save => COUNTS_BYTES,
+        _ => COUNTS,
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.set_prefix(now.stage.name());
@@ -186,14 +217,14 @@ fn draw(bar: &ProgressBar, now: Reading) {
         bar.set_message(format!("{} s", now.elapsed.as_secs()));
         return;
     }
-    bar.set_length(now.keys_at_most.max(now.keys));
-    bar.set_position(now.keys);
+    bar.set_length(at_most.max(done));
+    bar.set_position(done);
     let left = now.left().map_or_else(String::new, |left| format!(", {} s left", left.as_secs()));
-    bar.set_message(format!(
-        "{}, {}/s{left}",
-        indicatif::BinaryBytes(now.bytes),
-        indicatif::BinaryBytes(now.bytes_per_second())
-    ));
+    let rate = format!("{}/s{left}", indicatif::BinaryBytes(now.bytes_per_second()));
+    bar.set_message(match now.stage {
+        Stage::Save => rate,
+        _ => format!("{}, {rate}", indicatif::BinaryBytes(now.bytes)),
+    });
 }
 
 fn log(now: Reading) {
@@ -202,9 +233,10 @@ fn log(now: Reading) {
         keys = now.keys,
         keys_at_most = now.keys_at_most,
         bytes = now.bytes,
+        bytes_at_most = now.bytes_at_most,
         bytes_per_second = now.bytes_per_second(),
         seconds_left = now.left().map(|l| l.as_secs()),
-        "migration goes on"
+        "the work goes on"
     );
 }
 
@@ -214,13 +246,21 @@ mod tests {
 
     #[test]
     fn rate_and_time_left_follow_the_reading() {
-        let reading =
-            Reading { stage: Stage::Copy, keys: 25, bytes: 5000, keys_at_most: 100, elapsed: Duration::from_secs(10) };
+        let reading = Reading {
+            stage: Stage::Copy,
+            keys: 25,
+            bytes: 5000,
+            keys_at_most: 100,
+            bytes_at_most: 0,
+            elapsed: Duration::from_secs(10),
+        };
         assert_eq!(reading.bytes_per_second(), 500);
         assert_eq!(reading.left(), Some(Duration::from_secs(30)));
         assert_eq!(Reading { keys: 0, ..reading }.left(), None);
         assert_eq!(Reading { keys: 200, ..reading }.left(), Some(Duration::ZERO));
         assert_eq!(Reading { elapsed: Duration::ZERO, ..reading }.bytes_per_second(), 0);
+        let save = Reading { stage: Stage::Save, keys: 0, keys_at_most: 0, bytes_at_most: 20_000, ..reading };
+        assert_eq!((save.bytes_per_second(), save.left()), (500, Some(Duration::from_secs(30))));
     }
 
     #[test]
@@ -231,6 +271,7 @@ mod tests {
             keys: 25,
             bytes: 5 << 20,
             keys_at_most: 100,
+            bytes_at_most: 0,
             elapsed: Duration::from_secs(10),
         };
         draw(&bar, reading);
@@ -238,6 +279,9 @@ mod tests {
         assert_eq!(bar.message(), "5.00 MiB, 512.00 KiB/s, 30 s left");
         draw(&bar, Reading { stage: Stage::Verify, keys: 0, bytes: 0, keys_at_most: 0, ..reading });
         assert_eq!((bar.prefix().as_str(), bar.message().as_str()), ("verify", "10 s"));
+        draw(&bar, Reading { stage: Stage::Save, keys: 0, keys_at_most: 0, bytes_at_most: 20 << 20, ..reading });
+        assert_eq!((bar.prefix().as_str(), bar.position(), bar.length()), ("save", 5 << 20, Some(20 << 20)));
+        assert_eq!(bar.message(), "512.00 KiB/s, 30 s left");
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 use time::OffsetDateTime;
+use tokio::runtime::Runtime;
 
 use super::check::check;
 use super::fetched::Fetched;
@@ -19,6 +20,7 @@ use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::migrate::command::Output;
+use crate::migrate::progress::{Meter, Show, shown};
 use crate::pki::PkiPaths;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
@@ -155,11 +157,19 @@ pub async fn verify(file: &Path, skip_hash_check: bool, output: Output) -> anyho
     Ok(text)
 }
 
-/// Takes a snapshot.
+/// Takes a snapshot, and shows meanwhile how far that is.
 ///
 /// # Errors
 /// As [`save`]; an etcd that does not answer.
-pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String> {
+pub fn take(args: &SaveArgs, settings: &Settings, runtime: &Runtime) -> anyhow::Result<String> {
+    let meter = Meter::default();
+    shown(Show::Auto, &meter, || runtime.block_on(taken(args, settings, &meter)))
+}
+
+async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::Result<String> {
+    let begun = Instant::now();
+    // How much it is, etcd tells.
+    meter.begin_save(0);
     let endpoint = endpoint(args, settings)?;
     let mut etcd = EtcdClient::connect(&endpoint).await?;
     let status = etcd.status(ANSWER).await.with_context(|| format!("reach etcd at {}", endpoint.url))?;
@@ -169,7 +179,8 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
     }
     let (cluster, now) = (cluster_of(settings), OffsetDateTime::now_utc());
     let name = SnapshotName::new(&cluster, now);
-    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size).await?;
+    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size, meter).await?;
+    let seconds = begun.elapsed().as_secs_f64();
     let mut removed = Vec::new();
     if let Some(keep) = args.keep {
         let kept = args.to.list().await?.into_iter().map(|stored| stored.name);
@@ -179,10 +190,13 @@ pub async fn take(args: &SaveArgs, settings: &Settings) -> anyhow::Result<String
         }
     }
     Ok(match args.output {
-        Output::Json => format!("{:#}\n", json!({ "place": args.to, "snapshot": saved, "removed": removed })),
+        Output::Json => {
+            let report = json!({ "place": args.to, "snapshot": saved, "removed": removed, "seconds": seconds });
+            format!("{report:#}\n")
+        }
         Output::Text => {
             let place = args.to.place_of(&saved.name);
-            let mut text = format!("saved {place} ({} bytes)", saved.bytes);
+            let mut text = format!("saved {place} ({} bytes, {seconds:.1} s)", saved.bytes);
             if let Some(content) = &saved.content {
                 write!(text, " at revision {}; hash {:x}", content.revision, content.hash)?;
             }

@@ -16,6 +16,7 @@ use crate::crash_point;
 use crate::disk::Disk;
 use crate::etcd::client::{EtcdClient, SnapshotStream};
 use crate::exit::{Exit, refuse};
+use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
@@ -48,19 +49,27 @@ pub async fn save<D: Disk + Clone + 'static>(
     target: &Target,
     name: &SnapshotName,
     size: u64,
+    meter: &Meter,
 ) -> anyhow::Result<Saved> {
+    meter.begin_save(size);
     let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
     match target {
-        Target::Directory(dir) => into_directory(disk, stream, dir, name, size).await,
-        Target::Bucket(bucket) => into_bucket(stream, bucket, name).await,
+        Target::Directory(dir) => into_directory(disk, stream, dir, name, size, meter).await,
+        Target::Bucket(bucket) => into_bucket(stream, bucket, name, meter).await,
     }
 }
 
-async fn into_bucket(mut stream: SnapshotStream, bucket: &Bucket, name: &SnapshotName) -> anyhow::Result<Saved> {
+async fn into_bucket(
+    mut stream: SnapshotStream,
+    bucket: &Bucket,
+    name: &SnapshotName,
+    meter: &Meter,
+) -> anyhow::Result<Saved> {
     let mut upload = bucket.begin(name).await?;
     let received = async {
         while let Some(piece) = stream.next().await.context("receive the snapshot from etcd")? {
             upload.write(&piece).await?;
+            meter.advance(0, piece.len() as u64);
             crash_point!("snapshot-half-written");
         }
         anyhow::Ok(())
@@ -80,6 +89,7 @@ async fn into_directory<D: Disk + Clone + 'static>(
     dir: &Directory,
     name: &SnapshotName,
     size: u64,
+    meter: &Meter,
 ) -> anyhow::Result<Saved> {
     let mut name = name.clone();
     let upload = loop {
@@ -98,6 +108,7 @@ async fn into_directory<D: Disk + Clone + 'static>(
     let writing = tokio::task::spawn_blocking(move || written(&disk, upload, arriving));
     let received = async {
         while let Some(piece) = stream.next().await? {
+            meter.advance(0, piece.len() as u64);
             // The writer is gone only when it has failed: its own word counts.
             if pieces.send(Piece::Bytes(piece)).await.is_err() {
                 return Ok(());
@@ -108,6 +119,7 @@ async fn into_directory<D: Disk + Clone + 'static>(
     };
     let received = received.await;
     drop(pieces);
+    meter.begin(Stage::Verify, 0);
     let written = writing.await.context("write the snapshot")?;
     received.context("receive the snapshot from etcd")?;
     let (bytes, content) = written.with_context(|| format!("keep the snapshot {name} in {}", dir.0.display()))?;

@@ -10,6 +10,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 
 use super::pod::{ETCD_DEADLINE, Pod};
+use crate::migrate::progress::Meter;
 use crate::settings::SnapshotSettings;
 use crate::snapshot::name::{SnapshotName, cluster_of, expired};
 use crate::snapshot::save::save;
@@ -58,15 +59,17 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
     let now = OffsetDateTime::now_utc();
     let due = wanted.schedule.due(&kept(wanted).await?, &cluster, now).context("the schedule has ended")?;
     if due > now {
+        tracing::debug!(target = %wanted.target, %due, "no snapshot is due");
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
     }
     let mut etcd = pod.etcd_here().await?;
     let status = etcd.status(ETCD_DEADLINE).await?;
     if status.leader != Some(status.member) {
+        tracing::debug!(target = %wanted.target, "a snapshot is due: the pod beside the etcd leader takes it");
         return Ok(FOLLOWER);
     }
     let name_now = SnapshotName::new(&cluster, now);
-    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size).await?;
+    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
     for old in expired(kept(wanted).await?, &cluster, wanted.keep as usize, now) {

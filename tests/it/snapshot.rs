@@ -1,14 +1,17 @@
 //! `syncer snapshot` and snapshots on a schedule, against real etcd and its own tools.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
-use crate::support::{poll, syncer};
+use crate::support::{poll, syncer, terminal};
 
 /// A snapshot that is due, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -201,6 +204,52 @@ fn a_snapshot_that_is_not_whole_has_no_name_and_a_damaged_one_is_refused() {
             assert_eq!(out.status.code(), Some(4), "{command:?}: {}", error_of(&out));
             assert!(error_of(&out).contains(&format!("{} is not read: {want}", file.display())), "{}", error_of(&out));
         }
+    }
+}
+
+/// On a terminal by a bar, elsewhere, and on one that nothing is known of, by log lines: an etcd that is halted for so long
+/// keeps all of them waiting.
+#[test]
+fn a_save_shows_how_far_it_is() {
+    let home = tempfile::tempdir().unwrap();
+    let etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    run(async { fill(etcd.client().await).await });
+    let pid = Pid::from_raw(i32::try_from(etcd.pid()).expect("a pid fits"));
+    kill(pid, Signal::SIGSTOP).expect("halt etcd");
+    let url = etcd.spec.client_url();
+    let save = |name: &str, errors: Stdio| {
+        let place = home.path().join(name);
+        let mut save = snapshot(&["save", "--to", text(&place), "--endpoint", &url, "--name", "vc", "-o", "json"]);
+        save.stdout(Stdio::piped()).stderr(errors);
+        save
+    };
+    let ((mut bar, for_bar), (mut bare, for_bare)) = (terminal(), terminal());
+    let log = home.path().join("save.log");
+    let into_log = std::fs::File::create(&log).unwrap();
+    let saves = [
+        save("bar", for_bar.into()).env("TERM", "xterm").spawn().expect("syncer starts"),
+        save("bare", for_bare.into()).spawn().expect("syncer starts"),
+        save("log", into_log.into()).spawn().expect("syncer starts"),
+    ];
+    let shows = |screen: &mut dyn Read, words: &str| {
+        let mut shown = Vec::new();
+        poll(words, SOON, || {
+            let mut piece = [0; 4096];
+            // That nothing is there yet is an error too.
+            let read = screen.read(&mut piece).unwrap_or(0);
+            shown.extend_from_slice(&piece[..read]);
+            String::from_utf8_lossy(&shown).contains(words).then_some(())
+        });
+    };
+    shows(&mut bar, "    save ");
+    shows(&mut bare, "the work goes on");
+    poll("a line is logged", SOON, || {
+        std::fs::read_to_string(&log).unwrap().contains("the work goes on").then_some(())
+    });
+    kill(pid, Signal::SIGCONT).expect("let etcd go on");
+    for save in saves {
+        let saved = json(&save.wait_with_output().expect("syncer ends"));
+        assert!(saved["seconds"].as_f64() > Some(1.0) && saved["snapshot"]["bytes"].as_u64() > Some(0), "{saved}");
     }
 }
 

@@ -16,6 +16,8 @@ pub mod processes;
 pub mod statefulset;
 pub mod versitygw;
 
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -75,6 +77,21 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A terminal of 80 columns: the end at which what it shows can be read, which never blocks, and the end that a program has.
+pub fn terminal() -> (File, File) {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (mut shown, mut program) = (-1, -1);
+    let size = libc::winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    let (no_name, no_modes) = (std::ptr::null_mut(), std::ptr::null());
+    // SAFETY: both descriptors are written to and the size is read; neither a name nor modes are asked for.
+    let made = unsafe { libc::openpty(&raw mut shown, &raw mut program, no_name, no_modes, &raw const size) };
+    assert_eq!(made, 0, "a terminal: {}", std::io::Error::last_os_error());
+    // SAFETY: the descriptors are new and nobody else's.
+    let (shown, program) = unsafe { (File::from_raw_fd(shown), File::from_raw_fd(program)) };
+    fcntl(&shown, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("read without blocking");
+    (shown, program)
 }
 
 /// A tmpfs of a fixed size; unmounted on drop, whoever may still use it.
