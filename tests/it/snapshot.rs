@@ -13,6 +13,8 @@ use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::{poll, syncer, terminal};
 
+mod pods;
+
 /// A snapshot that is due, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
