@@ -96,7 +96,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<String> {
     }
     let look = Look::at(args, settings, &runtime)?;
     let (outcome, record) = stage(&disk, args, settings, &snapshot, &look, &runtime, lock)?;
-    let mut text = report(args, settings, &record);
+    let mut text = report(args, settings, &record, Some(&outcome));
     if args.output == Output::Text {
         for warning in outcome.warnings.lines() {
             let _ = writeln!(text, "warning    {warning}");
@@ -234,15 +234,22 @@ fn dry_run(
     if args.output == Output::Json {
         let report = json!({
             "source": snapshot.name(),
+            "target": settings.etcd_dir(),
+            "sourceBytes": found.source_bytes,
             "sourceRevision": found.revision,
             "presentRevision": look.seen,
             "revision": revision,
+            "rows": found.rows,
             "keys": found.keys,
             "bytes": found.bytes,
+            "leases": found.leases,
+            "largest": found.largest,
+            "kinds": found.kinds,
             "replaces": look.replaces,
             "neededBytes": needed,
             "freeBytes": free,
             "warnings": found.warnings,
+            "seconds": found.seconds,
             "dryRun": true,
         });
         return Ok(format!("{report:#}\n"));
@@ -279,7 +286,7 @@ fn staged_before(
         ));
     }
     if (&present.source, present.file) == (&snapshot.name(), snapshot.file) {
-        return Ok(report(args, settings, present));
+        return Ok(report(args, settings, present, None));
     }
     let what = format!("{} is staged to be restored already", present.source);
     Err(refuse(Exit::RefusedDataDir, what, "call that off first: `syncer snapshot restore --cancel`"))
@@ -330,7 +337,8 @@ fn absolute(place: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn report(args: &Args, settings: &Settings, record: &RestoreRecord) -> String {
+/// What is staged; `done`: just now, and not by an earlier call.
+fn report(args: &Args, settings: &Settings, record: &RestoreRecord, done: Option<&ImportOutcome>) -> String {
     let runs = in_use(&settings.data_dir).unwrap_or(true);
     let next = match (runs, settings.pod.in_pod) {
         (true, true) => {
@@ -341,8 +349,9 @@ fn report(args: &Args, settings: &Settings, record: &RestoreRecord) -> String {
         (false, _) => "start syncer on this volume".to_owned(),
     };
     if args.output == Output::Json {
-        let report = json!({
+        let mut report = json!({
             "source": record.source,
+            "target": settings.etcd_dir(),
             "sourceRevision": record.source_revision,
             "revision": record.revision,
             "keys": record.keys,
@@ -351,8 +360,18 @@ fn report(args: &Args, settings: &Settings, record: &RestoreRecord) -> String {
             "clusterId": record.cluster,
             "replaces": record.replaces,
             "maxRequestBytes": record.max_request_bytes,
+            "stagedBefore": done.is_none(),
             "next": next,
         });
+        if let Some(done) = done {
+            report["bytes"] = json!(done.bytes);
+            report["leases"] = json!(done.made.leases);
+            report["verified"] = json!(args.verify);
+            report["targetBytes"] = json!(done.target_bytes);
+            report["warnings"] = json!(done.warnings);
+            report["seconds"] = json!(done.duration.as_secs_f64());
+            report["stages"] = json!(done.stages);
+        }
         return format!("{report:#}\n");
     }
     let mut text = String::new();

@@ -105,6 +105,24 @@ async fn compacted(etcd: &mut Client, key: &str, from: i64) -> i64 {
     }
 }
 
+/// Whatever `syncer migrate` reports of the same snapshot is reported of its restore.
+#[track_caller]
+fn tells_what_a_migration_tells(staged: &Value, file: &Path) {
+    let home = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(syncer());
+    command.args(["migrate", "-o", "json", &format!("--from=snapshot:{}", text(file))]);
+    command.arg(format!("--to=datadir:{}", text(&home.path().join("etcd")))).arg("--etcd").arg(part("etcd"));
+    let moved = json(&command.output().expect("syncer runs"));
+    let moved = moved.as_object().expect("a report");
+    for name in moved.keys() {
+        // A snapshot keeps its name in any case.
+        assert!(staged.get(name).is_some() || name == "sourceRenamed", "{name}: {staged}");
+    }
+    for name in ["source", "keys", "bytes", "leases", "verified", "maxRequestBytes", "warnings"] {
+        assert_eq!(staged[name], moved[name], "{name}: {staged}");
+    }
+}
+
 #[test]
 fn a_snapshot_takes_the_place_of_the_store_at_the_next_start() {
     let (mut pod, file, before) = filled();
@@ -122,8 +140,16 @@ fn a_snapshot_takes_the_place_of_the_store_at_the_next_start() {
         (&revision.into(), &before.revision.into()),
         "{staged}"
     );
+    tells_what_a_migration_tells(&staged, &file);
+    for name in ["target", "bytes", "leases", "warnings"] {
+        assert_eq!(shown[name], staged[name], "{name}: {shown}");
+    }
     // The same again is done; another is refused until the first is called off, upon which nothing is left of it.
-    assert_eq!(json(&restore(&pod, &[text(&file), "-o", "json"]))["clusterId"], staged["clusterId"]);
+    let again = json(&restore(&pod, &[text(&file), "-o", "json"]));
+    for name in ["target", "clusterId", "revision", "keys", "hash"] {
+        assert_eq!(again[name], staged[name], "{name}: {again}");
+    }
+    assert_eq!((&staged["stagedBefore"], &again["stagedBefore"]), (&false.into(), &true.into()));
     let other = file.with_file_name("other.db");
     std::fs::copy(&file, &other).expect("copy");
     let out = restore(&pod, &[text(&other)]);
