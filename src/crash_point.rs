@@ -2,7 +2,8 @@
 //!
 //! Compiled in only with the feature `testing`. `SYNCER_CRASH_AT=<name>` makes the process kill itself with SIGKILL
 //! at that point, which is what a node that loses power, or `kill -9`, does at the worst moment. `SYNCER_HALT_AT=<name>`
-//! makes it halt there by SIGSTOP until it gets SIGCONT, so that a test can change the world around it meanwhile.
+//! makes it halt there by SIGSTOP until it gets SIGCONT, so that a test can change the world around it meanwhile (not as
+//! PID 1 of a namespace, to which its own signals do nothing).
 
 /// Every crash point, in the order in which a migration at boot passes them. Tests loop over this list.
 pub const CRASH_POINTS: &[&str] = &[
@@ -96,6 +97,11 @@ pub fn reach(name: &str) {
     for (variable, signal) in [("SYNCER_CRASH_AT", Signal::SIGKILL), ("SYNCER_HALT_AT", Signal::SIGSTOP)] {
         if std::env::var_os(variable).is_some_and(|v| v == name) {
             let _ = kill(nix::unistd::getpid(), signal);
+            // A PID 1 cannot kill itself. Ended like this it runs nothing more either, and takes its namespace with it.
+            if signal == Signal::SIGKILL {
+                // SAFETY: it ends the process without running anything of it, and takes no pointers.
+                unsafe { libc::_exit(128 + libc::SIGKILL) };
+            }
         }
     }
 }

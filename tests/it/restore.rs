@@ -13,6 +13,7 @@ use crate::support::pod::{Dump, TestPod};
 use crate::support::versitygw::VersityGw;
 use crate::support::{SmallVolume, part, poll, syncer};
 
+mod apiserver;
 mod crash;
 mod pods;
 

@@ -12,17 +12,17 @@ use crate::support::kube::Kube;
 use crate::support::pod::TestPod;
 use crate::support::poll;
 
-const ETCD: &str = "embeddedEtcd:\n  enabled: true\ncontroller:\n  disabled: true\n";
+pub const ETCD: &str = "embeddedEtcd:\n  enabled: true\ncontroller:\n  disabled: true\n";
 const BACK: &str = "embeddedEtcd:\n  enabled: false\n  migrateBack: true\ncontroller:\n  disabled: true\n";
 
-const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+pub const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
-fn kube(pod: &TestPod) -> Kube {
+pub fn kube(pod: &TestPod) -> Kube {
     Kube::from_kubeconfig(&pod.data().join("pki/admin.conf")).expect("the admin kubeconfig")
 }
 
 /// Every object but the identity leases, which a running kube-apiserver renews by itself.
-async fn objects(client: &Kube) -> BTreeMap<String, Value> {
+pub async fn objects(client: &Kube) -> BTreeMap<String, Value> {
     let mut objects = client.everything().await.expect("read every object");
     objects.retain(|path, _| !(path.contains("leases/kube-system/") && path.contains("apiserver-")));
     objects
@@ -34,7 +34,7 @@ fn asides(data: &Path) -> usize {
 }
 
 #[track_caller]
-fn same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) {
+pub fn same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) {
     for (path, object) in before {
         assert_eq!(after.get(path), Some(object), "{path} is another object");
     }

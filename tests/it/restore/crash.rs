@@ -45,6 +45,7 @@ fn killed_at_every_crash_point_a_restore_converges() {
             assert_eq!(names(&pod), listing, "{point}");
         }
     }
+    // That one needs a host API: `the_marker_names_the_restored_cluster`.
     for (round, point) in RESTORE_BOOT_CRASH_POINTS.iter().filter(|point| **point != "restore-marked").enumerate() {
         let revision = json(&restore(&pod, &[text(&file), "-o", "json"]))["revision"].as_i64().expect("a revision");
         let mut command = pod.command("none", &[]);

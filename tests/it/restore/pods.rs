@@ -141,8 +141,14 @@ fn the_marker_names_the_restored_cluster() {
     if std::env::var_os("SYNCER_QUICK").is_some() || !TestBox::up(|config| config.replicas = 0).has_namespaces() {
         return;
     }
-    let set = TestBox::hosted(3, Policy::OrderedReady);
+    // The seed's pod is killed between the marker and whatever follows it, once: its next start finds it written.
+    let set = TestBox::hosted_with(3, Policy::OrderedReady, |config| {
+        config.env.insert("SYNCER_CRASH_AT".to_owned(), "restore-marked".to_owned());
+    });
     let (old, new) = restored(&set, true);
+    let (log, put, done) = (set.log("vc-0"), "the restored data dir is in place", "the restore is complete");
+    let (between, after) = log.split_once(put).and_then(|(_, rest)| rest.split_once("exit status: 137")).expect(&log);
+    assert!(!between.contains(done) && !after.contains(put) && after.contains(done), "{log}");
     let text = set.kubectl(&["get", "configmap", "vc-etcd", "-o", "jsonpath={.data.marker}"]);
     let marker: Value = serde_json::from_str(&text).expect("a marker");
     assert_eq!(marker["phase"]["formed"], format!("{:x}", new.cluster), "{marker}");
