@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Client, GetOptions, PutOptions, WatchOptions};
 use rand::{SeedableRng, rngs::StdRng};
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::backend::{live, save};
 use super::*;
 use crate::support::etcd::{Etcd, LINES, PATIENCE};
-use crate::support::kine_db::{ERAS, Kine, busy, create, delete, update};
+use crate::support::kine_db::{ERAS, Kine, busy, compacted, create, delete, update};
 use crate::support::poll;
 
 /// `syncer migrate` of `from` into `db`.
@@ -42,8 +43,12 @@ async fn served_by(client: &mut Client) -> (Live, i64) {
     (found, revision)
 }
 
-/// An etcd as an API server leaves it: one key in each transaction, leases, deletes, a compaction.
-fn etcd_of_an_api_server(line: &'static str, home: &Path) -> (Etcd, Live, i64) {
+/// What lives for seconds, as an Event does for an hour.
+const EVENT: &[u8] = b"/registry/events/ns/short";
+
+/// An etcd as an API server leaves it: one key in each transaction, leases, deletes, a compaction. Last of all comes
+/// [`EVENT`] with `ttl` seconds to live.
+fn etcd_of_an_api_server(line: &'static str, home: &Path, ttl: i64) -> (Etcd, Live, i64) {
     let etcd = EtcdSpec::new(line, "seed", &home.join("etcd")).start();
     let (live, revision) = run(async {
         let mut client = etcd.client().await;
@@ -59,13 +64,16 @@ fn etcd_of_an_api_server(line: &'static str, home: &Path) -> (Etcd, Live, i64) {
         client.put("compact_rev_key", "150", None).await.expect("put");
         client.compact(150, None).await.expect("compact");
         client.put("/registry/big", vec![b'z'; 1_400_000], None).await.expect("put");
+        let (mut live, _) = served_by(&mut client).await;
         // Only now, so that it outlives this etcd also on a busy machine.
-        let short = client.lease_grant(30, None).await.expect("grant").id();
-        client.put("/registry/short", "gone soon", Some(PutOptions::new().with_lease(short))).await.expect("put");
+        let short = client.lease_grant(ttl, None).await.expect("grant").id();
+        let put = client.put(EVENT, "gone soon", Some(PutOptions::new().with_lease(short))).await.expect("put");
+        let put = put.header().expect("a header").revision();
+        live.insert(EVENT.to_vec(), (b"gone soon".to_vec(), put, put, ttl));
         // So that the store's revision is above the last live key's.
         client.put("/registry/last", "x", None).await.expect("put");
-        client.delete("/registry/last", None).await.expect("delete");
-        served_by(&mut client).await
+        let deleted = client.delete("/registry/last", None).await.expect("delete");
+        (live, deleted.header().expect("a header").revision())
     });
     (etcd, live, revision)
 }
@@ -81,16 +89,32 @@ async fn list(client: &mut Client) -> BTreeMap<Vec<u8>, (Vec<u8>, i64, i64)> {
         .collect()
 }
 
-fn goes_on_in(program: &str, line: &'static str) {
+/// How a kine of the test is brought to compact.
+enum Compacts {
+    /// By itself, each second (0.17).
+    ByItself,
+    /// When it is told to, as API servers tell it (0.13).
+    WhenTold,
+    /// Each five minutes, and in no other way (0.11: `compactInterval` in `pkg/logstructured/sqllog/sql.go`, and a Compact in
+    /// `pkg/server/kv.go` that does nothing). Its statement is that of 0.13, word for word.
+    TooRarely,
+}
+
+fn goes_on_in(program: &str, line: &'static str, compacts: &Compacts) {
     let (dir, db) = volume();
-    let (mut etcd, want, revision) = etcd_of_an_api_server(line, dir.path());
+    let (mut etcd, want, revision) = etcd_of_an_api_server(line, dir.path(), 8);
     etcd.stop();
     let told = report(&mut back(&format!("datadir:{}", dir.path().join("etcd").display()), &db, line));
     assert_eq!((&told["revision"], &told["sourceRevision"]), (&revision.into(), &revision.into()));
     assert_eq!((&told["moved"]["count"], &told["leftOut"]["count"]), (&0.into(), &1.into()));
     assert_eq!(told["keys"], want.len() - 1);
 
-    let kine = Kine::start(program, &db);
+    let flags: &[&str] = match compacts {
+        Compacts::ByItself => &["--compact-interval=1s", "--compact-min-retain=20"],
+        Compacts::WhenTold | Compacts::TooRarely => &[],
+    };
+    let begun = Instant::now();
+    let kine = Kine::with(program, &db, flags);
     run(async {
         let mut client = kine.client().await;
         let mut found = list(&mut client).await;
@@ -98,7 +122,7 @@ fn goes_on_in(program: &str, line: &'static str) {
         assert!(health.2 > revision, "kine goes on behind the store's revision, and is at {}", health.2);
         for (key, (value, create, modified, ttl)) in want.iter().filter(|(key, _)| *key != b"compact_rev_key") {
             let got = found.remove(key);
-            if key == b"/registry/short" && got.is_none() {
+            if key == EVENT && got.is_none() && begun.elapsed() > Duration::from_secs(8) {
                 continue;
             }
             assert_eq!(got, Some((value.clone(), *create, *modified)), "{} ({ttl} s)", key.escape_ascii());
@@ -133,14 +157,16 @@ fn goes_on_in(program: &str, line: &'static str) {
         assert_eq!(seen[&some[..]], updated);
         assert!(seen.contains_key(&other[..]));
     });
-    // What had half a minute to live goes, what had an hour stays.
+    compacts_it(&kine, &db, revision, compacts);
+    // What had seconds to live goes when they are over, what had an hour stays.
     poll("kine lets the short-lived key expire", 2 * PATIENCE, || {
         run(async {
             let mut client = kine.client().await;
-            let found = client.get("/registry/short", None).await.expect("read");
+            let found = client.get(EVENT, None).await.expect("read");
             found.kvs().is_empty().then_some(())
         })
     });
+    assert!(begun.elapsed() >= Duration::from_secs(8), "it expired after {:?}", begun.elapsed());
     assert!(want.values().any(|(.., ttl)| *ttl == 3660));
     run(async {
         let mut client = kine.client().await;
@@ -151,19 +177,73 @@ fn goes_on_in(program: &str, line: &'static str) {
     });
 }
 
+/// kine's compaction of a store that was written back at `revision`: it removes the rows that were written back of what has
+/// changed since, and nothing that is live.
+fn compacts_it(kine: &Kine, db: &Path, revision: i64, compacts: &Compacts) {
+    let (changed, gone) = (b"/registry/configmaps/ns/012", b"/registry/configmaps/ns/013");
+    let (before, last) = run(async {
+        let mut client = kine.client().await;
+        let found = list(&mut client).await;
+        let mut at = found[&changed[..]].2;
+        for n in 0..20 {
+            at = update(&mut client, changed, format!("{n}").as_bytes(), at).await;
+        }
+        delete(&mut client, gone, found[&gone[..]].2).await;
+        // And more than kine is told to retain.
+        let last = create(&mut client, b"/registry/last", b"x", 0).await;
+        let mut at = last;
+        for _ in 0..25 {
+            at = update(&mut client, b"/registry/last", b"x", at).await;
+        }
+        assert!(last > revision + 20);
+        let mut before = list(&mut client).await;
+        before.retain(|key, _| key != EVENT);
+        (before, last)
+    });
+    match compacts {
+        Compacts::ByItself => {
+            poll("kine compacts", PATIENCE, || (compacted(db, gone).0 >= last).then_some(()));
+        }
+        Compacts::WhenTold => {
+            run(async { kine.client().await.compact(last, None).await.map(drop).expect("compact") });
+        }
+        Compacts::TooRarely => return,
+    }
+    assert_eq!((compacted(db, changed).1, compacted(db, gone).1), (1, 0));
+    run(async {
+        let mut client = kine.client().await;
+        let mut after = list(&mut client).await;
+        after.retain(|key, _| key != EVENT);
+        assert!(after == before, "kine's compaction has changed what is live");
+        assert!(!after.contains_key(&gone[..]));
+        if matches!(compacts, Compacts::ByItself) {
+            let from = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
+            let mut stale = client.watch("/registry/", Some(from)).await.expect("watch");
+            let told = loop {
+                let message = stale.message().await.expect("a message").expect("the watch goes on");
+                if message.canceled() {
+                    break message.compact_revision();
+                }
+            };
+            assert!(told >= last, "{told} is below {last}");
+        }
+        create(&mut client, gone, b"again", 0).await;
+    });
+}
+
 #[test]
 fn kine_0_17_goes_on_with_it() {
-    goes_on_in("kine", "3.6");
+    goes_on_in("kine", "3.6", &Compacts::ByItself);
 }
 
 #[test]
 fn kine_0_13_goes_on_with_it() {
-    goes_on_in("kine-0.13", "3.5");
+    goes_on_in("kine-0.13", "3.5", &Compacts::WhenTold);
 }
 
 #[test]
 fn kine_0_11_goes_on_with_it() {
-    goes_on_in("kine-0.11", "3.7");
+    goes_on_in("kine-0.11", "3.7", &Compacts::TooRarely);
 }
 
 /// Live keys of a `state.db`, as an import reads them.
@@ -233,7 +313,7 @@ fn any_history_of_etcd_is_written_back_with_every_revision_its_own() {
 #[test]
 fn killed_at_every_crash_point_it_converges() {
     let home = tempfile::tempdir().expect("make a directory");
-    let (mut etcd, want, revision) = etcd_of_an_api_server("3.6", home.path());
+    let (mut etcd, want, revision) = etcd_of_an_api_server("3.6", home.path(), 30);
     etcd.stop();
     let from = format!("datadir:{}", home.path().join("etcd").display());
     for point in syncer::crash_point::BACK_CRASH_POINTS {
@@ -261,8 +341,8 @@ fn killed_at_every_crash_point_it_converges() {
         want.remove(&b"compact_rev_key"[..]);
         assert_eq!(end, revision, "{point}");
         // It expires with the etcd that replays nothing, so it is there.
-        assert!(found.remove(&b"/registry/short"[..]).is_some());
-        want.remove(&b"/registry/short"[..]);
+        assert!(found.remove(EVENT).is_some());
+        want.remove(EVENT);
         assert!(found == want, "{point}");
     }
 }
@@ -270,7 +350,7 @@ fn killed_at_every_crash_point_it_converges() {
 #[test]
 fn a_target_that_is_there_or_has_companions_is_refused() {
     let home = tempfile::tempdir().expect("make a directory");
-    let (mut etcd, ..) = etcd_of_an_api_server("3.6", home.path());
+    let (mut etcd, ..) = etcd_of_an_api_server("3.6", home.path(), 30);
     let from = format!("datadir:{}", home.path().join("etcd").display());
     let (dir, db) = volume();
     let refused = |code: i32, why: &str| {
@@ -298,7 +378,7 @@ fn a_target_that_is_there_or_has_companions_is_refused() {
 #[test]
 fn a_running_etcd_is_written_back_as_of_one_revision() {
     let (dir, db) = volume();
-    let (etcd, mut want, revision) = etcd_of_an_api_server("3.6", dir.path());
+    let (etcd, mut want, revision) = etcd_of_an_api_server("3.6", dir.path(), 30);
     let from = format!("etcd:{}", etcd.spec.client_url());
     let told = report(&mut back(&from, &db, "3.6"));
     assert_eq!((&told["source"], &told["revision"]), (&etcd.spec.client_url().into(), &revision.into()));

@@ -274,6 +274,17 @@ impl History {
     }
 }
 
+/// The revision up to which a kine that may run has compacted the store at `db`, and the rows of a key in it.
+pub fn compacted(db: &Path, key: &[u8]) -> (i64, i64) {
+    let connection =
+        Connection::open_with_flags(db, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).expect("open the store");
+    connection.busy_timeout(PATIENCE).expect("wait for kine");
+    let newest = "SELECT MAX(prev_revision) FROM kine WHERE name = 'compact_rev_key'";
+    let rows = "SELECT COUNT(*) FROM kine WHERE name = CAST(? AS TEXT)";
+    let compacted = connection.query_row(newest, [], |row| row.get(0)).expect("kine's record");
+    (compacted, connection.query_row(rows, [key], |row| row.get(0)).expect("count the rows"))
+}
+
 /// `path` with `suffix` at its end.
 pub fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -338,6 +349,11 @@ pub struct Kine {
 impl Kine {
     /// Starts `program` (`kine`, `kine-0.13`, `kine-0.11`) on the store at `db`.
     pub fn start(program: &str, db: &Path) -> Kine {
+        Kine::with(program, db, &[])
+    }
+
+    /// The same, with more flags.
+    pub fn with(program: &str, db: &Path, flags: &[&str]) -> Kine {
         let port = free_port();
         let log = with(db, ".kine.log");
         let output = File::create(&log).expect("make kine's log");
@@ -347,6 +363,7 @@ impl Kine {
             .arg("--endpoint")
             .arg(format!("sqlite://{}?{dsn}", db.display()))
             .args(["--listen-address", &format!("127.0.0.1:{port}"), "--metrics-bind-address", "0"])
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("share the log"))
             .stderr(output);
