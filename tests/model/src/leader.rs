@@ -32,7 +32,9 @@ impl World {
                 let replicas = usize::from(if c.host { self.desired } else { self.values });
                 let wanted = ordinal < replicas || replicas == 0;
                 let learner = dir.peers().iter().any(|p| p.id == id && p.learner);
-                if wanted && !learner && self.dir(ordinal).is_some_and(|d| d.member == id) {
+                // Without a host API a pod goes by its own values file, which may be the newer one; it comes back as a joiner.
+                let asks = !c.host && self.pods[ordinal].asks_to_leave;
+                if wanted && !asks && !learner && self.dir(ordinal).is_some_and(|d| d.member == id) {
                     self.bad_step = Some("removes a wanted member that has its data");
                 }
                 // Whom DNS hides cannot say that it is there; it is not wanted, and the others are a quorum.
