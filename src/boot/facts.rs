@@ -358,7 +358,7 @@ pub struct LogFact {
     /// Every other member of any of those memberships. Voter if it is one in any of them.
     pub others: Vec<Member>,
     /// The other voters of the first of them, which is in effect: they agree on what follows, also on the next.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub voters_now: Vec<MemberId>,
 }
 

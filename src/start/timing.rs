@@ -5,7 +5,7 @@
 //! and once the members are as many as there are to be, so that the others go on without it.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::Member;
@@ -18,12 +18,17 @@ use crate::supervise::spec::ChildSpec;
 /// Between two looks: while it is alone or others are joining; and while leadership moves.
 const AT_REST: Duration = Duration::from_secs(2);
 const MOVING: Duration = Duration::from_millis(50);
+/// A quiet moment is waited for so long: what is on its way to a leader that moves may wait for seconds, once; a leader that
+/// keeps this timing gives leadership up again and again.
+const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimingStep {
     /// Not yet.
     Wait,
+    /// Leadership, once nothing is on its way to the leader.
+    WaitForQuiet,
     /// Leadership first.
     MoveLeader(MemberId),
     /// Start it with the timing of one among others.
@@ -59,8 +64,10 @@ pub async fn follow(
         return std::future::pending().await;
     }
     let mut serving = pod.health.subscribe();
+    let mut due: Option<Instant> = None;
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
-        let wait = match look(pod).await {
+        let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
+        let wait = match look(pod, patient).await {
             Ok(TimingStep::Restart) => match anew() {
                 // The list on the disk may be a moment behind.
                 Ok(Some(spec)) if !launch::is_alone(&spec) => {
@@ -86,7 +93,14 @@ pub async fn follow(
                     }
                 }
             }
-            Ok(TimingStep::Wait) => AT_REST,
+            Ok(TimingStep::Wait) => {
+                due = None;
+                AT_REST
+            }
+            Ok(TimingStep::WaitForQuiet) => {
+                due.get_or_insert_with(Instant::now);
+                AT_REST
+            }
             Err(error) => {
                 tracing::debug!("the members cannot be looked at: {error:#}");
                 AT_REST
@@ -97,7 +111,8 @@ pub async fn follow(
     std::future::pending().await
 }
 
-async fn look(pod: &Pod) -> anyhow::Result<TimingStep> {
+/// `patient`: leadership is moved in a quiet moment alone.
+async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
     let mut etcd = pod.etcd_here().await?;
     let list = etcd.member_list(ETCD_DEADLINE).await?;
     if list.members.len() < 2 {
@@ -107,8 +122,11 @@ async fn look(pod: &Pod) -> anyhow::Result<TimingStep> {
     let (members, desired) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
     let next = step(status.member, status.leader, &members, desired);
     let moves = matches!(next, TimingStep::MoveLeader(_));
-    // What is on its way to a leader that moves would wait for seconds.
-    Ok(if moves && !super::leader::quiet(&mut etcd, &status).await? { TimingStep::Wait } else { next })
+    Ok(if moves && patient && !super::leader::quiet(&mut etcd, &status).await? {
+        TimingStep::WaitForQuiet
+    } else {
+        next
+    })
 }
 
 #[cfg(test)]
