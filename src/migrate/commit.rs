@@ -94,7 +94,8 @@ pub fn finish_commit(disk: &dyn Disk, data_dir: &Path, state_dbs: &[PathBuf], no
     }
     let path = data_dir.join(journal::FILE_NAME);
     let Some(journal) = journal::load(&path).context("read the migration journal")? else { return Ok(()) };
-    if journal.source.is_remote() {
+    // One that is done has nothing left; what became of its source since, or stands in its place, is none of its business.
+    if journal.source.is_remote() || journal.phase == Phase::Done {
         return Ok(());
     }
     let db = journal::absolute(&path, &journal.source.path);
@@ -199,8 +200,17 @@ mod tests {
     fn importing(dir: &Path, source: &str) -> PathBuf {
         let path = dir.join(journal::FILE_NAME);
         let source = journal::SourceFile { path: source.into(), bytes: 1, modified: 2, inode: 3 };
-        let journal =
-            Journal { phase: Phase::Importing, source, started: 1, finished: None, written: None, file: None };
+        let journal = Journal {
+            phase: Phase::Importing,
+            source,
+            source_revision: crate::ids::Revision(1),
+            files: Vec::new(),
+            renames: true,
+            started: 1,
+            finished: None,
+            written: None,
+            file: None,
+        };
         journal::store(&RealDisk, &path, &journal).unwrap();
         path
     }
@@ -216,6 +226,12 @@ mod tests {
         assert!(dir.path().join("state.db.migrated-wal").exists());
         finish_commit(&RealDisk, dir.path(), &[], 10).unwrap();
         assert_eq!(journal::load(&path).unwrap().unwrap().finished, Some(9));
+        // The way back has put a store in its place, or somebody has removed the old one.
+        std::fs::write(&db, "back").unwrap();
+        finish_commit(&RealDisk, dir.path(), std::slice::from_ref(&db), 10).unwrap();
+        std::fs::remove_file(dir.path().join("state.db.migrated")).unwrap();
+        std::fs::remove_file(&db).unwrap();
+        finish_commit(&RealDisk, dir.path(), std::slice::from_ref(&db), 10).unwrap();
 
         let dir = self::dir(&[("state.db", "db"), ("state.db-wal", "wal")]);
         importing(dir.path(), "state.db");

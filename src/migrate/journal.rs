@@ -42,6 +42,15 @@ pub struct Journal {
     pub phase: Phase,
     /// What is moved.
     pub source: SourceFile,
+    /// The source's revision; 0 where it was not noted.
+    #[serde(default = "not_noted")]
+    pub source_revision: Revision,
+    /// The files that it was read from, the store's own first, as they were.
+    #[serde(default)]
+    pub files: Vec<FileState>,
+    /// Whether the source is renamed in the end, which is the commit then.
+    #[serde(default)]
+    pub renames: bool,
     /// When it was begun, in seconds since 1970.
     pub started: u64,
     /// When it was done.
@@ -105,6 +114,10 @@ impl WrittenFile {
         let found = FileState::of(path)?;
         Ok((found.inode, found.bytes, found.modified) == (self.inode, self.bytes, self.modified))
     }
+}
+
+const fn not_noted() -> Revision {
+    Revision(0)
 }
 
 impl SourceFile {
@@ -194,6 +207,9 @@ mod tests {
         Journal {
             phase,
             source: SourceFile { path: path.into(), bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 },
+            source_revision: Revision(6),
+            files: vec![FileState { bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 }],
+            renames: true,
             started: 1,
             finished: (phase == Phase::Done).then_some(2),
             written: Some(Written {

@@ -127,6 +127,10 @@ fn moved<T: Target>(
     meter.begin(Stage::Survey, 0);
     let earlier = earlier(journey)?;
     journey.target.admit(journey, earlier.as_ref())?;
+    if earlier.is_some() {
+        // Of no use to anybody, and the source may need its room.
+        journey.target.take_back(disk)?;
+    }
     // A program takes as long to tell its version as the survey of a small store.
     let (store, ready) = std::thread::scope(|scope| {
         let etcd = &journey.etcd;
@@ -154,6 +158,9 @@ fn moved<T: Target>(
             modified: file.modified,
             inode: file.inode,
         },
+        source_revision: store.extent().revision,
+        files: before.clone(),
+        renames: journey.commit == Commit::RenameSource,
         started: unix_seconds(),
         finished: None,
         written: None,
@@ -218,15 +225,46 @@ fn earlier<T>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
 
 /// Ends the journey of a killed attempt that got past its commit, and gives its journal; `None` if there is no such. What
 /// was made may have been used since: it must not be built anew.
+///
+/// # Errors
+/// [`Exit::RefusedDataDir`] if the source keeps its name and is not what it was: what was made lacks what it has got since.
 pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
-    if journey.commit == Commit::RenameSource {
-        return commit::finish(disk, &journey.journal, journey.source.path(), unix_seconds());
+    let renames = journey.commit == Commit::RenameSource;
+    if renames && let Some(journal) = commit::finish(disk, &journey.journal, journey.source.path(), unix_seconds())? {
+        return Ok(Some(journal));
     }
     // One that cannot be read is reported by the journey itself.
     let Ok(Some(journal)) = journal::load(&journey.journal) else { return Ok(None) };
     let same = journal.source.path == journal::relative(&journey.journal, journey.source.path());
-    if !same || journal.phase != Phase::Importing || !journey.target.is_there(&journal)? {
+    // Where the source was to be renamed, the flip was not the commit.
+    if !same || journal.renames || journal.phase != Phase::Importing || !journey.target.is_there(&journal)? {
         return Ok(None);
+    }
+    if renames {
+        let (from, to) = (journey.source.path().display(), journey.target.path().display());
+        return Err(refuse(
+            Exit::RefusedDataDir,
+            format!("{to} was made of {from}, which was to keep its name"),
+            format!(
+                "give the same command as before, without the renaming; or, if nothing was served from {to}, move it and {} aside, \
+                and try again",
+                journey.journal.display()
+            ),
+        ));
+    }
+    if !journey.source.is_as_noted(&journal).context("look at the source again")? {
+        let (from, to) = (journey.source.path().display(), journey.target.path().display());
+        return Err(refuse(
+            Exit::RefusedDataDir,
+            format!(
+                "{to} was made of {from} at its revision {}, and {from} has changed since",
+                journal.source_revision
+            ),
+            format!(
+                "go on with {to} as it is; or, if nothing was served from it, move it and {} aside, and try again",
+                journey.journal.display()
+            ),
+        ));
     }
     done(disk, T::POINTS, &journey.journal, journal, unix_seconds()).map(Some)
 }

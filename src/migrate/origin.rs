@@ -7,10 +7,12 @@ use std::time::Duration;
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::fenced::Fenced;
-use super::kine::{KineStore, name_source};
+use super::journal::Journal;
+use super::kine::{KineStore, StoreFiles, name_source};
 use super::remote::{self, Alarms};
-use super::source::Source;
+use super::source::{FileState, Source};
 use crate::datadir::DatadirLock;
+use crate::datadir::writer::backend_of;
 use crate::disk::Disk;
 use crate::etcd::client::EtcdEndpoint;
 
@@ -61,6 +63,21 @@ impl Origin {
             Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy, Alarms::None)?),
             Origin::Fenced(fenced) => Box::new(fenced.open(disk, copy)?),
         })
+    }
+
+    /// Whether it still is what the journal of an attempt says that was read.
+    pub fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
+        let files = match self {
+            Origin::Etcd(etcd) | Origin::Fenced(Fenced { etcd, .. }) => {
+                return Ok(remote::revision(etcd)? == journal.source_revision);
+            }
+            // Whoever writes to its log writes to its backend, a moment later or when it is started again.
+            Origin::Datadir(dir) => vec![backend_of(dir)],
+            Origin::Snapshot(path) => vec![path.clone()],
+            Origin::Sqlite(path) => vec![path.clone(), StoreFiles::of(path).wal],
+        };
+        let now = files.iter().map(|file| FileState::of(file)).collect::<Result<Vec<_>, _>>()?;
+        Ok(journal.files.get(..now.len()) == Some(&now))
     }
 
     /// Names the store in an error of the pipeline, with what to do about it.

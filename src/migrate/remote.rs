@@ -71,6 +71,13 @@ pub fn open(disk: &dyn Disk, etcd: &EtcdEndpoint, file: &Path, alarms: Alarms) -
     Ok(store)
 }
 
+/// The revision that its cluster has now.
+pub fn revision(etcd: &EtcdEndpoint) -> anyhow::Result<Revision> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    let asked = async { anyhow::Ok(EtcdClient::connect(etcd).await?.linearizable_read(PATIENCE).await?) };
+    runtime.block_on(asked).map_err(|error| refused(etcd, error))
+}
+
 fn refused(etcd: &EtcdEndpoint, error: anyhow::Error) -> anyhow::Error {
     if exit_of(&error) != Exit::Fault {
         return error;

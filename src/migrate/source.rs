@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
+use serde::{Deserialize, Serialize};
+
 use super::convert::{KeyLease, LiveKey, Warnings};
 use crate::datadir::LeaseRecord;
 use crate::disk::at;
@@ -56,7 +58,8 @@ pub struct Extent {
 }
 
 /// A file as it was seen; all zero if it is not there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FileState {
     /// Its size in bytes.
     pub bytes: u64,

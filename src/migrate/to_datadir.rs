@@ -203,7 +203,9 @@ impl Target for DatadirTarget {
         } else if let Some(kept) = set_aside(disk, &staging, SystemTime::now()).context("keep a staging directory")? {
             tracing::warn!(kept = %kept.display(), "a staging directory without a journal was set aside");
         }
-        let ours = earlier.and_then(|earlier| earlier.written).map(|written| written.cluster);
+        // Where the source keeps its name, the flip was the commit.
+        let uncommitted = earlier.filter(|earlier| earlier.renames).and_then(|earlier| earlier.written);
+        let ours = uncommitted.map(|written| written.cluster);
         match inspect(&self.path, NEWEST)? {
             // What etcd takes for nothing may still have entries, over which no directory can be renamed.
             InspectedDatadir::Empty if has_entries(&self.path)? => {
@@ -461,7 +463,17 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let source = SourceFile { path: source.into(), bytes: 0, modified: 0, inode: 0 };
             let (phase, started) = (Phase::Importing, 1);
-            let journal = Journal { phase, source, started, finished: None, written: None, file: None };
+            let journal = Journal {
+                phase,
+                source,
+                source_revision: Revision(1),
+                files: Vec::new(),
+                renames: false,
+                started,
+                finished: None,
+                written: None,
+                file: None,
+            };
             journal::store(&RealDisk, &dir.path().join(journal::FILE_NAME), &journal).unwrap();
             std::fs::write(dir.path().join(left[0]), "x").unwrap();
             for folder in ["etcd", left[1], left[2]] {

@@ -104,9 +104,9 @@ impl Target for SqliteTarget {
         space::needed_sqlite(keys, bytes)
     }
 
-    fn admit(&self, _: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
+    fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
         match earlier {
-            Some(earlier) if self.takes_back(earlier)? => Ok(()),
+            Some(earlier) if self.takes_back(journey, earlier)? => Ok(()),
             _ => self.is_vacant(),
         }
     }
@@ -123,15 +123,14 @@ impl Target for SqliteTarget {
             }
             return self.is_vacant();
         };
-        if self.takes_back(earlier)? {
+        if self.takes_back(journey, earlier)? {
             // Renamed first, so that it is never half there under its own name.
             disk.rename_durable(&self.path, &staging).context("take back an uncommitted SQLite file")?;
         }
         remove(disk, &staging)?;
         self.is_vacant()?;
         // One of another journey is over, now that what it left is gone: a store goes this way as often as is asked.
-        let same = earlier.source.path == journal::relative(&journey.journal, journey.source.path());
-        if earlier.phase == Phase::Done || !same {
+        if earlier.phase == Phase::Done || !of_this(journey, earlier) {
             disk.forget_file(&journey.journal).context("remove an earlier journal")?;
         }
         Ok(())
@@ -198,10 +197,12 @@ impl Target for SqliteTarget {
 }
 
 impl SqliteTarget {
-    /// Whether the target is the file that an uncommitted attempt has put there, and nobody has used it since.
-    fn takes_back(&self, earlier: &Journal) -> anyhow::Result<bool> {
+    /// Whether the target is the file that an uncommitted attempt of this journey has put there, and nobody has used it
+    /// since.
+    fn takes_back(&self, journey: &Journey<Self>, earlier: &Journal) -> anyhow::Result<bool> {
+        let ours = earlier.phase == Phase::Importing && of_this(journey, earlier) && self.is_there(earlier)?;
         // What kine has written since the commit may stand beside it alone, with the file itself as it was.
-        Ok(earlier.phase == Phase::Importing && self.is_there(earlier)? && self.companions()?.is_empty())
+        Ok(ours && self.companions()?.is_empty())
     }
 
     /// What of SQLite's lies beside the target.
@@ -215,6 +216,11 @@ impl SqliteTarget {
         }
         Ok(there)
     }
+}
+
+/// Whether it is of an attempt with the same source.
+fn of_this(journey: &Journey<SqliteTarget>, earlier: &Journal) -> bool {
+    earlier.source.path == journal::relative(&journey.journal, journey.source.path())
 }
 
 /// Closes the journal at `path` of a journey whose target is about to be used: from then on nothing of it is taken back.
@@ -299,7 +305,17 @@ mod tests {
             let FileState { inode, bytes, modified } = FileState::of(&target.path).unwrap();
             let file = WrittenFile { inode, bytes, modified, revision: Revision(7), keys: 1 };
             let source = SourceFile { path: "etcd".into(), bytes: 0, modified: 0, inode: 0 };
-            let journal = Journal { phase, source, started: 1, finished: None, written: None, file: Some(file) };
+            let journal = Journal {
+                phase,
+                source,
+                source_revision: Revision(7),
+                files: Vec::new(),
+                renames: false,
+                started: 1,
+                finished: None,
+                written: None,
+                file: Some(file),
+            };
             let _ = std::fs::remove_file(&journey.journal);
             journal::store(&RealDisk, &journey.journal, &journal).unwrap();
         };
@@ -311,6 +327,13 @@ mod tests {
         put(Phase::Importing);
         clear().unwrap();
         assert!(!target.path.exists(), "nobody has used it");
+        // By its journal another journey's flip was its commit.
+        put(Phase::Importing);
+        let other = Journey { source: Origin::Datadir(place("other")), ..journey.clone() };
+        let earlier = journal::load(&journey.journal).unwrap();
+        assert_eq!(crate::exit::exit_of(&target.admit(&other, earlier.as_ref()).unwrap_err()), Exit::RefusedDataDir);
+        assert!(target.clear(&RealDisk, &other, earlier.as_ref()).is_err() && target.path.exists());
+        std::fs::remove_file(&target.path).unwrap();
         for beside in ["state.db-wal", "state.db-shm", "state.db-journal"] {
             put(Phase::Importing);
             std::fs::write(place(beside), "what was written since").unwrap();

@@ -143,11 +143,12 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     assert!(want.keys.iter().all(|key| again.keys.contains(key)));
 }
 
+/// Of a store that was formed here, and of one that was imported, whose journal is done and whose old file is kept, or is not.
 #[test]
 fn killed_at_every_crash_point_the_way_back_converges() {
     use syncer::crash_point::{BACK_BOOT_CRASH_POINTS, BACK_CRASH_POINTS};
-    for point in BACK_CRASH_POINTS.iter().chain(BACK_BOOT_CRASH_POINTS) {
-        let mut pod = TestPod::new();
+    for (n, point) in BACK_CRASH_POINTS.iter().chain(BACK_BOOT_CRASH_POINTS).enumerate() {
+        let mut pod = if n < 4 { TestPod::new() } else { TestPod::with_small_store() };
         pod.start("none", &[]);
         pod.wait_serving();
         pod.etcd(async |mut client| {
@@ -157,6 +158,11 @@ fn killed_at_every_crash_point_the_way_back_converges() {
         });
         let want = pod.dump();
         pod.kill_everything();
+        let migrated = pod.data().join("state.db.migrated");
+        assert_eq!(migrated.exists(), n >= 4, "{point}");
+        if n == 4 {
+            std::fs::remove_file(migrated).expect("remove the old store");
+        }
 
         pod.values(BACK);
         let mut command = pod.command("k8s", &[]);

@@ -138,6 +138,40 @@ fn a_data_dir_in_place_whose_source_kept_its_name_is_never_built_anew() {
     fixture.check_end(false, "after the flip");
 }
 
+/// What was made has what the source had; what that has got since would be lost by whoever is told that it was moved.
+#[test]
+fn a_source_that_has_changed_since_the_flip_was_not_moved() {
+    let killed = |rename: bool| {
+        let fixture = fixture(50);
+        let status = fixture.command(rename).env("SYNCER_CRASH_AT", "migrate-after-flip").status().expect("run syncer");
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+        fixture
+    };
+    let write_to = |fixture: &Fixture| {
+        let db = rusqlite::Connection::open(&fixture.db).expect("open the source");
+        db.pragma_update(None, "user_version", 7).expect("write to the source");
+    };
+    let refused = |fixture: &Fixture, rename: bool, why: &str| {
+        let out = fixture.command(rename).output().expect("run syncer");
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(3) && error.contains(why), "{}: {error}", out.status);
+        assert!(fixture.etcd_dir().exists() && fixture.db.exists());
+    };
+    // The flip was the commit.
+    let kept = killed(false);
+    refused(&kept, true, "was to keep its name");
+    write_to(&kept);
+    refused(&kept, false, "has changed since");
+    // It was not: the source is the truth, and is read again, whatever is asked for now.
+    for rename in [true, false] {
+        let renamed = killed(true);
+        write_to(&renamed);
+        renamed.finish(rename, "a source that was written to");
+        assert_eq!(renamed.db.exists(), !rename);
+        assert_live(&served("3.6", &renamed.etcd_dir(), renamed.history.revision(), false), &renamed.history.live());
+    }
+}
+
 #[test]
 fn killed_at_random_instants_it_converges() {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
