@@ -463,7 +463,7 @@ pub struct PeerFact {
     /// The cluster that its empty volume is to join ([`Notes::set_aside`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<ClusterId>,
-    /// Whether it was reached, and its certificate is of another CA than this pod's.
+    /// Whether it was reached, and its certificate is of another CA than this pod's, for a while.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_ca: bool,
 }

@@ -34,7 +34,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
             let of_seed = store_of(facts, facts.seed).cloned();
             let refusal = Refusal::NotTheSeed { ordinal: facts.ordinal, stores, seed: facts.seed, of_seed };
             refuse(refusal, Rule::SeedForms)
-        } else if other_ca(facts, rules) {
+        } else if other_ca(facts, &[facts.seed], rules) {
             refuse(Refusal::NoSharedCa, Rule::SharedCa)
         } else {
             wait(Wait::ForSeed(facts.seed), Rule::SeedForms)
@@ -59,7 +59,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     };
     let silent: Vec<_> = asked.into_iter().filter(|ordinal| !says_empty(facts, *ordinal)).collect();
     if !silent.is_empty() {
-        if other_ca(facts, rules) {
+        if other_ca(facts, &silent, rules) {
             return refuse(Refusal::NoSharedCa, Rule::SharedCa);
         }
         let rule = if facts.host_configured { Rule::ClaimsAnswer } else { Rule::PeersSayEmpty };
@@ -83,9 +83,11 @@ fn store_of(facts: &Facts, ordinal: Ordinal) -> Option<&PathBuf> {
     })
 }
 
-/// Whether a pod is there whose certificate is of another CA, and none of ours: they will never hear each other.
-fn other_ca(facts: &Facts, rules: Rules) -> bool {
-    !facts.shared_ca && facts.peers.iter().any(|peer| peer.other_ca) && rules.on(Rule::SharedCa)
+/// Whether one of these is there, with a certificate of another CA, and nobody has one of ours: they will never hear each
+/// other.
+fn other_ca(facts: &Facts, of: &[Ordinal], rules: Rules) -> bool {
+    let other = facts.peers.iter().any(|peer| peer.other_ca && of.contains(&peer.ordinal));
+    other && !facts.shared_ca && rules.on(Rule::SharedCa)
 }
 
 /// The cluster of which anything shows that it exists: the marker, a peer, or what was set aside here.

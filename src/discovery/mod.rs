@@ -120,11 +120,14 @@ impl Discovery {
         self.pod(ordinal).await
     }
 
-    /// As [`Discovery::service`], but an answer without this pod, which is there, is asked for again before its time is over:
-    /// it is from before it came.
+    /// As [`Discovery::service`], but an answer without this pod, which is there, or that there is none, is asked for again
+    /// before its time is over: it may be from before it came.
     pub async fn service_with(&self, own: Ordinal) -> Answer<BTreeSet<Ordinal>> {
         let names = |found: &Found| matches!(found, Found::Pods(pods) if pods.contains(&own));
-        self.memory(|memory, _| memory.doubt_unless(&Question::Peers, names));
+        self.memory(|memory, _| {
+            memory.doubt(&Question::Peers);
+            memory.doubt_unless(&Question::Peers, names);
+        });
         self.service().await
     }
 

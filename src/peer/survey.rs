@@ -43,8 +43,16 @@ pub struct Surveyor {
     named: watch::Receiver<Known<Vec<Ordinal>>>,
     /// This pod's own name has led to it: DNS knows of everything that was there before this pod.
     resolved: AtomicBool,
+    /// That no pod is named was the answer again since then.
+    named_by_none: AtomicBool,
+    /// The pods whose certificates are of another CA, and since when.
+    other_ca: Mutex<BTreeMap<Ordinal, Instant>>,
     _watching: JoinSet<()>,
 }
+
+/// For so long, look after look, a pod must show a certificate of another CA: where one was, another's may be for a moment,
+/// and what is mounted is renewed on one node before the other.
+const OTHER_CA_FOR: Duration = Duration::from_secs(10);
 
 /// What a look found.
 #[derive(Debug, Default)]
@@ -86,6 +94,8 @@ impl Surveyor {
             clock_said: Mutex::default(),
             named,
             resolved: AtomicBool::new(false),
+            named_by_none: AtomicBool::new(false),
+            other_ca: Mutex::default(),
             _watching: watching,
         }
     }
@@ -127,8 +137,19 @@ impl Surveyor {
             found.add(PeerFact { dns, ..PeerFact::new(ordinal) }, asked.remove(&ordinal));
         }
         self.say_clocks(&found);
+        self.doubt_other_cas(&mut found);
         found.list(&dial, &self.settings).await;
         Ok(found)
+    }
+
+    /// Takes nobody's CA for another before it has been so for a while.
+    fn doubt_other_cas(&self, found: &mut Survey) {
+        let mut since = self.other_ca.lock().unwrap_or_else(PoisonError::into_inner);
+        since.retain(|ordinal, _| found.peers.iter().any(|peer| peer.ordinal == *ordinal && peer.other_ca));
+        for peer in found.peers.iter_mut().filter(|peer| peer.other_ca) {
+            let begun = since.entry(peer.ordinal).or_insert_with(Instant::now);
+            peer.other_ca = begun.elapsed() >= OTHER_CA_FOR;
+        }
     }
 
     /// Says, not too often, that a pod is not heard because its certificate or ours does not fit the time.
@@ -159,6 +180,14 @@ impl Surveyor {
         let now = match now {
             Known::Unknown(_) => self.discovery.service().await.into(),
             Known::Present(now) if !now.contains(&own) => self.discovery.service_with(own).await.into(),
+            // All pods may have come since; once this one's name is there, theirs would be.
+            Known::Absent
+                if !self.named_by_none.load(Ordering::Relaxed) && self.own_name_is_wrong().await.is_none() =>
+            {
+                let again: Known<Vec<_>> = self.discovery.service_with(own).await.into();
+                self.named_by_none.store(again.unknown().is_none(), Ordering::Relaxed);
+                again
+            }
             known => known,
         };
         there.extend(now.present().into_iter().flatten());

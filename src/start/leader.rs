@@ -33,7 +33,7 @@ const SETTLED: Duration = Duration::from_millis(1100);
 /// A learner that has neither applied an entry nor received a byte for so long is stuck.
 const STALLED: Duration = Duration::from_secs(5 * 60);
 /// So many entries behind the leader a member counts as caught up: less than a busy API server writes in a second.
-const CAUGHT_UP: u64 = 500;
+pub(super) const CAUGHT_UP: u64 = 500;
 /// No entry in this time: moving leadership stalls nobody.
 const QUIET: Duration = Duration::from_millis(100);
 

@@ -4,13 +4,16 @@
 //! its time ([`crate::etcd::launch`]). etcd takes another only at its start, so it is started again: with leadership elsewhere,
 //! and once the members are as many as there are to be, so that the others go on without it.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use super::leader::CAUGHT_UP;
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::Member;
+use crate::etcd::client::Status;
 use crate::etcd::launch;
-use crate::ids::MemberId;
+use crate::ids::{MemberId, Ordinal};
 use crate::peer::list_of;
 use crate::supervise::Control;
 use crate::supervise::spec::ChildSpec;
@@ -35,19 +38,23 @@ enum TimingStep {
     Restart,
 }
 
-/// Looks at the members, of which `own` was started alone. With two there is no quorum while one starts again, which
-/// takes it a moment; a third that is still to join is waited for. `desired` is how many there are to be.
-fn step(own: MemberId, leader: Option<MemberId>, members: &[Member], desired: u32) -> TimingStep {
-    let others: Vec<_> = members.iter().filter(|m| m.id != own && !m.learner).collect();
-    let joining = members.iter().any(|m| m.learner) || (others.len() < 2 && desired as usize > others.len() + 1);
+/// Looks at the members, of which `own` was started alone: nothing is done before they are those that are `wanted`, all of them
+/// voters that are up, so that no other change is on its way and, but for two, the others are a quorum while one starts again.
+/// With two there is none for that moment. `well`: those others that answer and have caught up.
+fn step(
+    own: MemberId,
+    leader: Option<MemberId>,
+    members: &[Member],
+    wanted: &[Ordinal],
+    well: &BTreeSet<MemberId>,
+) -> TimingStep {
+    let others: Vec<_> = members.iter().filter(|m| m.id != own).collect();
+    let there: BTreeSet<_> = members.iter().filter_map(|m| m.ordinal).collect();
+    let whole = members.len() == wanted.len() && wanted.iter().all(|ordinal| there.contains(ordinal));
+    let settled = whole && members.iter().all(|m| !m.learner) && others.iter().all(|m| well.contains(&m.id));
     match (others.iter().min_by_key(|m| m.ordinal), leader) {
-        (Some(other), Some(leader)) if !joining => {
-            if leader == own {
-                TimingStep::MoveLeader(other.id)
-            } else {
-                TimingStep::Restart
-            }
-        }
+        (Some(other), Some(leader)) if settled && leader == own => TimingStep::MoveLeader(other.id),
+        (Some(_), Some(_)) if settled => TimingStep::Restart,
         _ => TimingStep::Wait,
     }
 }
@@ -67,22 +74,15 @@ pub async fn follow(
     let mut due: Option<Instant> = None;
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
         let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
-        let wait = match look(pod, patient).await {
-            Ok(TimingStep::Restart) => match anew() {
-                // The list on the disk may be a moment behind.
-                Ok(Some(spec)) if !launch::is_alone(&spec) => {
-                    if control.replace(spec) {
-                        tracing::info!("starting etcd with the timing of one among others");
-                        break;
-                    }
-                    AT_REST
+        let wait = match Box::pin(look(pod, patient)).await {
+            Ok(TimingStep::MoveLeader(_) | TimingStep::Restart) if restless(&anew) => AT_REST,
+            Ok(TimingStep::Restart) => {
+                if anew().ok().flatten().is_some_and(|spec| control.replace(spec)) {
+                    tracing::info!("starting etcd with the timing of one among others");
+                    break;
                 }
-                Ok(_) => AT_REST,
-                Err(error) => {
-                    tracing::warn!("etcd keeps the timing of one that is alone: {error:#}");
-                    AT_REST
-                }
-            },
+                AT_REST
+            }
             Ok(TimingStep::MoveLeader(to)) => {
                 let moved = async { anyhow::Ok(pod.etcd_here().await?.move_leader(to, ETCD_DEADLINE).await?) };
                 match moved.await {
@@ -111,6 +111,19 @@ pub async fn follow(
     std::future::pending().await
 }
 
+/// Whether it would be started as it runs: the list on the disk may be a moment behind, and arguments of the user's own may say
+/// the same.
+fn restless(anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> bool {
+    match anew() {
+        Ok(Some(spec)) => launch::is_alone(&spec),
+        Ok(None) => true,
+        Err(error) => {
+            tracing::warn!("etcd keeps the timing of one that is alone: {error:#}");
+            true
+        }
+    }
+}
+
 /// `patient`: leadership is moved in a quiet moment alone.
 async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
     let mut etcd = pod.etcd_here().await?;
@@ -119,20 +132,37 @@ async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
         return Ok(TimingStep::Wait);
     }
     let status = etcd.status(ETCD_DEADLINE).await?;
-    let (members, desired) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
-    let next = step(status.member, status.leader, &members, desired);
+    let (members, replicas) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
+    let seed = pod.seed().0;
+    let wanted: Vec<_> = (seed..seed.saturating_add(replicas)).map(Ordinal).collect();
+    let well = well(pod, &members, &status).await?;
+    let next = step(status.member, status.leader, &members, &wanted, &well);
     let moves = matches!(next, TimingStep::MoveLeader(_));
-    Ok(if moves && patient && !super::leader::quiet(&mut etcd, &status).await? {
-        TimingStep::WaitForQuiet
-    } else {
-        next
-    })
+    let loud = moves && patient && !super::leader::quiet(&mut etcd, &status).await?;
+    Ok(if loud { TimingStep::WaitForQuiet } else { next })
+}
+
+/// The other members that answer and have caught up with this one.
+async fn well(pod: &Pod, members: &[Member], own: &Status) -> anyhow::Result<BTreeSet<MemberId>> {
+    let Some(surveyor) = &pod.surveyor else { return Ok(BTreeSet::new()) };
+    let (survey, dial) = (pod.survey([]).await, surveyor.dial()?);
+    let mut well = BTreeSet::new();
+    for member in members.iter().filter(|member| member.id != own.member) {
+        let Some(peer) = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal)) else { continue };
+        let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
+        if let Ok(status) = asked.await
+            && (status.member, status.cluster) == (member.id, own.cluster)
+            && own.applied.0.saturating_sub(status.applied.0) < CAUGHT_UP
+        {
+            well.insert(member.id);
+        }
+    }
+    Ok(well)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Ordinal;
 
     fn members(learners: &[bool]) -> Vec<Member> {
         let member = |(n, learner): (usize, &bool)| Member {
@@ -147,24 +177,33 @@ mod tests {
     fn it_is_restarted_among_all_the_others_and_never_as_the_leader() {
         let (own, other) = (MemberId(1), MemberId(2));
         let (led, follows) = (Some(own), Some(other));
-        let (wait, moves) = (TimingStep::Wait, TimingStep::MoveLeader(other));
-        for (members, leader, desired, want) in [
-            (members(&[false]), led, 1, wait),
-            (members(&[false]), led, 3, wait),
-            (members(&[false, true]), led, 2, wait),
-            // With a third that comes the others are a quorum.
-            (members(&[false, false]), led, 3, wait),
-            (members(&[false, false, true]), led, 3, wait),
-            (members(&[false, false, false]), led, 3, moves),
-            (members(&[false, false, false]), follows, 3, TimingStep::Restart),
-            (members(&[false, false, false]), None, 3, wait),
-            (members(&[false, false, false]), led, 5, moves),
-            (members(&[false, false]), led, 2, moves),
-            (members(&[false, false]), follows, 2, TimingStep::Restart),
-            // Scaled down meanwhile.
-            (members(&[false, false]), led, 1, moves),
+        let (wait, moves, restart) = (TimingStep::Wait, TimingStep::MoveLeader(other), TimingStep::Restart);
+        for (members, leader, replicas, down, want) in [
+            (members(&[false]), led, 1, None, wait),
+            (members(&[false]), led, 3, None, wait),
+            (members(&[false, true]), led, 2, None, wait),
+            // A third is to come.
+            (members(&[false, false]), led, 3, None, wait),
+            (members(&[false, false, true]), led, 3, None, wait),
+            (members(&[false, false, false]), led, 5, None, wait),
+            (members(&[false, false, false]), led, 3, None, moves),
+            (members(&[false, false, false]), follows, 3, None, restart),
+            (members(&[false, false, false]), None, 3, None, wait),
+            // The others are no quorum, or not all of one.
+            (members(&[false, false, false]), led, 3, Some(3), wait),
+            (members(&[false, false, false]), follows, 3, Some(3), wait),
+            (members(&[false, false]), led, 2, None, moves),
+            (members(&[false, false]), follows, 2, None, restart),
+            (members(&[false, false]), follows, 2, Some(2), wait),
+            // Some are to leave, or nobody is to stay.
+            (members(&[false, false]), led, 1, None, wait),
+            (members(&[false, false, false]), follows, 1, None, wait),
+            (members(&[false, false, false]), led, 0, None, wait),
         ] {
-            assert_eq!(step(own, leader, &members, desired), want, "{members:?} of {desired}, led by {leader:?}");
+            let wanted: Vec<_> = (0..replicas).map(Ordinal).collect();
+            let well = (2..=5).filter(|id| Some(*id) != down).map(MemberId).collect();
+            let step = step(own, leader, &members, &wanted, &well);
+            assert_eq!(step, want, "{members:?} of {replicas}, led by {leader:?}, down: {down:?}");
         }
     }
 }

@@ -62,6 +62,12 @@ fn joining_needs_one_shared_ca_and_starting_does_not() {
         assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
         f.peers[0].other_ca = true;
         expect(&f, BootDecision::Refuse(Refusal::NoSharedCa), Rule::SharedCa);
+        // Whoever else is there with another: the seed has not been heard yet.
+        if ordinal != 0 {
+            let stranger = PeerFact { other_ca: true, ..PeerFact::new(Ordinal(2)) };
+            let f = Facts { peers: vec![PeerFact::new(Ordinal(0)), stranger], ..f.clone() };
+            assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
+        }
         f.shared_ca = true;
         assert!(matches!(decide(&f), BootDecision::Wait(_)), "{:?}", decide(&f));
     }

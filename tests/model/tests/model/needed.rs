@@ -77,7 +77,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::ResetCommitsAll, "two, marker and volume lost", States(40_000)),
     needed(Rule::ResetNamed, "three, resumed", Walks(1_500)),
     needed(Rule::ResetFinished, "two, lost, to one", States(700_000)),
-    needed(Rule::DroppedNeverStarts, "two to one and back, lost", States(700_000)),
+    needed(Rule::DroppedNeverStarts, "two to one and back, lost", States(2_000_000)),
     needed(Rule::StopWithdrawn, "three, resumed", States(1_500_000)),
     needed(Rule::LowestLeads, "two, marker and volume lost", Walks(1_500)),
     needed(Rule::LeaderStays, "two, lost, to one", States(40_000)),
