@@ -331,3 +331,64 @@ fn pods_can_live_on_loopback() {
     let error = set.partition(0, 1).expect_err("they share one network");
     assert!(error.to_string().contains("loopback"), "{error:#}");
 }
+
+/// Each command of `statefulset`, as scripts/statefulset gives it, on pods that do nothing else.
+#[test]
+fn every_command_does_to_the_box_what_it_says() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let given = |args: &[&str]| {
+        let parts = part("coredns").parent().expect("a program is in a folder").to_owned();
+        let mut command = std::process::Command::new(statefulset());
+        command.arg("--dir").arg(dir.path()).args(args).env("BOX_SYNCER", syncer()).env("BOX_PARTS", parts);
+        command.output().expect("run statefulset")
+    };
+    let done = |args: &[&str]| {
+        let out = given(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let status = || serde_json::from_str::<Status>(&done(&["status", "--json"])).expect("a status");
+    done(&["up", "--replicas", "2", "--policy", "Parallel", "--stand-in", "--grace", "2"]);
+    struct Down<F: Fn()>(F);
+    impl<F: Fn()> Drop for Down<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    let down = Down(|| drop(given(&["down"])));
+    let first = status();
+    assert_eq!((first.pods.len(), first.ready().len()), (2, 2), "{first:?}");
+    assert!(done(&["status"]).contains("vc-1"));
+    let replaced = |args: &[&str]| {
+        let before = status().pods[&1].incarnation;
+        done(args);
+        poll(&format!("{args:?}: another pod"), PATIENCE, || {
+            status().pods.get(&1).is_some_and(|pod| pod.incarnation > before && pod.ready).then_some(())
+        });
+    };
+    replaced(&["kill", "1"]);
+    replaced(&["kill", "1", "-9"]);
+    std::fs::write(dir.path().join("volumes/vc-1/mark"), "x").expect("write to the volume");
+    replaced(&["lose-volume", "1"]);
+    assert!(!dir.path().join("volumes/vc-1/mark").exists());
+    replaced(&["roll"]);
+    assert_eq!(status().revision, first.revision + 1);
+    if first.network == NetworkMode::Namespaces {
+        done(&["partition", "0", "1"]);
+        assert_eq!(status().partitions.len(), 1);
+        done(&["heal"]);
+    }
+    assert!(status().partitions.is_empty());
+    done(&["dns", "serv-fail"]);
+    done(&["dns", "well"]);
+    let address = done(&["forward", "0", "8443"]);
+    assert!(std::net::TcpStream::connect(address.trim()).is_ok(), "{address}");
+    done(&["scale", "1", "--keep-values"]);
+    assert_eq!(status().pods.len(), 1);
+    for (bad, why) in [(&["kill", "7"][..], "7"), (&["scale", "x"], "x"), (&["host-api", "gone"], "host")] {
+        let out = given(bad);
+        assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains(why), "{bad:?}: {out:?}");
+    }
+    drop(down);
+    assert!(!given(&["status"]).status.success(), "it runs on");
+}
