@@ -279,27 +279,6 @@ fn api_hangs(scene: &mut Scene) {
     scene.scaled(3);
 }
 
-/// Answers come late, and what was asked for is done when nobody waits for it any more: three form one cluster, are paused,
-/// and come back to it.
-#[test]
-fn three_are_one_cluster_though_the_api_is_slow() {
-    if !possible() {
-        return;
-    }
-    let set = TestBox::hosted(0, Policy::Parallel);
-    set.host_api(ApiMood::Slow).expect("a mood");
-    set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
-    set.wait("three pods", CHANGE, |s| s.pods.len() == 3).expect("three pods");
-    let mut scene = Scene::of(3, set);
-    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=0"]);
-    scene.set.wait("nobody", CHANGE, |s| s.pods.is_empty()).expect("they stop");
-    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
-    scene.rests("paused and resumed", 3);
-    assert!(scene.set.log("vc-0").contains("no answer within"), "it was slow{}", scene.logs());
-    scene.set.host_api(ApiMood::Well).expect("a mood");
-    assert!(!scene.writer.finish().is_empty());
-}
-
 /// A pod that is made, and before it has looked at anything the API hangs: it waits, forms nothing beside those that it
 /// cannot be told of, and lives on. It joins when the API is back.
 #[test]
