@@ -204,7 +204,7 @@ mod tests {
             phase: Phase::Importing,
             source,
             source_revision: crate::ids::Revision(1),
-            files: Vec::new(),
+            beside: crate::migrate::source::FileState::default(),
             renames: true,
             started: 1,
             finished: None,

@@ -45,9 +45,9 @@ pub struct Journal {
     /// The source's revision; 0 where it was not noted.
     #[serde(default = "not_noted")]
     pub source_revision: Revision,
-    /// The files that it was read from, the store's own first, as they were.
+    /// The second of the files that it was read from, as it was: the `-wal` of a `state.db`.
     #[serde(default)]
-    pub files: Vec<FileState>,
+    pub beside: FileState,
     /// Whether the source is renamed in the end, which is the commit then.
     #[serde(default)]
     pub renames: bool,
@@ -208,7 +208,7 @@ mod tests {
             phase,
             source: SourceFile { path: path.into(), bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 },
             source_revision: Revision(6),
-            files: vec![FileState { bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 }],
+            beside: FileState { bytes: 7, modified: 1_700_000_000_000_000_001, inode: 3 },
             renames: true,
             started: 1,
             finished: (phase == Phase::Done).then_some(2),

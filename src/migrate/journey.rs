@@ -100,19 +100,19 @@ pub struct Outcome<M> {
 ///
 /// On a refusal or a failure before the flip, everything that was written is removed again.
 pub fn run<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Result<Outcome<T::Made>> {
-    run_then(disk, journey, |_| Ok(())).map(|(outcome, ())| outcome)
+    run_then(disk, journey, || Ok(())).map(|(outcome, ())| outcome)
 }
 
 /// The same, for a caller whose own step is the commit: `then` runs between the flip and the end of the journal.
 pub fn run_then<T: Target, R>(
     disk: &dyn Disk,
     journey: &Journey<T>,
-    then: impl FnOnce(&Outcome<T::Made>) -> anyhow::Result<R>,
+    then: impl FnOnce() -> anyhow::Result<R>,
 ) -> anyhow::Result<(Outcome<T::Made>, R)> {
     let meter = Meter::default();
     let (outcome, journal) =
         shown(journey.show, &meter, || moved(disk, journey, &meter)).map_err(|e| journey.source.name_in(e))?;
-    let then = then(&outcome)?;
+    let then = then()?;
     done(disk, T::POINTS, &journey.journal, journal, unix_seconds())?;
     Ok((outcome, then))
 }
@@ -159,7 +159,7 @@ fn moved<T: Target>(
             inode: file.inode,
         },
         source_revision: store.extent().revision,
-        files: before.clone(),
+        beside: before.get(1).copied().unwrap_or_default(),
         renames: journey.commit == Commit::RenameSource,
         started: unix_seconds(),
         finished: None,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::fenced::Fenced;
-use super::journal::Journal;
+use super::journal::{Journal, SourceFile};
 use super::kine::{KineStore, StoreFiles, name_source};
 use super::remote::{self, Alarms};
 use super::source::{FileState, Source};
@@ -67,17 +67,18 @@ impl Origin {
 
     /// Whether it still is what the journal of an attempt says that was read.
     pub fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
-        let files = match self {
+        let (file, beside) = match self {
             Origin::Etcd(etcd) | Origin::Fenced(Fenced { etcd, .. }) => {
                 return Ok(remote::revision(etcd)? == journal.source_revision);
             }
             // Whoever writes to its log writes to its backend, a moment later or when it is started again.
-            Origin::Datadir(dir) => vec![backend_of(dir)],
-            Origin::Snapshot(path) => vec![path.clone()],
-            Origin::Sqlite(path) => vec![path.clone(), StoreFiles::of(path).wal],
+            Origin::Datadir(dir) => (backend_of(dir), None),
+            Origin::Snapshot(path) => (path.clone(), None),
+            Origin::Sqlite(path) => (path.clone(), Some(StoreFiles::of(path).wal)),
         };
-        let now = files.iter().map(|file| FileState::of(file)).collect::<Result<Vec<_>, _>>()?;
-        Ok(journal.files.get(..now.len()) == Some(&now))
+        let SourceFile { bytes, modified, inode, .. } = journal.source;
+        let same = FileState::of(&file)? == FileState { bytes, modified, inode };
+        Ok(same && beside.map_or(Ok(true), |beside| FileState::of(&beside).map(|now| now == journal.beside))?)
     }
 
     /// Names the store in an error of the pipeline, with what to do about it.

@@ -455,6 +455,7 @@ mod tests {
     use super::*;
     use crate::disk::RealDisk;
     use crate::migrate::journal::SourceFile;
+    use crate::migrate::source::FileState;
 
     #[test]
     fn what_a_killed_move_has_left_is_removed_and_nothing_of_another_import() {
@@ -467,7 +468,7 @@ mod tests {
                 phase,
                 source,
                 source_revision: Revision(1),
-                files: Vec::new(),
+                beside: FileState::default(),
                 renames: false,
                 started,
                 finished: None,

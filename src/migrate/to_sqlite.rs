@@ -309,7 +309,7 @@ mod tests {
                 phase,
                 source,
                 source_revision: Revision(7),
-                files: Vec::new(),
+                beside: FileState::default(),
                 renames: false,
                 started: 1,
                 finished: None,

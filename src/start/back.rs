@@ -61,7 +61,7 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
         if let Some(folder) = journey.target.path.parent() {
             disk.create_dir(folder).context("make the folder of the SQLite store")?;
         }
-        journey::run_then(&disk, &journey, |_| {
+        journey::run_then(&disk, &journey, || {
             // Before the commit, as nothing tells of it afterwards.
             notes::change(&disk, &data_dir, |notes| notes.left = Some(cluster))?;
             crash_point!("back-before-commit");
