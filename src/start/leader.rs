@@ -122,7 +122,7 @@ impl Leader<'_> {
         self.fence(&mut etcd, &status, &before).await;
         let ordinals = list_of(&pod.settings, &before).members.into_iter().filter_map(|m| m.ordinal);
         let survey = pod.survey(ordinals).await;
-        let states = self.states(&before, &status, &survey).await;
+        let states = states(pod, &before, &status, &survey).await;
         let view = self.by_host.view(pod, &before, &survey).await;
         // The list comes last: what it says is acted upon.
         let list = etcd.member_list(ETCD_DEADLINE).await?;
@@ -205,28 +205,6 @@ impl Leader<'_> {
         Ok(())
     }
 
-    /// What each other member says of itself; `None`: it did not answer.
-    async fn states(&self, list: &MemberList, own: &Status, survey: &Survey) -> BTreeMap<MemberId, Option<Status>> {
-        let pod = self.pod;
-        let mut states = BTreeMap::from([(own.member, Some(own.clone()))]);
-        let Some(dial) = pod.surveyor.as_ref().and_then(|surveyor| surveyor.dial().ok()) else { return states };
-        for member in list_of(&pod.settings, list).members {
-            if member.id == own.member {
-                continue;
-            }
-            let peer = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal));
-            let state = match peer {
-                Some(peer) => {
-                    let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
-                    asked.await.ok().filter(|status| status.member == member.id && status.cluster == own.cluster)
-                }
-                None => None,
-            };
-            states.insert(member.id, state);
-        }
-        states
-    }
-
     async fn observed(
         &mut self,
         etcd: &mut EtcdClient,
@@ -280,6 +258,32 @@ impl Leader<'_> {
             own_url_differs,
         })
     }
+}
+
+/// What each member says of itself, `own` of its own; `None`: it did not answer.
+pub(super) async fn states(
+    pod: &Pod,
+    list: &MemberList,
+    own: &Status,
+    survey: &Survey,
+) -> BTreeMap<MemberId, Option<Status>> {
+    let mut states = BTreeMap::from([(own.member, Some(own.clone()))]);
+    let Some(dial) = pod.surveyor.as_ref().and_then(|surveyor| surveyor.dial().ok()) else { return states };
+    for member in list_of(&pod.settings, list).members {
+        if member.id == own.member {
+            continue;
+        }
+        let peer = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal));
+        let state = match peer {
+            Some(peer) => {
+                let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
+                asked.await.ok().filter(|status| status.member == member.id && status.cluster == own.cluster)
+            }
+            None => None,
+        };
+        states.insert(member.id, state);
+    }
+    states
 }
 
 /// How far a member has come: the most that was seen of it, as one that begins anew again and again comes no further.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::leader::CAUGHT_UP;
+use super::leader::{CAUGHT_UP, quiet, states};
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::Member;
 use crate::etcd::client::Status;
@@ -75,24 +75,17 @@ pub async fn follow(
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
         let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
         let wait = match Box::pin(look(pod, patient)).await {
-            Ok(TimingStep::MoveLeader(_) | TimingStep::Restart) if restless(&anew) => AT_REST,
-            Ok(TimingStep::Restart) => {
-                if anew().ok().flatten().is_some_and(|spec| control.replace(spec)) {
-                    tracing::info!("starting etcd with the timing of one among others");
-                    break;
-                }
-                AT_REST
-            }
-            Ok(TimingStep::MoveLeader(to)) => {
-                let moved = async { anyhow::Ok(pod.etcd_here().await?.move_leader(to, ETCD_DEADLINE).await?) };
-                match moved.await {
-                    Ok(()) => MOVING,
-                    Err(error) => {
-                        tracing::debug!(%to, "leadership was not moved: {error:#}");
-                        AT_REST
+            Ok(next @ (TimingStep::MoveLeader(_) | TimingStep::Restart)) => match (among_others(&anew), next) {
+                (None, _) => AT_REST,
+                (Some(_), TimingStep::MoveLeader(to)) => moved(pod, to).await,
+                (Some(spec), _) => {
+                    if control.replace(spec) {
+                        tracing::info!("starting etcd with the timing of one among others");
+                        break;
                     }
+                    AT_REST
                 }
-            }
+            },
             Ok(TimingStep::Wait) => {
                 due = None;
                 AT_REST
@@ -111,15 +104,26 @@ pub async fn follow(
     std::future::pending().await
 }
 
-/// Whether it would be started as it runs: the list on the disk may be a moment behind, and arguments of the user's own may say
-/// the same.
-fn restless(anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> bool {
+/// The spec with the timing of one among others. `None`: it would be started as it runs, as the list on the disk may be a moment
+/// behind, and arguments of the user's own may say the same.
+fn among_others(anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> Option<ChildSpec> {
     match anew() {
-        Ok(Some(spec)) => launch::is_alone(&spec),
-        Ok(None) => true,
+        Ok(spec) => spec.filter(|spec| !launch::is_alone(spec)),
         Err(error) => {
             tracing::warn!("etcd keeps the timing of one that is alone: {error:#}");
-            true
+            None
+        }
+    }
+}
+
+/// Moves leadership; how long until the next look.
+async fn moved(pod: &Pod, to: MemberId) -> Duration {
+    let moved = async { anyhow::Ok(pod.etcd_here().await?.move_leader(to, ETCD_DEADLINE).await?) };
+    match moved.await {
+        Ok(()) => MOVING,
+        Err(error) => {
+            tracing::debug!(%to, "leadership was not moved: {error:#}");
+            AT_REST
         }
     }
 }
@@ -135,29 +139,19 @@ async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
     let (members, replicas) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
     let seed = pod.seed().0;
     let wanted: Vec<_> = (seed..seed.saturating_add(replicas)).map(Ordinal).collect();
-    let well = well(pod, &members, &status).await?;
+    let all = members.iter().map(|member| member.id).collect();
+    if step(status.member, status.leader, &members, &wanted, &all) == TimingStep::Wait {
+        // Nobody need be asked.
+        return Ok(TimingStep::Wait);
+    }
+    let survey = pod.survey([]).await;
+    let caught_up = |state: &Status| status.applied.0.saturating_sub(state.applied.0) <= CAUGHT_UP;
+    let states = states(pod, &list, &status, &survey).await.into_iter();
+    let well = states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect();
     let next = step(status.member, status.leader, &members, &wanted, &well);
     let moves = matches!(next, TimingStep::MoveLeader(_));
-    let loud = moves && patient && !super::leader::quiet(&mut etcd, &status).await?;
+    let loud = moves && patient && !quiet(&mut etcd, &status).await?;
     Ok(if loud { TimingStep::WaitForQuiet } else { next })
-}
-
-/// The other members that answer and have caught up with this one.
-async fn well(pod: &Pod, members: &[Member], own: &Status) -> anyhow::Result<BTreeSet<MemberId>> {
-    let Some(surveyor) = &pod.surveyor else { return Ok(BTreeSet::new()) };
-    let (survey, dial) = (pod.survey([]).await, surveyor.dial()?);
-    let mut well = BTreeSet::new();
-    for member in members.iter().filter(|member| member.id != own.member) {
-        let Some(peer) = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal)) else { continue };
-        let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
-        if let Ok(status) = asked.await
-            && (status.member, status.cluster) == (member.id, own.cluster)
-            && own.applied.0.saturating_sub(status.applied.0) < CAUGHT_UP
-        {
-            well.insert(member.id);
-        }
-    }
-    Ok(well)
 }
 
 #[cfg(test)]
