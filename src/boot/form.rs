@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::facts::{Desired, Facts, Known, PeerState};
+use super::facts::{Desired, Facts, Known, PeerFact, PeerState};
 use super::marker::{self, MarkerPhase};
 use super::refusal::Refusal;
 use super::wait::Wait;
@@ -31,7 +31,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
         }
         let stores = facts.stores.state_dbs.clone();
         return if !stores.is_empty() {
-            let of_seed = store_of(facts, facts.seed).cloned();
+            let of_seed = facts.peer(facts.seed).and_then(store_of).cloned();
             let refusal = Refusal::NotTheSeed { ordinal: facts.ordinal, stores, seed: facts.seed, of_seed };
             refuse(refusal, Rule::SeedForms)
         } else if other_ca(facts, &[facts.seed], rules) {
@@ -48,7 +48,7 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
     if let Some(why) = away {
         return wait(Wait::HostAway(why.to_owned()), Rule::HostAnswers);
     }
-    let elsewhere = facts.peers.iter().find_map(|peer| Some((peer.ordinal, store_of(facts, peer.ordinal)?)));
+    let elsewhere = facts.peers.iter().find_map(|peer| Some((peer.ordinal, store_of(peer)?)));
     if let Some((ordinal, store)) = elsewhere {
         let (store, mine) = (store.clone(), facts.stores.state_dbs.clone());
         return refuse(Refusal::StoreElsewhere { ordinal, store, mine }, Rule::StoreOfSeed);
@@ -76,17 +76,17 @@ pub(super) fn hindrance(facts: &Facts, rules: Rules) -> Option<Verdict> {
 }
 
 /// The store of another pod that has not been moved, by that pod's word.
-fn store_of(facts: &Facts, ordinal: Ordinal) -> Option<&PathBuf> {
-    facts.peers.iter().find(|peer| peer.ordinal == ordinal).and_then(|peer| match &peer.state {
+const fn store_of(peer: &PeerFact) -> Option<&PathBuf> {
+    match &peer.state {
         Known::Present(PeerState::Store(store)) => Some(store),
         _ => None,
-    })
+    }
 }
 
 /// Whether one of these is there, with a certificate of another CA, and nobody has one of ours: they will never hear each
 /// other.
 fn other_ca(facts: &Facts, of: &[Ordinal], rules: Rules) -> bool {
-    let other = facts.peers.iter().any(|peer| peer.other_ca && of.contains(&peer.ordinal));
+    let other = of.iter().filter_map(|ordinal| facts.peer(*ordinal)).any(|peer| peer.other_ca);
     other && !facts.shared_ca && rules.on(Rule::SharedCa)
 }
 

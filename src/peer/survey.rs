@@ -137,19 +137,10 @@ impl Surveyor {
             found.add(PeerFact { dns, ..PeerFact::new(ordinal) }, asked.remove(&ordinal));
         }
         self.say_clocks(&found);
-        self.doubt_other_cas(&mut found);
+        let other_ca = || self.other_ca.lock().unwrap_or_else(PoisonError::into_inner);
+        doubt_other_cas(&mut other_ca(), &mut found.peers, Instant::now());
         found.list(&dial, &self.settings).await;
         Ok(found)
-    }
-
-    /// Takes nobody's CA for another before it has been so for a while.
-    fn doubt_other_cas(&self, found: &mut Survey) {
-        let mut since = self.other_ca.lock().unwrap_or_else(PoisonError::into_inner);
-        since.retain(|ordinal, _| found.peers.iter().any(|peer| peer.ordinal == *ordinal && peer.other_ca));
-        for peer in found.peers.iter_mut().filter(|peer| peer.other_ca) {
-            let begun = since.entry(peer.ordinal).or_insert_with(Instant::now);
-            peer.other_ca = begun.elapsed() >= OTHER_CA_FOR;
-        }
     }
 
     /// Says, not too often, that a pod is not heard because its certificate or ours does not fit the time.
@@ -298,6 +289,15 @@ fn clock(why: &str) -> Option<&'static str> {
     }
 }
 
+/// Takes nobody's CA for another before it has been so for a while, in each look since then.
+fn doubt_other_cas(since: &mut BTreeMap<Ordinal, Instant>, peers: &mut [PeerFact], now: Instant) {
+    since.retain(|ordinal, _| peers.iter().any(|peer| peer.ordinal == *ordinal && peer.other_ca));
+    for peer in peers.iter_mut().filter(|peer| peer.other_ca) {
+        let begun = since.entry(peer.ordinal).or_insert(now);
+        peer.other_ca = now.saturating_duration_since(*begun) >= OTHER_CA_FOR;
+    }
+}
+
 /// Whether a handshake failed because one side's certificate is of a CA that the other does not know: rustls' words for ours
 /// of theirs (a CA of the same name has another key), and for the alert by which the other side refuses ours.
 fn of_another_ca(why: &str) -> bool {
@@ -390,6 +390,38 @@ mod tests {
         assert!(of_now(own, &[other], None).unknown().is_some());
         let elsewhere = Some("vc-0 resolves to 10.0.0.4: an earlier pod's record?".to_owned());
         assert!(of_now(own, &[own], elsewhere).unknown().is_some_and(|why| why.contains("earlier pod's record")));
+    }
+
+    #[test]
+    fn another_ca_is_believed_after_a_while_in_which_no_look_says_otherwise() {
+        let (begun, mut since) = (Instant::now(), BTreeMap::new());
+        let mut look = |seconds, other_ca| {
+            let mut peers = [PeerFact { other_ca, ..PeerFact::new(Ordinal(1)) }, PeerFact::new(Ordinal(2))];
+            doubt_other_cas(&mut since, &mut peers, begun + Duration::from_secs(seconds));
+            assert!(!peers[1].other_ca);
+            peers[0].other_ca
+        };
+        for (seconds, shown, believed) in [
+            (0, true, false),
+            (9, true, false),
+            (10, true, true),
+            (11, false, false),
+            (12, true, false),
+            (22, true, true),
+        ] {
+            assert_eq!(look(seconds, shown), believed, "after {seconds} s");
+        }
+    }
+
+    #[test]
+    fn another_ca_is_told_from_other_failures() {
+        let of = |error| of_another_ca(&told(error));
+        assert!(of(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
+        assert!(of(Error::InvalidCertificate(CertificateError::BadSignature)));
+        assert!(of(Error::AlertReceived(AlertDescription::UnknownCA)));
+        assert!(!of(Error::InvalidCertificate(CertificateError::Expired)));
+        assert!(!of(Error::AlertReceived(AlertDescription::CertificateExpired)));
+        assert!(!of_another_ca("connect: Connection refused (os error 111)"));
     }
 
     /// As a failed handshake is told: with its context, out of an I/O error.

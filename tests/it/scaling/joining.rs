@@ -130,6 +130,17 @@ fn a_joiner_takes_values_as_large_as_those_that_the_seed_has_imported() {
     });
 }
 
+/// Each has made a CA of its own, so that none ever hears the other; what is wrong is told by the handshake.
+#[test]
+fn pods_with_a_ca_each_form_and_join_nothing_and_say_why() {
+    let set = TestBox::syncer_with(2, Policy::Parallel, |config| config.mounted_pki = false);
+    for pod in ["vc-0", "vc-1"] {
+        let said = || set.log(pod).contains("more than one replica needs one shared CA").then_some(());
+        poll(&format!("{pod} names the CA"), CHANGE, said);
+        assert!(!set.volume(pod).join("etcd").exists(), "{}", set.log(pod));
+    }
+}
+
 /// A learner that comes no further keeps others from joining. It is removed, and joins anew when it can.
 #[test]
 fn a_learner_that_is_stuck_is_evicted_and_holds_up_nobody() {
