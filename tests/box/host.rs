@@ -8,8 +8,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -32,9 +30,6 @@ const NODE: &str = "box";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long one request may take. The box waits for it.
 const ANSWER: Duration = Duration::from_secs(3);
-/// A slow API server says nothing for so long, longer than anybody waits for it, and then answers for so long.
-const SILENT: Duration = Duration::from_secs(5);
-const ANSWERS: Duration = Duration::from_millis(1500);
 /// Where the API server is among the children.
 const APISERVER: usize = 1;
 
@@ -45,8 +40,6 @@ pub struct Host {
     /// etcd, the API server, the controller-manager.
     children: Vec<Child>,
     apiserver_args: Vec<String>,
-    /// What slows the API server down, if anything does, and how it is ended.
-    slow: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
     parts: PathBuf,
     dir: PathBuf,
 }
@@ -108,7 +101,6 @@ impl Host {
             api,
             children: Vec::new(),
             apiserver_args: Vec::new(),
-            slow: None,
             parts: parts.to_owned(),
             dir: dir.to_owned(),
         };
@@ -188,7 +180,6 @@ impl Host {
 
     /// Ends it at once.
     pub fn stop(&mut self) {
-        self.hasten();
         for mut child in self.children.drain(..).rev() {
             // It may have ended already.
             let _ = child.kill();
@@ -201,39 +192,12 @@ impl Host {
         dir.join("serviceaccount")
     }
 
-    /// Nothing slows the API server down from now on; its process was not waited for yet.
-    fn hasten(&mut self) {
-        if let Some((over, thread)) = self.slow.take() {
-            over.store(true, Ordering::Relaxed);
-            let _ = thread.join();
-        }
-    }
-
     /// What its API server does from now on.
     pub fn set_mood(&mut self, network: &Network, mood: ApiMood) -> anyhow::Result<()> {
-        self.hasten();
         let child = self.children.get_mut(APISERVER).context("the API server was started")?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         let runs = child.try_wait()?.is_none();
         match mood {
-            ApiMood::Slow if runs => {
-                let over = Arc::new(AtomicBool::new(false));
-                let told = Arc::clone(&over);
-                let thread = std::thread::spawn(move || {
-                    while !told.load(Ordering::Relaxed) {
-                        for (signal, time) in [(Signal::SIGSTOP, SILENT), (Signal::SIGCONT, ANSWERS)] {
-                            // It may have ended.
-                            let _ = kill(pid, signal);
-                            let began = Instant::now();
-                            while began.elapsed() < time && !told.load(Ordering::Relaxed) {
-                                std::thread::sleep(Duration::from_millis(20));
-                            }
-                        }
-                    }
-                    let _ = kill(pid, Signal::SIGCONT);
-                });
-                self.slow = Some((over, thread));
-            }
             ApiMood::Hangs if runs => kill(pid, Signal::SIGSTOP)?,
             ApiMood::Well if runs => kill(pid, Signal::SIGCONT)?,
             ApiMood::Gone if runs => {
@@ -244,7 +208,7 @@ impl Host {
                 let args = self.apiserver_args.clone();
                 *child = spawn(network, &self.parts, &self.dir, "kube-apiserver", &args)?;
             }
-            ApiMood::Hangs | ApiMood::Gone | ApiMood::Slow => {}
+            ApiMood::Hangs | ApiMood::Gone => {}
         }
         Ok(())
     }

@@ -144,9 +144,6 @@ pub enum ApiMood {
     Well,
     /// It takes requests and says nothing.
     Hangs,
-    /// It does so for five seconds, again and again, and answers in between: late, and what was asked for is done when whoever
-    /// asked has given up.
-    Slow,
     /// Nobody listens.
     Gone,
 }
