@@ -519,33 +519,30 @@ exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
 
 /// In the place of k0s: notes which PKI it finds, and serves what is asked of an API server by probes.
 fn with_k0s(config: &mut Config, folder: &Path) {
-    let script = r#"#!/bin/sh
-for argument; do
-  case "$argument" in
-    --data-dir=*) data=${argument#*=} ;;
-  esac
-done
-cd "$data/pki" && sha256sum ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub >"$data/../found-by-k0s"
-exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
-"#;
-    with_distro(config, folder, "k0s", script);
+    let notes = r#"cd "$data/pki" && sha256sum ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub >"$data/../found-by-k0s""#;
+    with_k0s_that(config, folder, notes);
 }
 
 /// In the place of k0s: makes what it does not find.
 fn with_k0s_that_makes_cas(config: &mut Config, folder: &Path) {
+    let makes = r#"mkdir -p "$data/pki"
+for file in ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub; do
+  [ -e "$data/pki/$file" ] || echo "of $POD_NAME" >"$data/pki/$file"
+done"#;
+    with_k0s_that(config, folder, makes);
+}
+
+fn with_k0s_that(config: &mut Config, folder: &Path, does: &str) {
     let script = r#"#!/bin/sh
 for argument; do
   case "$argument" in
     --data-dir=*) data=${argument#*=} ;;
   esac
 done
-mkdir -p "$data/pki"
-for file in ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub; do
-  [ -e "$data/pki/$file" ] || echo "of $POD_NAME" >"$data/pki/$file"
-done
+DOES
 exec STAND-IN stand-in --data-dir="$data" --listen=127.0.0.1:6443
 "#;
-    with_distro(config, folder, "k0s", script);
+    with_distro(config, folder, "k0s", &script.replace("DOES", does));
 }
 
 fn with_distro(config: &mut Config, folder: &Path, name: &str, script: &str) {

@@ -26,44 +26,38 @@ fn printed(args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-#[test]
-fn facts_from_a_file_give_the_decision_and_its_rule() {
-    let mut count = 0;
-    for entry in std::fs::read_dir(repository("tests/fixtures/facts")).unwrap() {
-        let file = entry.unwrap().path();
-        let name = file.file_stem().unwrap().to_str().unwrap();
-        let facts = format!("--facts={}", file.display());
-        golden(&format!("plan/{name}.txt"), &printed(&[&facts]));
-        let json = printed(&[&facts, "-o", "json"]);
-        golden(&format!("plan/{name}.json"), &json);
-        // Its facts are facts again, and lead to the same.
+/// Plans on each file of this folder of fixtures, compares the text with the golden one and gives name and JSON. What that
+/// `shows` is what a file holds again, and leads to the same.
+fn plans(fixtures: &str, flag: &str, golden_in: &str, shows: &str) -> Vec<(String, String)> {
+    let files = std::fs::read_dir(repository(fixtures)).unwrap().map(|entry| entry.unwrap().path());
+    let planned = |file: PathBuf| {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let of = format!("{flag}={}", file.display());
+        golden(&format!("{golden_in}/{name}.txt"), &printed(&[&of]));
+        let json = printed(&[&of, "-o", "json"]);
         let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let again = dir.path().join("facts.json");
-        std::fs::write(&again, shown["facts"].to_string()).unwrap();
-        assert_eq!(printed(&["--facts", again.to_str().unwrap(), "-o", "json"]), json, "{name}");
-        count += 1;
+        let again = dir.path().join("again.json");
+        std::fs::write(&again, shown[shows].to_string()).unwrap();
+        assert_eq!(printed(&[flag, again.to_str().unwrap(), "-o", "json"]), json, "{name}");
+        (name, json)
+    };
+    files.map(planned).collect()
+}
+
+#[test]
+fn facts_from_a_file_give_the_decision_and_its_rule() {
+    let planned = plans("tests/fixtures/facts", "--facts", "plan", "facts");
+    for (name, json) in &planned {
+        golden(&format!("plan/{name}.json"), json);
     }
-    assert!(count >= 5, "{count}");
+    assert!(planned.len() >= 5, "{}", planned.len());
 }
 
 #[test]
 fn an_observed_membership_gives_the_step_and_its_rule() {
-    let mut count = 0;
-    for entry in std::fs::read_dir(repository("tests/fixtures/membership")).unwrap() {
-        let file = entry.unwrap().path();
-        let name = file.file_stem().unwrap().to_str().unwrap();
-        let of = format!("--membership={}", file.display());
-        golden(&format!("plan/membership/{name}.txt"), &printed(&[&of]));
-        let json = printed(&[&of, "-o", "json"]);
-        let shown: serde_json::Value = serde_json::from_str(&json).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let again = dir.path().join("observed.json");
-        std::fs::write(&again, shown["observed"].to_string()).unwrap();
-        assert_eq!(printed(&["--membership", again.to_str().unwrap(), "-o", "json"]), json, "{name}");
-        count += 1;
-    }
-    assert!(count >= 3, "{count}");
+    let planned = plans("tests/fixtures/membership", "--membership", "plan/membership", "observed");
+    assert!(planned.len() >= 3, "{}", planned.len());
     let out = plan(&["--membership", "/dev/null"]);
     let error = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.code() == Some(2) && error.contains("/dev/null") && error.contains("; "), "{error}");

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::support::etcd::PATIENCE;
 use crate::support::kube::Kube;
@@ -43,14 +44,20 @@ pub fn same(before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>) {
     }
 }
 
-#[test]
-fn a_real_cluster_goes_back_to_sqlite_and_into_etcd_again() {
+/// A pod with a real API server on etcd, ready, and its administrator, with a runtime to ask in.
+pub fn served() -> (Runtime, TestPod, Kube) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let mut pod = TestPod::new();
     pod.values(ETCD);
     pod.start("k8s", &[]);
     pod.wait_ready();
     let client = kube(&pod);
+    (runtime, pod, client)
+}
+
+#[test]
+fn a_real_cluster_goes_back_to_sqlite_and_into_etcd_again() {
+    let (runtime, mut pod, client) = served();
     let map = |name: &str, value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value}});
     let (before, last) = runtime.block_on(async {
         for n in 0..60 {

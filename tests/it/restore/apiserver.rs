@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::support::kube::{Kube, status_of};
-use crate::way_back::{ETCD, MAPS, kube, objects, same};
+use crate::way_back::{MAPS, kube, objects, same, served};
 
 fn version(object: &Value) -> i64 {
     let version = object["metadata"]["resourceVersion"].as_str().expect("a resourceVersion");
@@ -30,12 +30,7 @@ async fn expired(client: &Kube, from: i64) {
 
 #[test]
 fn an_api_server_goes_on_over_a_restore() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
-    let mut pod = TestPod::new();
-    pod.values(ETCD);
-    pod.start("k8s", &[]);
-    pod.wait_ready();
-    let client = kube(&pod);
+    let (runtime, mut pod, client) = served();
     let (before, listed) = runtime.block_on(async {
         for n in 0..40 {
             client.create(MAPS, &map(&format!("map-{n}"))).await.expect("create");
