@@ -140,6 +140,8 @@ impl ByHand {
 
     /// Leadership to member `to` if `from` has it.
     fn lead(&self, from: u32, to: u32) -> anyhow::Result<()> {
+        // A member that was just promoted may open its client port only seconds later.
+        self.serves(from)?;
         let status = self.ctl(from, &["endpoint", "status"])?;
         let status = &status[0]["Status"];
         if status["leader"] == status["header"]["member_id"] {
