@@ -1,7 +1,7 @@
 //! `syncer start`: the I/O around the decisions, in the order of a pod's life.
 //!
-//! Everything that can be refused is looked at before anything is written. The front port answers probes from the
-//! moment at which the certificates are there, so that a long migration is not taken for a hung pod.
+//! Everything that can be refused is looked at before anything is written. The front port answers probes before anything
+//! is waited for, so that neither a long migration nor a host cluster's API that is away is taken for a hung pod.
 
 mod again;
 mod back;
@@ -51,7 +51,7 @@ use crate::peer::survey::Surveyor;
 use crate::peer::{self, Own};
 use crate::pki::ensure;
 use crate::serve::distro::{self, Backend};
-use crate::serve::front::{self, Front};
+use crate::serve::front::{self, Apiserver, Front};
 use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::serve::token::SharedToken;
@@ -108,6 +108,15 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         return Err(refusal.error());
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
+    let (health, watched) = watch::channel(Health::default());
+    let apiserver = Apiserver::default();
+    let front = match front::wanted(&settings) {
+        true => {
+            let listener = front::bind(settings.listen.address, settings.listen.front_port).await?;
+            Some(tokio::spawn(Front::new(&settings, None).to_be_told(Arc::clone(&apiserver)).serve(listener, watched)))
+        }
+        false => None,
+    };
     if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
         let with = share::With { host, settings: &settings, disk: &disk };
         let token = SharedToken(&settings);
@@ -119,6 +128,9 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let specs = |settings: &Settings| distro::specs(settings, &backend, &prepared).map_err(prepare::usage);
     let servers = specs(&settings)?;
     prepare::check_programs(&settings, &servers)?;
+    if let Some(address) = distro::apiserver_address(&servers) {
+        apiserver.get_or_init(|| address);
+    }
     let mut among_others = settings.clone();
     among_others.etcd.replicas = among_others.etcd.replicas.max(2);
     let mut companions = specs(&among_others)?;
@@ -139,14 +151,6 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
 
-    let (health, watched) = watch::channel(Health::default());
-    let front = match front::wanted(&settings) {
-        true => Some(front::bind(settings.listen.address, settings.listen.front_port).await?),
-        false => None,
-    };
-    let front = front.map(|listener| {
-        tokio::spawn(Front::new(&settings, distro::apiserver_address(&servers)).serve(listener, watched))
-    });
     let surveyor = match settings.pod.in_pod && settings.etcd.enabled {
         true => {
             let discovery = Discovery::new(&settings, Pace::default())?;

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -45,10 +45,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At most one line on refused connections in this time.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 
+/// Where the API server listens; set once that is known, if there is one.
+pub type Apiserver = Arc<OnceLock<SocketAddr>>;
+
 /// What the front leads to.
 pub struct Front {
     serves: Serves,
-    apiserver: Option<SocketAddr>,
+    apiserver: Apiserver,
     certificate: ServingCertificate,
     buffers: Buffers,
     passed: Arc<Semaphore>,
@@ -66,7 +69,7 @@ impl Front {
         let files = open_files_limit();
         Front {
             serves: super::distro::serves(settings),
-            apiserver,
+            apiserver: Arc::new(apiserver.map(OnceLock::from).unwrap_or_default()),
             certificate: ServingCertificate::new(&settings.pki_dir, names),
             buffers: Buffers::default(),
             passed: Arc::new(Semaphore::new(passed_max(files))),
@@ -74,6 +77,12 @@ impl Front {
             silent_max: silent_max(files),
             warned: Mutex::default(),
         }
+    }
+
+    /// With the API server where it will be set to be.
+    pub fn to_be_told(mut self, apiserver: Apiserver) -> Front {
+        self.apiserver = apiserver;
+        self
     }
 
     /// With other limits: connections passed, connections that wait for our own answers, and those that have sent nothing.
@@ -135,7 +144,7 @@ impl Front {
 
     fn route(&self, health: Health) -> Option<Route> {
         let mut full = false;
-        let own = self.apiserver.filter(|_| health.passes_through(self.serves));
+        let own = self.apiserver.get().copied().filter(|_| health.passes_through(self.serves));
         if let Some(apiserver) = own.or_else(|| health.passes_elsewhere(self.serves)) {
             match Arc::clone(&self.passed).try_acquire_owned() {
                 Ok(permit) => return Some(Route::Pass(apiserver, health, permit)),

@@ -196,6 +196,8 @@ fn secret_away(scene: &mut Scene) {
     scene.set.lose_volume(2).expect("lose the volume");
     said(scene, "this pod may not use Secret vc-certs");
     assert!(!scene.set.volume("vc-2").join("pki").exists(), "it made one of its own");
+    assert!(scene.set.get(2, "/healthz").is_some(), "a pod that waits for the Secret does not live{}", scene.logs());
+    assert!(scene.set.get(2, "/readyz").is_none(), "it is ready{}", scene.logs());
     allow_secrets(&scene.set, true);
     said(scene, "has been formed, and Secret vc-certs has no CA of etcd");
     scene.replaced(1, "a pod that has it was started again", |set| set.kill9(1).expect("kill"));
