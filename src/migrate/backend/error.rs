@@ -118,9 +118,13 @@ impl BackendError {
             BackendError::Held | BackendError::Locked(_) => "stop that etcd and its syncer, then try again",
             BackendError::CutShort | BackendError::Checksum => "copy or take the snapshot again",
             BackendError::NotEtcd => "give a file that `etcdctl snapshot save` or `syncer snapshot save` wrote",
-            BackendError::NotAlone { .. } | BackendError::NotAVoter(_) => {
+            BackendError::NotAlone { .. } => {
                 "scale to one replica and stop that, or read the running cluster (etcd:URL); if the others are lost for \
                  good, `syncer recover` makes it the only member"
+            }
+            BackendError::NotAVoter(_) => {
+                "read the running cluster (etcd:URL), or a voter that was the only one; if the others are lost for good, \
+                 `syncer recover` says how to go on with this one"
             }
             BackendError::Newer(_) => "give an etcd of that version with --etcd",
             BackendError::Changed => "stop whatever writes to it, then try again",

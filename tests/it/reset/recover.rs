@@ -213,6 +213,29 @@ fn check_killed(line: &'static str) {
     }
 }
 
+/// What a refused learner is told to do instead.
+fn goes_on_as_a_new_cluster(learner: &EtcdSpec) {
+    let before = log_of(learner).1;
+    let to = EtcdSpec::new(learner.line, "pod-1", &home_of(learner).join("etcd-new"));
+    let mut command = Command::new(syncer());
+    command.env_clear().arg("migrate").arg("--etcd").arg(program("etcd", learner.line));
+    let copy = home_of(learner).join("learner.db");
+    fs::copy(learner.data_dir.join("member/snap/db"), &copy).expect("copy the backend");
+    command.arg("--from").arg(format!("snapshot:{}", copy.display()));
+    command.arg("--to").arg(format!("datadir:{}", to.data_dir.display()));
+    done({
+        command.args(["--name=pod-1", "--peer-url", &to.peer_url(), "--bump-revision=1000"]);
+        command
+    });
+    let mut etcd = to.start();
+    assert_eq!(keys_of(&etcd).len(), 10);
+    let revision =
+        run(async { etcd.client().await.status().await.expect("status") }).header().expect("a header").revision();
+    assert!(revision >= before.revision.0 + 1000, "{revision}");
+    etcd.stop();
+    assert_ne!(log_of(&to).1.cluster, before.cluster);
+}
+
 fn check_refused(line: &'static str) {
     let home = tempfile::tempdir().expect("make a directory");
     // A learner, and in use.
@@ -246,6 +269,7 @@ fn check_refused(line: &'static str) {
         assert!(error.contains("is a learner"), "{error}");
     }
     assert!(done(recover(&joiner, &[])).contains("a learner"));
+    goes_on_as_a_new_cluster(&joiner);
     let error = refused(recover(&first, &["--cluster-id", &id]), 8);
     assert!(error.contains("open"), "{error}");
 
