@@ -98,6 +98,12 @@ impl Dial {
         Ok(EtcdClient::connect(&endpoint).await?)
     }
 
+    /// Whether its etcd takes clients.
+    pub async fn listens(&self, pod: &Pod) -> bool {
+        let tcp = tokio::time::timeout(CONNECTED, TcpStream::connect((pod.address, self.client_port))).await;
+        matches!(tcp, Ok(Ok(_)))
+    }
+
     async fn connect(&self, pod: &Pod, port: u16) -> anyhow::Result<TlsStream<TcpStream>> {
         let tcp = tokio::time::timeout(CONNECTED, TcpStream::connect((pod.address, port))).await;
         let tcp = tcp.context("connect: no answer in time")?.context("connect")?;

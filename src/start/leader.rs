@@ -275,6 +275,8 @@ pub(super) async fn states(
         }
         let peer = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal));
         let state = match peer {
+            // Its client port opens seconds after its start, and gRPC keeps whoever is refused waiting.
+            Some(peer) if member.learner && !dial.listens(peer).await => None,
             Some(peer) => {
                 let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };
                 asked.await.ok().filter(|status| status.member == member.id && status.cluster == own.cluster)
