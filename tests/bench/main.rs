@@ -57,6 +57,9 @@ enum What {
         /// How often the whole journey is made.
         #[arg(long, default_value_t = 10)]
         runs: usize,
+        /// How often a second member joins; as often as the journey unless given.
+        #[arg(long)]
+        join_runs: Option<usize>,
         /// The store that a second member joins, in MiB; 0 leaves that out.
         #[arg(long, default_value_t = 1024)]
         join_mib: u64,
@@ -86,7 +89,9 @@ fn main() -> anyhow::Result<()> {
         What::Migrate { journeys, keys, rounds, put_limit, json } => {
             (migrate::run(&migrate::Plan { sizes: keys, journeys, rounds, put_limit })?, json)
         }
-        What::Scale { runs, join_mib, json } => (scale::run(runs, join_mib)?, json),
+        What::Scale { runs, join_runs, join_mib, json } => {
+            (scale::run(runs, join_runs.unwrap_or(runs), join_mib)?, json)
+        }
         What::Start { runs, keys, idle, json } => (restart::run(runs, keys, idle)?, json),
     };
     let text = serde_json::to_string_pretty(&figures)?;

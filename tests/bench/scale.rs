@@ -64,11 +64,11 @@ impl Steps {
     }
 }
 
-/// The journey `runs` times for both, then joining a store of `join_mib` MiB; the figures as JSON.
-pub fn run(runs: usize, join_mib: u64) -> anyhow::Result<Value> {
+/// The journey `runs` times for both, then joining a store of `join_mib` MiB `join_runs` times; the figures as JSON.
+pub fn run(runs: usize, join_runs: usize, join_mib: u64) -> anyhow::Result<Value> {
     let (mut ours, mut hand) = (Steps::default(), Steps::default());
     let mut queries = Vec::new();
-    for run in 1..=runs.max(1) {
+    for run in 1..=runs {
         let began = Instant::now();
         let mut boxed = Boxed::up(3)?;
         boxed.voters(3)?;
@@ -90,7 +90,7 @@ pub fn run(runs: usize, join_mib: u64) -> anyhow::Result<Value> {
     }
     eprintln!("bench: scale: pods with an API server have left");
     let (mut our_joins, mut hand_joins) = (Vec::new(), Vec::new());
-    for _ in 0..if join_mib == 0 { 0 } else { runs } {
+    for _ in 0..if join_mib == 0 { 0 } else { join_runs } {
         our_joins.push(join(&mut Boxed::up(1)?, join_mib)?);
         hand_joins.push(join(&mut ByHand::up(1)?, join_mib)?);
     }
