@@ -74,6 +74,30 @@ fn surplus_goes_dead_ones_first_then_the_highest() {
     expect(&o, Plan::Wait(Hold::QuorumNeeds(id(2))), Rule::QuorumKept);
 }
 
+/// Found by the model: the highest stops before it is removed, as the other two are a quorum by its list, and one of those has
+/// just been removed.
+#[test]
+fn a_live_one_does_not_go_before_a_higher_one_that_may_stop_meanwhile() {
+    let asks = |n, request| PodView { request, pod: Known::default(), ..PodView::new(Ordinal(n)) };
+    let members = || vec![voter(0), voter(1), voter(2)];
+    let pods = |highest| vec![asks(0, None), asks(1, Some(Request::Leave)), asks(2, highest)];
+    let by_values = |values, pods| Observed { desired: Desired::Values(values), ..observed(1, members(), pods) };
+    // By the leader's values file too, and by the leavers' newer ones alone.
+    for values in [1, 3] {
+        expect(&by_values(values, pods(None)), Plan::Wait(Hold::QuorumNeeds(id(1))), Rule::QuorumKept);
+        let both = by_values(values, pods(Some(Request::Leave)));
+        expect(&both, Plan::Do(Step::Remove(id(2))), Rule::GoneOrLeaving);
+    }
+    // Of five, so many are left that it does not matter.
+    let mut o = by_values(1, pods(None));
+    o.members.extend([voter(3), voter(4)]);
+    o.pods.extend([asks(3, None), asks(4, None)]);
+    o.desired = Desired::Values(4);
+    o.pods[3].request = Some(Request::Leave);
+    o.pods[1].request = None;
+    expect(&o, Plan::Do(Step::Remove(id(3))), Rule::GoneOrLeaving);
+}
+
 #[test]
 fn nothing_is_removed_unless_it_is_known_not_to_be_wanted_and_its_pod_goes() {
     let members = || vec![voter(0), voter(1), voter(2)];

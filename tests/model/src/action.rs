@@ -2,7 +2,7 @@
 
 use crate::etcd::{Dir, Op};
 use crate::membership::ready::PodManagement;
-use crate::observe;
+use crate::observe::{self, Patience};
 use crate::rules::Rule;
 use crate::world::{Act, Config, Pod, Process, Volume, World};
 
@@ -27,6 +27,8 @@ pub enum Action {
     Release(usize),
     ReleaseBlind(usize),
     Leave(usize),
+    /// The same when the leader's etcd has refused what was asked for: a member has been connected for too short a time.
+    LeaveRefused(usize),
     Hurry(usize),
     Create(usize),
     Delete(usize),
@@ -111,6 +113,9 @@ impl World {
             }
             if pod.terminating {
                 out.push(Leave(o));
+                if pod.asks_to_leave {
+                    out.push(LeaveRefused(o));
+                }
                 out.push(Hurry(o));
             }
             if pod.leads.is_none() {
@@ -265,8 +270,9 @@ impl World {
                 w.budget.blind -= 1;
                 w.release(c, o, true);
             }
-            Leave(o) => w.leave(c, o, false),
-            Hurry(o) => w.leave(c, o, true),
+            Leave(o) => w.leave(c, o, Patience::Some),
+            LeaveRefused(o) => w.leave(c, o, Patience::Refused),
+            Hurry(o) => w.leave(c, o, Patience::None),
             Create(o) => {
                 w.pods[o] = Pod { exists: true, ..Pod::default() };
                 w.volumes[o].claim = true;

@@ -18,6 +18,11 @@ impl World {
             after.push(Entry { term: 0, op });
             op
         };
+        if let Step::Remove(id) = step {
+            let lost = observed.members.iter().map(|m| &m.member).find(|m| m.id == id && !m.learner);
+            let lost = lost.and_then(|m| m.ordinal).filter(|ordinal| observed.wants(*ordinal) != Some(false));
+            self.pods[by].replacing = lost.map(|ordinal| ordinal.0 as u8);
+        }
         let op = match step {
             Step::AddLearner(ordinal) => {
                 if ordinal.0 >= u32::from(if c.host { self.desired } else { self.values }) && self.host_up {
@@ -82,6 +87,7 @@ impl World {
         }
         if matches!(op, Op::AddLearner(..)) {
             self.next_id += 1;
+            self.pods[by].replacing = None;
             if dir.peers().iter().any(|p| p.learner) {
                 self.bad_step = Some("adds a second learner, which etcd refuses");
             }

@@ -260,18 +260,30 @@ pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> 
         leader: MemberId(dir.member.into()),
         members: member_facts(w, by)?,
         pods: pods.collect(),
+        // Otherwise an addition is put off, as by a pass that comes later.
         settled: true,
         quiet: dir.commit == dir.log.len(),
-        replacing: None,
+        replacing: w.pods[by].replacing.map(|o| Ordinal(o.into())),
         own_url_differs: false,
     })
 }
 
-pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
+/// How a pod that is told to stop is doing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// There is time left.
+    Some,
+    /// And the leader's etcd has refused to remove it.
+    Refused,
+    /// Its grace is nearly spent.
+    None,
+}
+
+pub fn leaving(w: &World, c: &Config, o: usize, patience: Patience) -> Leaving {
     let dir = w.dir(o);
     let server = dir.and_then(|d| w.server_for(o, Some(d.cluster))).filter(|s| *s == o || w.found(*s));
     Leaving {
-        refused: false,
+        refused: patience == Patience::Refused,
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
         desired: desired(w, c),
@@ -289,7 +301,7 @@ pub fn leaving(w: &World, c: &Config, o: usize, hurry: bool) -> Leaving {
         last: dir.filter(|_| !w.runs(o)).map(Dir::position),
         noted: w.volumes[o].notes.stopped,
         marker: marker(w, c),
-        left: Duration::from_secs(if hurry { 1 } else { 8 }),
+        left: Duration::from_secs(if patience == Patience::None { 1 } else { 8 }),
     }
 }
 

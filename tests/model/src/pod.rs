@@ -9,7 +9,7 @@ use crate::boot::{BootDecision, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::ClusterId;
 use crate::membership::leave::{self, LeaveStep};
-use crate::observe::{self, Look};
+use crate::observe::{self, Look, Patience};
 use crate::rules::Rule;
 use crate::world::{Act, Config, Note, Pod, Process, Restore, Store, Volume, World};
 
@@ -274,8 +274,8 @@ impl World {
         matches
     }
 
-    pub(crate) fn leave(&mut self, c: &Config, o: usize, hurry: bool) {
-        let leaving = observe::leaving(self, c, o, hurry);
+    pub(crate) fn leave(&mut self, c: &Config, o: usize, patience: Patience) {
+        let leaving = observe::leaving(self, c, o, patience);
         let gone = Pod::default();
         self.pods[o].asks_to_leave = false;
         match leave::explained(&leaving, c.rules).0 {

@@ -170,6 +170,8 @@ pub struct Pod {
     pub process: Process,
     /// The term that it leads in.
     pub leads: Option<u8>,
+    /// The pod in whose place it has removed a voter, and which it has not added yet.
+    pub replacing: Option<u8>,
     /// Its API server is held back because of these clusters; none: it runs while etcd serves.
     pub held: BTreeSet<ClusterId>,
     /// A restore was staged when its process started.
@@ -294,6 +296,7 @@ impl World {
     pub(crate) fn stop_etcd(&mut self, o: usize, to: Process) {
         self.pods[o].process = to;
         self.pods[o].leads = None;
+        self.pods[o].replacing = None;
         self.pods[o].held.clear();
     }
 
