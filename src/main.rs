@@ -120,7 +120,7 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::List { from, output } => print(&runtime.block_on(snapshot::list(&from, output))?),
         SnapshotCommand::Verify { file, skip_hash_check, output } => {
-            print(&runtime.block_on(snapshot::verify(&file, skip_hash_check, output))?)
+            print(&snapshot::verify(&file, skip_hash_check, output, &runtime)?)
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum Stage {
     Commit,
     /// Streaming a snapshot, which is counted in bytes alone.
     Save,
+    /// Copying a snapshot from a bucket.
+    Fetch,
 }
 
 impl Stage {
@@ -38,6 +40,7 @@ impl Stage {
             Stage::Verify => "verify",
             Stage::Commit => "commit",
             Stage::Save => "save",
+            Stage::Fetch => "fetch",
         }
     }
 }
@@ -86,6 +89,11 @@ impl Meter {
         self.begin_of(Stage::Save, 0, bytes_at_most);
     }
 
+    /// Begins to copy a snapshot of so many bytes; 0: that is not known yet.
+    pub fn begin_fetch(&self, bytes: u64) {
+        self.begin_of(Stage::Fetch, 0, bytes);
+    }
+
     fn begin_of(&self, stage: Stage, keys_at_most: u64, bytes_at_most: u64) {
         self.keys.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
@@ -98,7 +106,7 @@ impl Meter {
             Stage::Survey => &mut over.survey,
             Stage::Copy => &mut over.copy,
             Stage::Verify => &mut over.verify,
-            Stage::Commit | Stage::Save => return,
+            Stage::Commit | Stage::Save | Stage::Fetch => return,
         };
         *seconds += since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     }
@@ -131,7 +139,7 @@ impl Reading {
     /// How many are done, and of how many: keys, or bytes where those alone are counted.
     fn counted(&self) -> (u64, u64) {
         match self.stage {
-            Stage::Save => (self.bytes, self.bytes_at_most),
+            Stage::Save | Stage::Fetch => (self.bytes, self.bytes_at_most),
             _ => (self.keys, self.keys_at_most),
         }
     }
@@ -206,7 +214,7 @@ fn draw(bar: &ProgressBar, now: Reading) {
     let counts = at_most.max(done) > 0;
     let template = match now.stage {
         _ if !counts => WAITS,
-        Stage::Save => COUNTS_BYTES,
+        Stage::Save | Stage::Fetch => COUNTS_BYTES,
         _ => COUNTS,
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -222,7 +230,7 @@ fn draw(bar: &ProgressBar, now: Reading) {
     let left = now.left().map_or_else(String::new, |left| format!(", {} s left", left.as_secs()));
     let rate = format!("{}/s{left}", indicatif::BinaryBytes(now.bytes_per_second()));
     bar.set_message(match now.stage {
-        Stage::Save => rate,
+        Stage::Save | Stage::Fetch => rate,
         _ => format!("{}, {rate}", indicatif::BinaryBytes(now.bytes)),
     });
 }

@@ -173,7 +173,7 @@ fn stage(
     crash_point!("restore-cleared");
     let built = || {
         disk.create_dir(&staging).context("make the staging directory")?;
-        let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &staging))?;
+        let here = Fetched::from(&snapshot.place, disk, &staging, runtime)?;
         look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
         let origin = Origin::Snapshot(here.path().to_owned());
         let identity = launch::identity(settings, fresh_token());
@@ -225,7 +225,7 @@ fn dry_run(
     runtime: &Runtime,
 ) -> anyhow::Result<String> {
     let look = Look::at(args, settings, runtime)?;
-    let here = runtime.block_on(Fetched::from(&snapshot.place, disk, &std::env::temp_dir()))?;
+    let here = Fetched::from(&snapshot.place, disk, &std::env::temp_dir(), runtime)?;
     look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
     let origin = Origin::Snapshot(here.path().to_owned());
     let found = estimate(disk, &origin, &settings.data_dir, space::needed, &look.program, Show::Auto)?;

@@ -23,6 +23,7 @@ use super::save::room;
 use super::target::Stored;
 use crate::disk::{Disk, parent_of};
 use crate::exit::{Exit, refuse};
+use crate::migrate::progress::Meter;
 use crate::migrate::space;
 use crate::settings::provenance::without_user;
 
@@ -155,11 +156,11 @@ impl Bucket {
         }
     }
 
-    /// Copies the object `name` to the new file `to`, durably; its length in bytes.
+    /// Copies the object `name` to the new file `to`, durably, as the meter shows; its length in bytes.
     ///
     /// # Errors
     /// [`Exit::RefusedSource`] if there is none; as [`Bucket::list`]; a full disk.
-    pub async fn fetch(&self, disk: &dyn Disk, name: &str, to: &Path) -> anyhow::Result<u64> {
+    pub async fn fetch(&self, disk: &dyn Disk, name: &str, to: &Path, meter: &Meter) -> anyhow::Result<u64> {
         let found = match within(self.store()?.get(&self.object(name))).await? {
             Err(Error::NotFound { .. }) => {
                 let what = format!("there is no {name} in {self}");
@@ -171,6 +172,7 @@ impl Bucket {
         let bytes = found.meta.size;
         let scratch = parent_of(to);
         room(&scratch, bytes, space::free(&scratch)?)?;
+        meter.begin_fetch(bytes);
         let mut arriving = found.into_stream();
         let mut file = disk.create(to, 0o600)?;
         let mut written = 0;
@@ -178,6 +180,7 @@ impl Bucket {
             let piece = piece.map_err(|e| self.failed(e))?;
             file.write_at(&piece, written)?;
             written += piece.len() as u64;
+            meter.advance(0, piece.len() as u64);
         }
         file.sync()?;
         ensure!(written == bytes, "{name} in {self} has {bytes} bytes, and {written} of them came");

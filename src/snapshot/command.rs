@@ -137,10 +137,9 @@ pub async fn list(from: &Target, output: Output) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// [`Exit::RefusedSource`] if it is not a snapshot that can be relied on, or not there.
-pub async fn verify(file: &Path, skip_hash_check: bool, output: Output) -> anyhow::Result<String> {
-    let here = Fetched::from(file, &RealDisk, &std::env::temp_dir()).await?;
-    let path = here.path().to_owned();
-    let found = tokio::task::spawn_blocking(move || check(&path, !skip_hash_check)).await.context("read it")?;
+pub fn verify(file: &Path, skip_hash_check: bool, output: Output, runtime: &Runtime) -> anyhow::Result<String> {
+    let here = Fetched::from(file, &RealDisk, &std::env::temp_dir(), runtime)?;
+    let found = check(here.path(), !skip_hash_check);
     let found = found.map_err(|e| e.refused(&file.display().to_string()))?;
     if output == Output::Json {
         return Ok(format!("{:#}\n", serde_json::to_value(&found)?));

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use tokio::runtime::Runtime;
 
 use super::bucket::Bucket;
 use crate::disk::{Disk, at};
 use crate::exit::{Exit, refuse};
+use crate::migrate::progress::{Meter, Show, shown};
 
 /// A snapshot that can be read; a copy of one in a bucket is removed with this value.
 pub struct Fetched {
@@ -15,11 +17,12 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// The snapshot at `place`, a path or `s3://BUCKET/PREFIX/NAME`. One in a bucket is copied to the directory `scratch`.
+    /// The snapshot at `place`, a path or `s3://BUCKET/PREFIX/NAME`. One in a bucket is copied to the directory `scratch`, and
+    /// how far that is, shown.
     ///
     /// # Errors
     /// As [`Bucket::fetch`].
-    pub async fn from(place: &Path, disk: &dyn Disk, scratch: &Path) -> anyhow::Result<Self> {
+    pub fn from(place: &Path, disk: &dyn Disk, scratch: &Path, runtime: &Runtime) -> anyhow::Result<Self> {
         let Some(rest) = place.to_str().and_then(|place| place.strip_prefix("s3://")) else {
             return Ok(Fetched { path: place.to_owned(), copied: false });
         };
@@ -32,7 +35,10 @@ impl Fetched {
         let path = scratch.join(format!(".syncer-{}-{}", std::process::id(), name));
         disk.forget_file(&path).context("remove what an earlier copy left")?;
         let copied = Fetched { path, copied: true };
-        bucket.fetch(disk, &name, &copied.path).await?;
+        let meter = Meter::default();
+        // How much it is, the bucket tells.
+        meter.begin_fetch(0);
+        shown(Show::Auto, &meter, || runtime.block_on(bucket.fetch(disk, &name, &copied.path, &meter)))?;
         Ok(copied)
     }
 

@@ -1,14 +1,15 @@
 //! Snapshots in a bucket of a real S3 server.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use crate::support::etcd::{Etcd, EtcdSpec, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::versitygw::{ACCESS_KEY, SECRET_KEY, VersityGw};
-use crate::support::{free_port, poll, syncer};
+use crate::support::{free_port, poll, shows, syncer, terminal};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -85,6 +86,16 @@ fn one_in_a_bucket_is_what_etcd_has_sent() {
         let hash = format!("{:x}", status["hash"].as_u64().expect("a hash"));
         assert_eq!(json(&verified)["hash"], hash);
         assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "the copy is gone");
+
+        // A server that is halted for so long keeps it waiting.
+        let (mut screen, for_bar) = terminal();
+        kill(server.pid(), Signal::SIGSTOP).expect("halt the server");
+        let mut verify = snapshot(&server, &["verify", &at, "-o", "json"]);
+        verify.env("TMPDIR", &scratch).env("TERM", "xterm").stdout(Stdio::piped()).stderr(for_bar);
+        let verify = verify.spawn().expect("syncer starts");
+        shows(&mut screen, "   fetch ");
+        kill(server.pid(), Signal::SIGCONT).expect("let it go on");
+        assert_eq!(json(&verify.wait_with_output().expect("it ends"))["hash"], hash);
 
         // Damage in the bucket, and what is not there.
         let mut bytes = std::fs::read(&object).unwrap();

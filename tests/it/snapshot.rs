@@ -1,6 +1,5 @@
 //! `syncer snapshot` and snapshots on a schedule, against real etcd and its own tools.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
-use crate::support::{poll, syncer, terminal};
+use crate::support::{poll, shows, syncer, terminal};
 
 mod pods;
 
@@ -233,16 +232,6 @@ fn a_save_shows_how_far_it_is() {
         save("bare", for_bare.into()).spawn().expect("syncer starts"),
         save("log", into_log.into()).spawn().expect("syncer starts"),
     ];
-    let shows = |screen: &mut dyn Read, words: &str| {
-        let mut shown = Vec::new();
-        poll(words, SOON, || {
-            let mut piece = [0; 4096];
-            // That nothing is there yet is an error too.
-            let read = screen.read(&mut piece).unwrap_or(0);
-            shown.extend_from_slice(&piece[..read]);
-            String::from_utf8_lossy(&shown).contains(words).then_some(())
-        });
-    };
     shows(&mut bar, "    save ");
     shows(&mut bare, "the work goes on");
     poll("a line is logged", SOON, || {

@@ -17,6 +17,7 @@ pub mod statefulset;
 pub mod versitygw;
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -92,6 +93,18 @@ pub fn terminal() -> (File, File) {
     let (shown, program) = unsafe { (File::from_raw_fd(shown), File::from_raw_fd(program)) };
     fcntl(&shown, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("read without blocking");
     (shown, program)
+}
+
+/// Waits until a terminal shows these words.
+pub fn shows(screen: &mut File, words: &str) {
+    let mut shown = Vec::new();
+    poll(words, Duration::from_secs(60), || {
+        let mut piece = [0; 4096];
+        // That nothing is there yet is an error too.
+        let read = screen.read(&mut piece).unwrap_or(0);
+        shown.extend_from_slice(&piece[..read]);
+        String::from_utf8_lossy(&shown).contains(words).then_some(())
+    });
 }
 
 /// A tmpfs of a fixed size; unmounted on drop, whoever may still use it.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use super::{free_port, part, poll};
 
 /// What gives access to all of it.
@@ -57,6 +59,11 @@ impl VersityGw {
         let what = format!("versitygw listens (its log: {})", server.dir.path().join("log").display());
         poll(&what, Duration::from_secs(60), || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
         server
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid fits"))
     }
 
     /// What a client's environment says of it.
