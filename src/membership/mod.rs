@@ -89,6 +89,15 @@ pub fn explained(o: &Observed, rules: Rules) -> (Plan, Rule) {
     held.unwrap_or((Plan::Nothing, Rule::OneWriter))
 }
 
+/// What is left of a plan beside a leader whose own pod was told to stop: it removes those that are not wanted. They wait for
+/// that, and it waits for them ([`leave`]).
+pub fn while_stopping(plan: Plan, rule: Rule) -> Plan {
+    match plan {
+        Plan::Do(Step::Remove(_)) if rule == Rule::GoneOrLeaving => plan,
+        _ => Plan::Nothing,
+    }
+}
+
 type Pass = Option<(Plan, Rule)>;
 
 fn step(step: Step, rule: Rule) -> Pass {

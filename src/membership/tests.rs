@@ -74,6 +74,22 @@ fn surplus_goes_dead_ones_first_then_the_highest() {
     expect(&o, Plan::Wait(Hold::QuorumNeeds(id(2))), Rule::QuorumKept);
 }
 
+#[test]
+fn a_leader_that_stops_removes_those_that_leave_and_does_nothing_else() {
+    let leaving = || observed(1, vec![voter(0), voter(1), voter(2)], vec![pod(0, false), pod(1, true), pod(2, true)]);
+    let (plan, rule) = explained(&leaving(), Rules::ALL);
+    assert_eq!(while_stopping(plan, rule), Plan::Do(Step::Remove(id(2))));
+    let joins = observed(2, vec![voter(0)], vec![pod(0, false), joins(1, None)]);
+    let lost = vec![pod(0, false), pod(1, false), super::tests::joins(2, Some(id(2)))];
+    let lost = observed(3, vec![voter(0), voter(1), dead(voter(2))], lost);
+    let led = Observed { leader: id(1), ..observed(2, vec![voter(0), voter(1)], running(2)) };
+    for o in [joins, lost, led] {
+        let (plan, rule) = explained(&o, Rules::ALL);
+        assert!(matches!(plan, Plan::Do(_)), "{plan:?}");
+        assert_eq!(while_stopping(plan, rule), Plan::Nothing);
+    }
+}
+
 /// Found by the model: the highest stops before it is removed, as the other two are a quorum by its list, and one of those has
 /// just been removed.
 #[test]

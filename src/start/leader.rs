@@ -54,7 +54,7 @@ pub async fn look_after(pod: &Pod) -> Infallible {
     let mut now = pod.now.clone();
     let mut sound = false;
     loop {
-        if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
+        if serving.wait_for(|health| health.datastore_ready).await.is_err() {
             return std::future::pending().await;
         }
         if !std::mem::replace(&mut sound, true) {
@@ -64,7 +64,8 @@ pub async fn look_after(pod: &Pod) -> Infallible {
                 tracing::warn!("that the data dir is sound could not be noted: {error:#}");
             }
         }
-        let wait = match Box::pin(leader.pass()).await {
+        let stopping = serving.borrow().stopping;
+        let wait = match Box::pin(leader.pass(stopping)).await {
             Ok(wait) => wait,
             Err(error) => {
                 tracing::debug!("the membership was not looked after: {error:#}");
@@ -99,8 +100,8 @@ struct Leader<'a> {
 }
 
 impl Leader<'_> {
-    /// One look and at most one step; how long until the next.
-    async fn pass(&mut self) -> anyhow::Result<Duration> {
+    /// One look and at most one step; how long until the next. `stopping`: this pod was told to stop.
+    async fn pass(&mut self, stopping: bool) -> anyhow::Result<Duration> {
         let pod = self.pod;
         let mut etcd = match &self.etcd {
             Some(etcd) => etcd.clone(),
@@ -128,11 +129,15 @@ impl Leader<'_> {
         let list = etcd.member_list(ETCD_DEADLINE).await?;
         let observed = self.observed(&mut etcd, &status, &list, &states, &survey, &view).await?;
         let (plan, rule) = membership::explained(&observed, Rules::ALL);
+        let plan = if stopping { membership::while_stopping(plan, rule) } else { plan };
         tracing::debug!(observed = %Json(&observed), "observed");
         if self.said.as_ref() != Some(&plan) && plan != Plan::Nothing {
             tracing::info!(?plan, %rule, "membership plan");
         }
         self.said = Some(plan.clone());
+        if stopping && !matches!(plan, Plan::Do(_)) {
+            return Ok(AT_WORK);
+        }
         if !matches!(plan, Plan::Do(_)) {
             self.by_host.keep_marker(pod, &list, &view).await;
         }

@@ -5,6 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output};
 use std::sync::atomic::Ordering;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use syncer::disk::{Disk, RealDisk};
 
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
@@ -128,6 +130,24 @@ fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
             scene.says(ordinal, ASIDE, round);
         }
     }
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// As helm has it in one upgrade under Parallel: those that leave and the seed, which leads, are told to stop together.
+#[test]
+fn those_that_leave_are_removed_by_a_leader_that_is_told_to_stop_too() {
+    let mut scene = Scene::of(3, TestBox::syncer(3, Policy::Parallel));
+    etcd_calls_it_healthy();
+    for replicas in [1, 3, 1] {
+        let seed = scene.set.status().expect("a status").pods[&0].pid.expect("it runs");
+        scene.set.scale(replicas).expect("scale");
+        kill(Pid::from_raw(seed), Signal::SIGTERM).expect("a signal");
+        scene.scaled(replicas);
+        if replicas == 3 {
+            etcd_calls_it_healthy();
+        }
+    }
+    assert!(!scene.set.log("vc-0").contains("scale up to"), "it was left without a quorum{}", scene.logs());
     assert!(!scene.writer.finish().is_empty());
 }
 

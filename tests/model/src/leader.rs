@@ -10,7 +10,9 @@ impl World {
     /// A pass by the syncer of pod `by`, which is beside the leader `l` by rule 5.1.
     pub(crate) fn plan(&mut self, c: &Config, l: usize, by: usize) {
         let Some(observed) = observe::observed(self, c, l, by) else { return };
-        let Plan::Do(step) = plans::explained(&observed, c.rules).0 else { return };
+        let (plan, rule) = plans::explained(&observed, c.rules);
+        let plan = if self.pods[by].terminating { plans::while_stopping(plan, rule) } else { plan };
+        let Plan::Do(step) = plan else { return };
         let Some(dir) = self.dir(l).cloned() else { return };
         let pending = dir.log[dir.commit..].iter().any(|e| e.op.changes_membership());
         let mut after = dir.log[..dir.commit].to_vec();
