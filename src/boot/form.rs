@@ -124,7 +124,9 @@ pub(super) fn must_answer(facts: &Facts, rules: Rules) -> Result<BTreeSet<Ordina
             Known::Absent => return Ok(BTreeSet::new()),
             Known::Present(claims) if claims.is_empty() => return Ok(BTreeSet::new()),
             _ if !rules.on(Rule::ClaimsAnswer) => return Ok(BTreeSet::new()),
-            Known::Present(_) | Known::Unknown(_) => {}
+            // Whoever has a volume may be of a scale-down, and is named by nothing else.
+            Known::Unknown(why) => return Err((Wait::HostAway(why.clone()), Rule::ClaimsAnswer)),
+            Known::Present(_) => {}
         }
     }
     if !rules.on(Rule::PeersSayEmpty) {

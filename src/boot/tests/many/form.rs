@@ -18,6 +18,16 @@ fn nothing_is_formed_while_the_host_api_is_away() {
     assert!(matches!(decide(&f), BootDecision::Wait(Wait::HostAway(_))));
 }
 
+/// The list of claims is denied or does not come: one replica's empty volume is no first start.
+#[test]
+fn unknown_claims_are_not_none() {
+    let why = || Known::Unknown("the claims: forbidden".to_owned());
+    for desired in [1, 3] {
+        let f = Facts { marker: Known::Absent, claims: why(), desired: Desired::Host(desired), ..three() };
+        expect(&f, BootDecision::Wait(Wait::HostAway("the claims: forbidden".into())), Rule::ClaimsAnswer);
+    }
+}
+
 #[test]
 fn without_a_marker_every_pod_with_a_volume_must_say_that_it_is_empty() {
     let mut f = Facts { marker: Known::Absent, ..three() };
