@@ -214,7 +214,7 @@ async fn live(
     loop {
         let begun = Instant::now();
         if let (Some(_), Some(surveyor)) = (&pod.etcd, &pod.surveyor)
-            && !own::before_etcd(settings, surveyor.discovery()).await?
+            && !own::before_etcd(settings, surveyor.discovery(), stop).await
         {
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());

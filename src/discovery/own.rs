@@ -16,7 +16,7 @@ use super::answer::Answer;
 use super::schedule::Pace;
 use crate::ids::Ordinal;
 use crate::settings::Settings;
-use crate::supervise::stop_signal;
+use crate::supervise::StopSignals;
 
 /// Between two log lines while waiting.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -86,11 +86,11 @@ pub async fn wait(
     Err("waited too often to count".to_owned())
 }
 
-/// What has to hold before etcd starts in a pod. `false`: told to stop meanwhile.
+/// What has to hold before etcd starts in a pod. `false`: told to stop meanwhile, or before.
 ///
 /// With one replica it is waited for only briefly: that etcd needs nobody, and a DNS that is down must not keep what is on
 /// the volume from being served.
-pub async fn before_etcd(settings: &Settings, discovery: &Discovery) -> anyhow::Result<bool> {
+pub async fn before_etcd(settings: &Settings, discovery: &Discovery, stop: &mut StopSignals) -> bool {
     let patience = (settings.etcd.replicas <= 1).then_some(PATIENCE_ALONE);
     let own = own_addresses(settings.pod.ip);
     tokio::select! {
@@ -98,9 +98,9 @@ pub async fn before_etcd(settings: &Settings, discovery: &Discovery) -> anyhow::
             if let Err(why) = resolved {
                 tracing::warn!("going on all the same, as the only replica: {why}");
             }
-            Ok(true)
+            true
         }
-        signal = stop_signal() => { signal?; Ok(false) }
+        _ = stop.next() => false,
     }
 }
 
