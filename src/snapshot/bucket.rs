@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as ObjectPath;
 use object_store::{BackoffConfig, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart};
@@ -107,18 +107,14 @@ impl Bucket {
     /// # Errors
     /// The bucket does not answer, or does not let itself be listed.
     pub async fn list(&self) -> anyhow::Result<Vec<Stored>> {
-        let store = self.store()?;
-        let mut listed = store.list(Some(&self.prefix));
-        let mut found = Vec::new();
-        while let Some(object) = within(listed.try_next()).await.and_then(|next| next.map_err(|e| self.failed(e)))? {
-            // What lies deeper belongs to somebody else.
-            let own = object.location.prefix_match(&self.prefix).is_some_and(|rest| rest.count() == 1);
-            let name = object.location.filename().and_then(|name| name.parse().ok());
-            if let (true, Some(name)) = (own, name) {
-                found.push(Stored { name, bytes: object.size });
-            }
-        }
-        Ok(found)
+        // What lies deeper belongs to somebody else, and may be very much.
+        let listed =
+            within(self.store()?.list_with_delimiter(Some(&self.prefix))).await?.map_err(|e| self.failed(e))?;
+        let found = listed.objects.into_iter().filter_map(|object| {
+            let name = object.location.filename().and_then(|name| name.parse().ok())?;
+            Some(Stored { name, bytes: object.size })
+        });
+        Ok(found.collect())
     }
 
     /// Removes a snapshot. One that is gone already is no error.

@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use super::check::check;
 use super::fetched::Fetched;
 use super::name::{SnapshotName, cluster_of, expired};
-use super::save::save;
+use super::save::{corrupt, save};
 use super::target::Target;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
@@ -55,9 +55,9 @@ pub enum SnapshotCommand {
             What was written since the snapshot is in no store any more. Take one of what is there first: it is the way \
             back. docs/migration.md, \"Restoring a snapshot\", tells the whole journey.",
         after_long_help = "Examples:\n  \
-            kubectl exec my-vcluster-0 -- syncer snapshot restore /data/snapshots/team-a.my-vcluster-20261124T060000Z.db\n      \
+            kubectl exec my-vcluster-0 -- syncer snapshot restore /data/snapshots/team-a.my-vcluster-20261124T060000Z-6d7d1a9c5e0f3b21.db\n      \
             then: kubectl delete pod my-vcluster-0\n  \
-            syncer snapshot restore s3://my-backups/my-vcluster/team-a.my-vcluster-20261124T060000Z.db --dry-run\n  \
+            syncer snapshot restore s3://my-backups/my-vcluster/team-a.my-vcluster-20261124T060000Z-6d7d1a9c5e0f3b21.db --dry-run\n  \
             syncer snapshot restore --cancel\n      \
             call it off, before that start\n\n\
             Exit codes: 0 staged, shown or called off   2 bad usage   3 beside an import, a reset, another restore, or with \
@@ -97,9 +97,14 @@ pub struct SaveArgs {
     /// Where to keep it: a directory, made when it is missing, or s3://BUCKET/PREFIX.
     #[arg(long, value_name = "PLACE")]
     pub to: Target,
-    /// Afterwards remove the oldest of this virtual cluster, so that so many are left.
+    /// Afterwards remove the oldest of this virtual cluster and of the same etcd cluster, so that so many are left. None is
+    /// removed while etcd has the alarm CORRUPT.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
+    /// Save what this etcd has although it reaches no quorum, as when a majority is lost for good: what was acknowledged may
+    /// be missing.
+    #[arg(long, conflicts_with = "keep")]
+    pub stale: bool,
     /// The client URL of another etcd.
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
@@ -176,14 +181,29 @@ async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::R
         let what = format!("the etcd at {} is a learner, which may lack what the others have", endpoint.url);
         return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
     }
-    let (cluster, now) = (cluster_of(settings), OffsetDateTime::now_utc());
-    let name = SnapshotName::new(&cluster, now);
+    if !args.stale {
+        etcd.linearizable_read(ANSWER).await.map_err(|error| {
+            let what =
+                format!("the etcd at {} reaches no quorum, and may lack what was acknowledged: {error}", endpoint.url);
+            refuse(Exit::Fault, what, "bring the others back, or ask another; --stale saves what this one has")
+        })?;
+    }
+    let now = OffsetDateTime::now_utc();
+    let name = SnapshotName::new(&cluster_of(settings), status.cluster, now);
     let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size, meter).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let mut removed = Vec::new();
     if let Some(keep) = args.keep {
+        if corrupt(&mut etcd).await? {
+            let what = format!("{} is saved, and no older one removed: etcd has raised the alarm CORRUPT", saved.name);
+            return Err(refuse(
+                Exit::Fault,
+                what,
+                "restore a snapshot from before that, or replace the members that differ",
+            ));
+        }
         let kept = args.to.list().await?.into_iter().map(|stored| stored.name);
-        for old in expired(kept, &cluster, keep as usize, now) {
+        for old in expired(kept, &saved.name, keep as usize, now) {
             args.to.remove(&RealDisk, &old).await?;
             removed.push(old);
         }

@@ -1,4 +1,4 @@
-//! Names of snapshots: which virtual cluster, and when.
+//! Names of snapshots: which virtual cluster, when, and which etcd cluster.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,25 +8,29 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
 
+use crate::ids::ClusterId;
 use crate::settings::Settings;
 
 /// The end of every name.
 const SUFFIX: &str = ".db";
 const TIME: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
-/// A snapshot's name, such as `team-a.my-vcluster-20261124T060000Z.db`. A file of any other name is nothing of ours: it is
-/// not listed and never removed.
+/// A snapshot's name, such as `team-a.my-vcluster-20261124T060000Z-6d7d1a9c5e0f3b21.db`, at its end the etcd cluster's ID. One
+/// that was taken without it may lack that. A file of any other name is nothing of ours: it is not listed and never removed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotName {
     cluster: String,
     taken: OffsetDateTime,
+    of: Option<ClusterId>,
 }
 
 impl SnapshotName {
-    /// The snapshot of `cluster` ([`cluster_of`]), taken at `taken`; its name tells whole seconds of UTC.
-    pub fn new(cluster: &str, taken: OffsetDateTime) -> Self {
+    /// The snapshot of `cluster` ([`cluster_of`]), which the etcd cluster `of` is now, taken at `taken`; its name tells whole
+    /// seconds of UTC.
+    pub fn new(cluster: &str, of: ClusterId, taken: OffsetDateTime) -> Self {
         let taken = taken.to_offset(time::UtcOffset::UTC);
-        SnapshotName { cluster: cluster.to_owned(), taken: taken.replace_nanosecond(0).unwrap_or(taken) }
+        let taken = taken.replace_nanosecond(0).unwrap_or(taken);
+        SnapshotName { cluster: cluster.to_owned(), taken, of: Some(of) }
     }
 
     /// The name of a snapshot a second later: two are never taken at once.
@@ -48,7 +52,11 @@ impl SnapshotName {
 impl fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let taken = self.taken.format(TIME).map_err(|_| fmt::Error)?;
-        write!(f, "{}-{taken}{SUFFIX}", self.cluster)
+        write!(f, "{}-{taken}", self.cluster)?;
+        if let Some(of) = self.of {
+            write!(f, "-{of}")?;
+        }
+        f.write_str(SUFFIX)
     }
 }
 
@@ -56,9 +64,16 @@ impl FromStr for SnapshotName {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (cluster, taken) = text.strip_suffix(SUFFIX).and_then(|text| text.rsplit_once('-')).ok_or(())?;
-        let taken = PrimitiveDateTime::parse(taken, TIME).map_err(|_| ())?.assume_utc();
-        let name = SnapshotName { cluster: cluster.to_owned(), taken };
+        let time = |text: &str| PrimitiveDateTime::parse(text, TIME).map(PrimitiveDateTime::assume_utc);
+        let (rest, last) = text.strip_suffix(SUFFIX).and_then(|text| text.rsplit_once('-')).ok_or(())?;
+        let (cluster, taken, of) = match time(last) {
+            Ok(taken) => (rest, taken, None),
+            Err(_) => {
+                let (cluster, taken) = rest.rsplit_once('-').ok_or(())?;
+                (cluster, time(taken).map_err(|_| ())?, Some(last.parse().map_err(|_| ())?))
+            }
+        };
+        let name = SnapshotName { cluster: cluster.to_owned(), taken, of };
         // Whatever the parser lets pass, only what we would write is ours.
         if cluster.is_empty() || name.to_string() != text { Err(()) } else { Ok(name) }
     }
@@ -79,15 +94,19 @@ pub fn cluster_of(settings: &Settings) -> String {
 /// Clocks of two pods differ by less than this.
 pub const CLOCKS: time::Duration = time::Duration::minutes(1);
 
-/// The snapshots of `cluster` that are to go so that the `keep` newest stay at `now`; the oldest first. What a wrong clock
-/// has named after a time to come goes before all others, which it would outlive otherwise, the newest ones included.
+/// The snapshots of the virtual and the etcd cluster of `newest` that are to go so that the `keep` newest stay at `now`; the
+/// oldest first. What a wrong clock has named after a time to come goes before all others, which it would outlive otherwise,
+/// the newest ones included.
+///
+/// Those of another etcd cluster stay: a store that was lost and formed anew, empty, would outlive the last that has its data.
 pub fn expired(
     names: impl IntoIterator<Item = SnapshotName>,
-    cluster: &str,
+    newest: &SnapshotName,
     keep: usize,
     now: OffsetDateTime,
 ) -> Vec<SnapshotName> {
-    let mut own: Vec<_> = names.into_iter().filter(|name| name.cluster == cluster).collect();
+    let own = |name: &SnapshotName| name.cluster == newest.cluster && name.of == newest.of;
+    let mut own: Vec<_> = names.into_iter().filter(own).collect();
     own.sort_by_key(|name| (name.taken <= now + CLOCKS, name.taken));
     own.truncate(own.len().saturating_sub(keep));
     own
@@ -104,8 +123,11 @@ mod tests {
     #[test]
     fn names_are_read_as_they_are_written() {
         let taken = OffsetDateTime::from_unix_timestamp(1_795_500_000).unwrap() + time::Duration::milliseconds(7);
-        let written = SnapshotName::new("my-vc", taken);
-        assert_eq!(written.to_string(), "my-vc-20261124T060000Z.db");
+        let written = SnapshotName::new("my-vc", ClusterId(0xabc0_1234_5678_9def), taken);
+        assert_eq!(written.to_string(), "my-vc-20261124T060000Z-abc0123456789def.db");
+        for other in ["my-vc-20261124T060000Z.db", "a-20261124T060000Z-20261124T060000Z.db"] {
+            assert_eq!(name(other).to_string(), other);
+        }
         assert_eq!(name(&written.to_string()), written);
         assert_eq!((written.cluster(), written.taken().unix_timestamp()), ("my-vc", 1_795_500_000));
     }
@@ -123,6 +145,10 @@ mod tests {
             "vc-20261124T0600Z.db",
             "vc-+20261124T060000Z.db",
             "vc-20261124T060000z.db",
+            "vc-20261124T060000Z-.db",
+            "vc-20261124T060000Z-xyz.db",
+            "vc-20261124T060000Z-ABC0123456789DEF.db",
+            "-20261124T060000Z-abc0123456789def.db",
         ] {
             assert!(other.parse::<SnapshotName>().is_err(), "{other}");
         }
@@ -130,18 +156,32 @@ mod tests {
 
     #[test]
     fn the_newest_stay_and_those_of_others_do() {
-        let names =
-            ["vc-20260101T000000Z.db", "vc-20270101T000000Z.db", "vc-20260601T000000Z.db", "o-20200101T000000Z.db"];
+        let names = [
+            "vc-20260101T000000Z-a.db",
+            "vc-20270101T000000Z-a.db",
+            "vc-20260601T000000Z-a.db",
+            "o-20200101T000000Z-a.db",
+            // Of a store that is lost.
+            "vc-20200101T000000Z-b.db",
+            "vc-20200101T000000Z.db",
+        ]
+        .map(|text| {
+            text.replace("-a.db", &format!("-{}.db", ClusterId(10))).replace("-b.db", &format!("-{}.db", ClusterId(11)))
+        });
+        let newest = name(&names[1]);
         let at = |now: &str, keep| {
             let now = OffsetDateTime::parse(now, &time::format_description::well_known::Rfc3339).unwrap();
-            expired(names.map(name), "vc", keep, now).iter().map(ToString::to_string).collect::<Vec<_>>()
+            expired(names.iter().map(|text| name(text)), &newest, keep, now)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
         };
         let gone = |keep| at("2027-01-01T00:00:00Z", keep);
         assert_eq!(gone(3), [""; 0]);
-        assert_eq!(gone(1), [names[0], names[2]]);
-        assert_eq!(gone(0), [names[0], names[2], names[1]]);
+        assert_eq!(gone(1), [&*names[0], &names[2]]);
+        assert_eq!(gone(0), [&*names[0], &names[2], &names[1]]);
         assert_eq!(gone(100), [""; 0]);
         // A clock was wrong once: what is taken now stays.
-        assert_eq!(at("2026-06-01T00:00:00Z", 1), [names[1], names[0]]);
+        assert_eq!(at("2026-06-01T00:00:00Z", 1), [&*names[1], &names[0]]);
     }
 }

@@ -1,6 +1,7 @@
 //! Taking a snapshot of a running member: streamed to its place, checked, and only then given its name.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde::Serialize;
@@ -14,13 +15,16 @@ use super::name::SnapshotName;
 use super::target::Target;
 use crate::crash_point;
 use crate::disk::Disk;
-use crate::etcd::client::{EtcdClient, SnapshotStream};
+use crate::etcd::client::{Alarm, EtcdClient, SnapshotStream};
 use crate::exit::{Exit, refuse};
 use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
 const IN_FLIGHT: usize = 16;
+
+/// For etcd's list of alarms.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// What is left free on the volume at least, in bytes: etcd's own log and backend may grow on the same one meanwhile.
 pub const LEFT_FREE: u64 = 256 << 20;
@@ -57,6 +61,12 @@ pub async fn save<D: Disk + Clone + 'static>(
         Target::Directory(dir) => into_directory(disk, stream, dir, name, size, meter).await,
         Target::Bucket(bucket) => into_bucket(stream, bucket, name, meter).await,
     }
+}
+
+/// Whether etcd has found that its members differ: what is taken then may be damaged, and takes no older snapshot's place.
+pub async fn corrupt(etcd: &mut EtcdClient) -> anyhow::Result<bool> {
+    let alarms = etcd.alarms(ANSWER).await.context("ask etcd for its alarms")?;
+    Ok(alarms.iter().any(|(_, alarm)| *alarm == Alarm::Corrupt))
 }
 
 async fn into_bucket(

@@ -13,7 +13,7 @@ use super::pod::{ETCD_DEADLINE, Pod};
 use crate::migrate::progress::Meter;
 use crate::settings::SnapshotSettings;
 use crate::snapshot::name::{SnapshotName, cluster_of, expired};
-use crate::snapshot::save::save;
+use crate::snapshot::save::{corrupt, save};
 
 /// Between two looks at the clock at most: it may be set.
 const LOOK: Duration = Duration::from_secs(15 * 60);
@@ -23,6 +23,8 @@ const FOLLOWER: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(60);
 /// After one was taken: whatever a place lists, snapshots are not taken one after the other.
 const AT_LEAST: Duration = Duration::from_secs(1);
+/// For a quorum to answer.
+const QUORUM: Duration = Duration::from_secs(5);
 /// A place that hangs must not keep this from seeing changed settings.
 const LISTING: Duration = Duration::from_secs(60);
 
@@ -68,11 +70,17 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
         tracing::debug!(target = %wanted.target, "a snapshot is due: the pod beside the etcd leader takes it");
         return Ok(FOLLOWER);
     }
-    let name_now = SnapshotName::new(&cluster, now);
+    // A leader that was cut off a moment ago still says that it leads.
+    etcd.linearizable_read(QUORUM).await.context("reach a quorum")?;
+    let name_now = SnapshotName::new(&cluster, status.cluster, now);
     let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
-    for old in expired(kept(wanted).await?, &cluster, wanted.keep as usize, now) {
+    if corrupt(&mut etcd).await? {
+        tracing::error!(target = %wanted.target, "etcd has raised the alarm CORRUPT: no old snapshot is removed, as what is taken now may be damaged");
+        return Ok(AT_LEAST);
+    }
+    for old in expired(kept(wanted).await?, &saved.name, wanted.keep as usize, now) {
         wanted.target.remove(&pod.disk, &old).await?;
         tracing::info!(name = %old, "old snapshot removed");
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
+use crate::snapshot::own_of_2024;
 use crate::support::etcd::{Etcd, EtcdSpec, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::versitygw::{ACCESS_KEY, SECRET_KEY, VersityGw};
@@ -150,15 +151,17 @@ fn a_save_that_fails_leaves_nothing_that_looks_whole() {
 #[test]
 fn a_pod_keeps_snapshots_in_a_bucket() {
     let server = VersityGw::start(false, &["backups"]);
-    let old = server.object("backups", "default.syncer-20240102T000000Z.db");
-    std::fs::write(&old, "x").unwrap();
     let mut pod = TestPod::new();
-    pod.values(
-        "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '@yearly'\n    keep: 1\n    target: s3://backups\n",
-    );
+    pod.values("embeddedEtcd:\n  enabled: true\n");
     let mut command = pod.command("none", &["--log-level=trace"]);
     command.envs(server.env());
     pod.spawn(command);
+    pod.wait_serving();
+    let old = server.object("backups", &own_of_2024(&pod));
+    std::fs::write(&old, "x").unwrap();
+    pod.values(
+        "embeddedEtcd:\n  enabled: true\n  snapshots:\n    schedule: '@yearly'\n    keep: 1\n    target: s3://backups\n",
+    );
     let name = poll("a snapshot is kept, and the old one is gone", SOON, || {
         let mut kept = server.objects("backups", "");
         (kept.len() == 1 && !old.exists()).then(|| kept.remove(0))

@@ -7,6 +7,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use syncer::ids::ClusterId;
+use syncer::snapshot::name::SnapshotName;
+use time::OffsetDateTime;
 
 use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
@@ -275,14 +278,56 @@ fn bad_places_and_endpoints_are_named() {
     assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains("no snapshots in"));
 }
 
+/// The name of a snapshot that this pod's etcd cluster could have had in 2024.
+pub fn own_of_2024(pod: &TestPod) -> String {
+    let cluster =
+        pod.etcd(async |mut etcd| etcd.status().await.expect("a status").header().expect("a header").cluster_id());
+    let taken = OffsetDateTime::from_unix_timestamp(1_704_153_600).expect("a time");
+    SnapshotName::new("default.syncer", ClusterId(cluster), taken).to_string()
+}
+
+/// Neither what may lack writes nor what may be damaged takes an older one's place.
+#[test]
+fn a_member_without_a_quorum_is_not_saved_unasked_and_a_corrupt_one_removes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    run(async { fill(etcd.client().await).await });
+    let (url, place) = (etcd.spec.client_url(), home.path().join("kept"));
+    let save = |more: &[&str]| {
+        let base = ["save", "--to", text(&place), "--endpoint", &url, "--name", "vc"];
+        ran(&mut snapshot(&[&base[..], more].concat()))
+    };
+    assert!(save(&["--keep", "1"]).status.success());
+    let alarm = |action| {
+        run(async {
+            let mut client = etcd.client().await;
+            client.alarm(action, etcd_client::AlarmType::Corrupt, None).await.expect("the alarm");
+        })
+    };
+    alarm(etcd_client::AlarmAction::Activate);
+    let out = save(&["--keep", "1"]);
+    assert!(out.status.code() == Some(1) && error_of(&out).contains("alarm CORRUPT"), "{}", error_of(&out));
+    assert_eq!(files(&place).len(), 2, "an older one was removed");
+    alarm(etcd_client::AlarmAction::Deactivate);
+
+    // A voter that is never there.
+    run(async { etcd.client().await.member_add(["http://127.0.0.1:1"], None).await.map(|_| ()) }).expect("add");
+    let out = save(&[]);
+    assert!(out.status.code() == Some(1) && error_of(&out).contains("reaches no quorum"), "{}", error_of(&out));
+    assert_eq!(files(&place).len(), 2);
+    assert!(save(&["--stale"]).status.success());
+    assert_eq!(files(&place).len(), 3);
+}
+
 #[test]
 fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     let mut pod = TestPod::new();
     let place = pod.data().join("kept");
     std::fs::create_dir(&place).unwrap();
     let old = ["default.syncer-20260101T000000Z.db", "default.syncer-20260102T000000Z.db"].map(|name| place.join(name));
-    let foreign =
-        ["other.syncer-20200101T000000Z.db", "syncer-20200101T000000Z.db", "notes.txt"].map(|name| place.join(name));
+    let lost = SnapshotName::new("default.syncer", ClusterId(0xaa), OffsetDateTime::UNIX_EPOCH).to_string();
+    let foreign = ["other.syncer-20200101T000000Z.db", "syncer-20200101T000000Z.db", "notes.txt", &lost];
+    let foreign = foreign.map(|name| place.join(name));
     for file in old.iter().chain(&foreign) {
         std::fs::write(file, "x").unwrap();
     }
@@ -298,7 +343,7 @@ fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     pod.etcd(async |etcd| fill(etcd).await);
     // The newest is of January the 2nd of a year that is over: one was missed. It acts without a restart.
     std::fs::remove_file(&old[1]).unwrap();
-    std::fs::write(place.join("default.syncer-20240102T000000Z.db"), "x").unwrap();
+    std::fs::write(place.join(own_of_2024(&pod)), "x").unwrap();
     std::fs::remove_file(&old[0]).unwrap();
     pod.values(&values(1));
     let kept = poll("a snapshot is kept, and the old one is gone", SOON, || {
