@@ -262,7 +262,8 @@ impl Refusal {
                 .into(),
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move that file \
                  away; if state.db is, move both the file and the data dir away; if a deployed etcd is, lift the fence around it \
-                 (`etcdctl alarm disarm`), then move the file away"
+                 (`etcdctl alarm disarm`), then move the file away with migrateFromEtcd still true: without, the next start \
+                 forms an empty cluster"
                 .into(),
             Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true, or have the store written back into SQLite \
                  with embeddedEtcd.migrateBack: true; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \

@@ -377,7 +377,8 @@ fn not_lifted(data_dir: &Path, etcd: &EtcdEndpoint, why: &str) -> anyhow::Error 
         Exit::RefusedSource,
         format!("the fence around {} is not lifted, and it may refuse writes: {why}", etcd.url),
         format!(
-            "it is lifted as soon as that etcd answers this pod; or {BY_HAND}, and then remove {}",
+            "it is lifted as soon as that etcd answers this pod; or {BY_HAND}, and then remove {} (with migrateFromEtcd still \
+             or again true: without, the next start forms an empty cluster)",
             fence::path(data_dir).display()
         ),
     )
