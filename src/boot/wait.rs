@@ -120,12 +120,13 @@ impl Wait {
                 .into(),
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, and with it what it has written since, scale the StatefulSet to zero, \
-                 `syncer recover` on the volume with the latest data, delete the ConfigMap <name>-etcd, which drops this member, and scale up again"
+                 `syncer recover` on the volume with the latest data, set the other volumes' data dirs aside, delete the ConfigMap <name>-etcd, which \
+                 drops this member, and scale up again"
                     .into()
             }
             Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero (and delete the pods that \
                  it leaves there because another is not ready), give `syncer recover` the volume with the latest data, which says what may \
-                 be lost before it does anything, and scale up again"
+                 be lost before it does anything, set the other volumes' data dirs aside, and scale up again"
                 .into(),
             Wait::Damaged(_) => "nothing was changed: start the other pods; once they have a quorum, this data dir is set \
                  aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \
@@ -133,7 +134,8 @@ impl Wait {
                 .into(),
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
-                 `syncer recover`, which says what may be lost"
+                 `syncer recover`, which says what may be lost, and set the other volumes' data dirs aside before their pods \
+                 start again"
             ),
         }
     }

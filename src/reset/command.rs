@@ -254,7 +254,10 @@ fn text(report: &Report) -> String {
             let how = if done.lossless { "nothing that was acknowledged is lost" } else { "see what is missing" };
             line("done", format!("this is the only member now, at revision {}; {how}", done.revision));
             line("copy", done.copy.display().to_string());
-            line("next", "scale up as far as this pod; never start the others with their old volumes".into());
+            line(
+                "next",
+                "set the data dirs of the other volumes aside, which are a quorum of their own; then scale up".into(),
+            );
         }
         (None, _) if report.interrupted.is_some() => {
             line("interrupted", format!("a reset stands at {:?}", report.interrupted));
