@@ -102,6 +102,13 @@ impl Observed {
         self.desired.wants(self.seed, ordinal)
     }
 
+    /// The pod for whose new member the removal of this one makes room ([`Observed::replacing`]): it is still wanted, and the
+    /// one that goes has voted.
+    pub fn makes_room(&self, removed: MemberId) -> Option<Ordinal> {
+        let member = self.members.iter().map(|m| &m.member).find(|m| m.id == removed && !m.learner)?;
+        member.ordinal.filter(|ordinal| self.wants(*ordinal) != Some(false))
+    }
+
     /// The member list alone.
     pub fn list(&self) -> MemberList {
         MemberList { cluster: self.cluster, members: self.members.iter().map(|m| m.member.clone()).collect() }

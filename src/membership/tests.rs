@@ -181,6 +181,15 @@ fn an_empty_pod_whose_url_is_listed_is_replaced() {
 }
 
 #[test]
+fn the_removal_of_a_wanted_voter_makes_room_for_its_successor() {
+    let o = |desired| Observed { desired, ..observed(3, vec![voter(0), voter(1), learner(2)], running(3)) };
+    assert_eq!(o(Desired::Host(3)).makes_room(id(1)), Some(Ordinal(1)));
+    assert_eq!(o(Desired::Unknown("away".into())).makes_room(id(1)), Some(Ordinal(1)));
+    assert_eq!(o(Desired::Host(1)).makes_room(id(1)), None);
+    assert_eq!(o(Desired::Host(3)).makes_room(id(2)), None, "a learner");
+}
+
+#[test]
 fn a_replaced_pod_is_added_anew_a_second_later_and_without_asking_the_host_api() {
     let pods = vec![pod(0, false), pod(1, false), joins(2, Some(id(2)))];
     let mut o = observed(3, vec![voter(0), voter(1)], pods);

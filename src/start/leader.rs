@@ -192,7 +192,7 @@ impl Leader<'_> {
         // etcd's own no has changed nothing; no answer in time may have.
         let refused = matches!(taken, Err(ClientError::Etcd { .. }));
         match step {
-            Step::Remove(id) if !refused => self.replacing = replaced(observed, id),
+            Step::Remove(id) if !refused => self.replacing = observed.makes_room(id),
             Step::AddLearner(_) if taken.is_ok() => self.replacing = None,
             _ => {}
         }
@@ -323,12 +323,6 @@ fn stalled_after() -> Duration {
         return Duration::from_secs(seconds);
     }
     STALLED
-}
-
-/// The ordinal whose voter's removal makes room for its successor: one that is still wanted.
-fn replaced(observed: &Observed, removed: MemberId) -> Option<Ordinal> {
-    let member = observed.members.iter().map(|m| &m.member).find(|m| m.id == removed && !m.learner)?;
-    member.ordinal.filter(|ordinal| observed.wants(*ordinal) != Some(false))
 }
 
 /// As JSON, made only if it is logged: `syncer plan --membership` reads it.

@@ -21,9 +21,7 @@ impl World {
             op
         };
         if let Step::Remove(id) = step {
-            let lost = observed.members.iter().map(|m| &m.member).find(|m| m.id == id && !m.learner);
-            let lost = lost.and_then(|m| m.ordinal).filter(|ordinal| observed.wants(*ordinal) != Some(false));
-            self.pods[by].replacing = lost.map(|ordinal| ordinal.0 as u8);
+            self.pods[by].replacing = observed.makes_room(id).map(|ordinal| ordinal.0 as u8);
         }
         let op = match step {
             Step::AddLearner(ordinal) => {
