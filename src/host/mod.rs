@@ -95,14 +95,13 @@ impl Host {
         });
     }
 
-    /// The other ordinals that have a PVC of this StatefulSet. Without templates no claim tells where data is: each that is
-    /// wanted may have some.
+    /// The other ordinals that have a PVC of this StatefulSet, or of which none tells.
     pub async fn claims(&self, set: &Known<StatefulSet>) -> Known<Vec<Ordinal>> {
         match set {
-            Known::Present(set) if set.claim_templates.is_empty() => {
-                Known::Present(set.ordinals().filter(|ordinal| *ordinal != self.client.ordinal).collect())
-            }
-            Known::Present(set) => pods::claims(&self.client, &set.claim_templates).await,
+            Known::Present(set) => match set.unclaimed(self.client.ordinal) {
+                Some(ordinals) => Known::Present(ordinals),
+                None => pods::claims(&self.client, &set.claim_templates).await,
+            },
             Known::Absent => Known::Unknown("there is no such StatefulSet, which names the claims".to_owned()),
             Known::Unknown(why) => Known::Unknown(why.clone()),
         }

@@ -43,6 +43,12 @@ impl StatefulSet {
         let start = self.start.0;
         (0..self.replicas.min(REPLICAS_MAX)).map(move |n| Ordinal(start.saturating_add(n)))
     }
+
+    /// Without templates no claim tells where data is: then each wanted pod but `own` may have some. `None`: claims tell.
+    pub fn unclaimed(&self, own: Ordinal) -> Option<Vec<Ordinal>> {
+        let wanted = || self.ordinals().filter(|ordinal| *ordinal != own).collect();
+        self.claim_templates.is_empty().then(wanted)
+    }
 }
 
 #[derive(Deserialize)]
@@ -184,8 +190,11 @@ mod tests {
         }));
         let set = read(&set).present().unwrap().clone();
         assert_eq!(set.ordinals().collect::<Vec<_>>(), [Ordinal(2), Ordinal(3), Ordinal(4)]);
+        assert_eq!(set.unclaimed(Ordinal(2)), None);
         assert_eq!((set.policy, set.claim_templates), (PodManagement::Parallel, vec!["data".to_owned()]));
         assert_eq!(set.update_revision.as_deref(), Some("vc-7d"));
+        let without = read(&object(serde_json::json!({"replicas": 3}))).present().unwrap().clone();
+        assert_eq!(without.unclaimed(Ordinal(1)), Some(vec![Ordinal(0), Ordinal(2)]), "each may have data");
         let bare = read(&object(serde_json::json!({"replicas": 0}))).present().unwrap().clone();
         assert_eq!((bare.start, bare.policy, bare.replicas), (Ordinal(0), PodManagement::OrderedReady, 0));
     }
