@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -12,8 +12,8 @@ use tokio::runtime::Runtime;
 
 use super::check::check;
 use super::fetched::Fetched;
-use super::name::{SnapshotName, cluster_of, expired};
-use super::save::{corrupt, save};
+use super::name::{SnapshotName, cluster_of};
+use super::save::{ANSWER, corrupt, save};
 use super::target::Target;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
@@ -24,9 +24,6 @@ use crate::migrate::progress::{Meter, Show, shown};
 use crate::pki::PkiPaths;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
-
-/// How long etcd may take to answer at all.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// What to do with snapshots.
 #[derive(Clone, Debug, Subcommand)]
@@ -202,11 +199,7 @@ async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::R
                 "restore a snapshot from before that, or replace the members that differ",
             ));
         }
-        let kept = args.to.list().await?.into_iter().map(|stored| stored.name);
-        for old in expired(kept, &saved.name, keep as usize, now) {
-            args.to.remove(&RealDisk, &old).await?;
-            removed.push(old);
-        }
+        removed = args.to.prune(&RealDisk, &saved.name, keep, now).await?;
     }
     Ok(match args.output {
         Output::Json => {

@@ -16,7 +16,7 @@ const SUFFIX: &str = ".db";
 const TIME: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
 
 /// A snapshot's name, such as `team-a.my-vcluster-20261124T060000Z-6d7d1a9c5e0f3b21.db`, at its end the etcd cluster's ID. One
-/// that was taken without it may lack that. A file of any other name is nothing of ours: it is not listed and never removed.
+/// without that is listed, and removed by nobody but a user. A file of any other name is nothing of ours: it is not listed and never removed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotName {
     cluster: String,

@@ -23,8 +23,8 @@ use crate::migrate::space;
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
 const IN_FLIGHT: usize = 16;
 
-/// For etcd's list of alarms.
-const ANSWER: Duration = Duration::from_secs(10);
+/// For one answer of etcd.
+pub const ANSWER: Duration = Duration::from_secs(10);
 
 /// What is left free on the volume at least, in bytes: etcd's own log and backend may grow on the same one meanwhile.
 pub const LEFT_FREE: u64 = 256 << 20;

@@ -6,10 +6,11 @@ use std::str::FromStr;
 
 use anyhow::Context;
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use super::bucket::Bucket;
 use super::directory::Directory;
-use super::name::SnapshotName;
+use super::name::{SnapshotName, expired};
 use crate::disk::Disk;
 
 /// A place for snapshots.
@@ -103,6 +104,25 @@ impl Target {
             Target::Bucket(bucket) => bucket.remove(name).await,
         };
         removed.with_context(|| format!("remove the old snapshot {}", self.place_of(name)))
+    }
+
+    /// Removes what is [`expired`] once `newest` is there; the names.
+    ///
+    /// # Errors
+    /// As [`Target::list`] and [`Target::remove`].
+    pub async fn prune(
+        &self,
+        disk: &dyn Disk,
+        newest: &SnapshotName,
+        keep: u32,
+        now: OffsetDateTime,
+    ) -> anyhow::Result<Vec<SnapshotName>> {
+        let kept = self.list().await?.into_iter().map(|stored| stored.name);
+        let old = expired(kept, newest, keep as usize, now);
+        for name in &old {
+            self.remove(disk, name).await?;
+        }
+        Ok(old)
     }
 }
 

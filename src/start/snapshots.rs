@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::migrate::progress::Meter;
 use crate::settings::SnapshotSettings;
-use crate::snapshot::name::{SnapshotName, cluster_of, expired};
-use crate::snapshot::save::{corrupt, save};
+use crate::snapshot::name::{SnapshotName, cluster_of};
+use crate::snapshot::save::{ANSWER, corrupt, save};
 
 /// Between two looks at the clock at most: it may be set.
 const LOOK: Duration = Duration::from_secs(15 * 60);
@@ -23,8 +23,6 @@ const FOLLOWER: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(60);
 /// After one was taken: whatever a place lists, snapshots are not taken one after the other.
 const AT_LEAST: Duration = Duration::from_secs(1);
-/// For a quorum to answer.
-const QUORUM: Duration = Duration::from_secs(5);
 /// A place that hangs must not keep this from seeing changed settings.
 const LISTING: Duration = Duration::from_secs(60);
 
@@ -71,7 +69,7 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
         return Ok(FOLLOWER);
     }
     // A leader that was cut off a moment ago still says that it leads.
-    etcd.linearizable_read(QUORUM).await.context("reach a quorum")?;
+    etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
     let name_now = SnapshotName::new(&cluster, status.cluster, now);
     let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
@@ -80,8 +78,8 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
         tracing::error!(target = %wanted.target, "etcd has raised the alarm CORRUPT: no old snapshot is removed, as what is taken now may be damaged");
         return Ok(AT_LEAST);
     }
-    for old in expired(kept(wanted).await?, &saved.name, wanted.keep as usize, now) {
-        wanted.target.remove(&pod.disk, &old).await?;
+    let pruned = tokio::time::timeout(LISTING, wanted.target.prune(&pod.disk, &saved.name, wanted.keep, now)).await;
+    for old in pruned.with_context(|| format!("remove old snapshots in {}", wanted.target))?? {
         tracing::info!(name = %old, "old snapshot removed");
     }
     Ok(AT_LEAST)
