@@ -26,13 +26,18 @@ pub enum Stage {
     Verify,
     /// Renaming.
     Commit,
-    /// Streaming a snapshot, which is counted in bytes alone.
+    /// Streaming a snapshot.
     Save,
     /// Copying a snapshot from a bucket.
     Fetch,
 }
 
 impl Stage {
+    /// Whether bytes alone are counted.
+    const fn in_bytes(self) -> bool {
+        matches!(self, Stage::Save | Stage::Fetch)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Stage::Survey => "survey",
@@ -139,7 +144,7 @@ impl Reading {
     /// How many are done, and of how many: keys, or bytes where those alone are counted.
     fn counted(&self) -> (u64, u64) {
         match self.stage {
-            Stage::Save | Stage::Fetch => (self.bytes, self.bytes_at_most),
+            stage if stage.in_bytes() => (self.bytes, self.bytes_at_most),
             _ => (self.keys, self.keys_at_most),
         }
     }
@@ -214,7 +219,7 @@ fn draw(bar: &ProgressBar, now: Reading) {
     let counts = at_most.max(done) > 0;
     let template = match now.stage {
         _ if !counts => WAITS,
-        Stage::Save | Stage::Fetch => COUNTS_BYTES,
+        stage if stage.in_bytes() => COUNTS_BYTES,
         _ => COUNTS,
     };
     if let Ok(style) = ProgressStyle::with_template(template) {
@@ -230,7 +235,7 @@ fn draw(bar: &ProgressBar, now: Reading) {
     let left = now.left().map_or_else(String::new, |left| format!(", {} s left", left.as_secs()));
     let rate = format!("{}/s{left}", indicatif::BinaryBytes(now.bytes_per_second()));
     bar.set_message(match now.stage {
-        Stage::Save | Stage::Fetch => rate,
+        stage if stage.in_bytes() => rate,
         _ => format!("{}, {rate}", indicatif::BinaryBytes(now.bytes)),
     });
 }
