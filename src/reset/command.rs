@@ -256,7 +256,8 @@ fn text(report: &Report) -> String {
             line("copy", done.copy.display().to_string());
             line(
                 "next",
-                "set the data dirs of the other volumes aside, which are a quorum of their own; then scale up".into(),
+                "set the data dirs of the other volumes aside, which may be a quorum of their own; then scale up"
+                    .into(),
             );
         }
         (None, _) if report.interrupted.is_some() => {
