@@ -58,6 +58,7 @@ pub const FENCE_CRASH_POINTS: &[&str] = &[
     "fence-recorded",
     "fence-half-raised",
     "fence-raised",
+    "fence-stands",
     "fence-snapshot-taken",
     "fence-held",
     "fence-kept",

@@ -36,11 +36,13 @@ use crate::record_file::unix_seconds;
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a source that does not answer is asked again before anything has been changed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// And when it has been fenced: its health check fails then, and a kubelet may restart it for that.
+/// And when it has been fenced: its health check fails then, and a kubelet may restart it for that. Who is silent for longer
+/// takes no writes either way, and is better told to somebody: the move is given up, and begun anew at the next start.
 const PATIENCE_FENCED: Duration = Duration::from_secs(60);
 /// Between two questions.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often a snapshot that breaks off, or lags behind the fence, is taken, and the pause before the next.
+/// How often a snapshot that breaks off, or lags behind the fence, is taken of a source that answers, and the pause before
+/// the next.
 const SNAPSHOTS: u32 = 10;
 const BETWEEN_SNAPSHOTS: Duration = Duration::from_secs(3);
 
@@ -220,7 +222,11 @@ pub async fn raise(
 
 impl Fenced {
     /// Takes a snapshot into `file`, which has every write that the source has acknowledged, and opens it.
+    ///
+    /// # Errors
+    /// None was whole, or the source is silent, or the fence is down.
     pub fn open(&self, disk: &dyn Disk, file: &Path) -> anyhow::Result<BackendStore> {
+        crash_point!("fence-stands");
         for attempt in 1.. {
             let error = match remote::open(disk, &self.etcd, file, Alarms::OfTheFence) {
                 Ok(store) if store.revision() == self.revision => {
@@ -245,8 +251,9 @@ impl Fenced {
             if attempt == SNAPSHOTS {
                 return Err(error);
             }
-            tracing::warn!(attempt, "{error:#}; taking another snapshot");
+            tracing::warn!(attempt, "{error:#}; taking another snapshot when the source answers");
             std::thread::sleep(BETWEEN_SNAPSHOTS);
+            self.answers()?;
         }
         Err(anyhow!("no snapshot was taken"))
     }
@@ -254,8 +261,7 @@ impl Fenced {
     /// Makes sure, as the last thing before the commit, that the source has taken no write since the fence was raised.
     /// From then on the fence is not lifted.
     fn last_word(&self) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        let revision = runtime.block_on(self.held())?;
+        let revision = self.answers()?;
         if revision != self.revision {
             return Err(refuse(
                 Exit::RefusedSource,
@@ -269,6 +275,12 @@ impl Fenced {
         ensure!(self.gate.commit(), "told to stop before the commit");
         crash_point!("fence-held");
         Ok(())
+    }
+
+    /// As [`Fenced::held`], on a thread of its own.
+    fn answers(&self) -> anyhow::Result<Revision> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        runtime.block_on(self.held())
     }
 
     /// Makes sure that the fence holds, and gives the revision that a majority agrees on.
@@ -401,7 +413,7 @@ async fn patiently<T>(
     patience: Duration,
     mut ask: impl AsyncFnMut() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {
-    let begun = Instant::now();
+    let (begun, patience) = (Instant::now(), bounded(patience));
     let mut said: Option<Instant> = None;
     loop {
         match ask().await {
@@ -415,6 +427,15 @@ async fn patiently<T>(
             outcome => return outcome,
         }
     }
+}
+
+/// Tests have less patience with a source that they have silenced for good.
+pub(super) fn bounded(patience: Duration) -> Duration {
+    #[cfg(feature = "testing")]
+    if let Some(seconds) = std::env::var("SYNCER_PATIENCE_SECONDS").ok().and_then(|text| text.parse().ok()) {
+        return patience.min(Duration::from_secs(seconds));
+    }
+    patience
 }
 
 /// An error with its causes, in one line.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use etcd_client::{GetOptions, Txn, TxnOp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use syncer::migrate::fence::{self, FencePhase};
 
 use super::*;
 use crate::support::etcd::PATIENCE;
@@ -21,7 +22,10 @@ fn signal(pid: u32, signal: Signal) {
 
 /// Starts the pod, which halts at a crash point behind the fence; the caller lets it go on.
 fn halted_at(pod: &mut TestPod, point: &str, url: &str) {
-    let mut command = pod.command("none", &[&from(url)]);
+    halted(pod, point, pod.command("none", &[&from(url)]));
+}
+
+fn halted(pod: &mut TestPod, point: &str, mut command: Command) {
     command.env("SYNCER_HALT_AT", point);
     pod.spawn(command);
     let stat = format!("/proc/{}/stat", pod.pid());
@@ -141,26 +145,46 @@ fn a_source_that_is_compacted_and_defragmented_meanwhile_is_moved() {
     }
 }
 
-/// It takes connections and says nothing: before the fence nothing is begun, behind it a stop is in time all the same.
+/// It takes connections and says nothing, behind the fence: a stop is in time, whatever the move is at, and leaves the record
+/// of the fence, by which the next start lifts it. If it is silent for good, that is told and not waited for.
 #[test]
-fn a_source_that_hangs_behind_the_fence_holds_up_no_stop() {
+fn a_source_that_hangs_behind_the_fence_holds_up_nothing_for_long() {
     let source = Deployed::start("3.6", 1, None);
     source.fill(1000);
     let want = source.everything();
     let mut pod = TestPod::new();
-    halted_at(&mut pod, "fence-raised", &source.url());
-    signal(source.one().pid(), Signal::SIGSTOP);
-    goes_on(&pod);
-    let begun = Instant::now();
-    let status = pod.stop();
+    let silent = |pod: &mut TestPod, point: &str, patience: Option<&str>| {
+        let mut command = pod.command("none", &[&from(&source.url())]);
+        command.envs(patience.map(|seconds| ("SYNCER_PATIENCE_SECONDS", seconds)));
+        halted(pod, point, command);
+        signal(source.one().pid(), Signal::SIGSTOP);
+        goes_on(pod);
+    };
+    let recorded = |pod: &TestPod| fence::load(&pod.data()).expect("read").expect("a record").phase;
+    // While its fence is looked at, and while its snapshot is taken, on a thread of its own.
+    for point in ["fence-raised", "fence-stands"] {
+        silent(&mut pod, point, None);
+        let begun = Instant::now();
+        let status = pod.stop();
+        signal(source.one().pid(), Signal::SIGCONT);
+        assert_eq!(status.code(), Some(0), "{point}: {}", pod.log());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{point} took {:?}: {}", begun.elapsed(), pod.log());
+        assert!(pod.log().contains("is not lifted, and it may refuse writes"), "{point}: {}", pod.log());
+        assert_eq!(recorded(&pod), FencePhase::Raised, "{point}");
+    }
+    silent(&mut pod, "fence-stands", Some("2"));
+    let status = pod.wait_end(Duration::from_secs(120));
     signal(source.one().pid(), Signal::SIGCONT);
-    assert_eq!(status.code(), Some(0), "{}", pod.log());
-    assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}: {}", begun.elapsed(), pod.log());
-    assert!(pod.log().contains("is not lifted, and it may refuse writes"), "{}", pod.log());
+    assert_eq!(status.code(), Some(4), "{}", pod.log());
+    let log = pod.log();
+    assert_eq!(log.matches("taking another snapshot").count(), 1, "it was not given up: {log}");
+    assert!(log.contains("cannot be moved from") && log.contains("by hand: `etcdctl alarm disarm`"), "{log}");
+    assert_eq!(recorded(&pod), FencePhase::Raised);
     // It lifts the fence first, and raises it again.
     pod.start("none", &[&from(&source.url())]);
     pod.wait_serving();
     assert_eq!(moved(&pod), want);
+    assert_eq!(recorded(&pod), FencePhase::Kept);
 }
 
 /// Keys of 4 KiB in a MiB.
