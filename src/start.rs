@@ -120,7 +120,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
         let with = share::With { host, settings: &settings, disk: &disk };
         let token = SharedToken(&settings);
-        if share::obtain(&token, &host.k3s_token(), &with, &mut stop).await? == share::Outcome::Stopped {
+        if share::obtain(&token, &host.k3s_token(), &with, &health, &mut stop).await? == share::Outcome::Stopped {
             return Ok(());
         }
     }
@@ -139,7 +139,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let shared_ca = match &host {
         Some(host) => {
             let with = share::With { host, settings: &settings, disk: &disk };
-            match share::obtain(&share::pki(&settings), &host.certs(), &with, &mut stop).await? {
+            match share::obtain(&share::pki(&settings), &host.certs(), &with, &health, &mut stop).await? {
                 share::Outcome::Here(shared) => shared,
                 share::Outcome::Stopped => return Ok(()),
             }

@@ -1,11 +1,19 @@
 //! What probes are told of a pod that does not serve (rule 4.8), and where its clients are led meanwhile.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use tokio::sync::watch;
+
 use super::pod::{Look, Pod};
-use crate::boot::{DataDirFact, Desired, Facts, Known, PeerFact};
+use crate::boot::{DataDirFact, Desired, Facts, Known, PeerFact, PodFact};
+use crate::host::statefulset::{self, StatefulSet};
+use crate::host::{self, Host};
+use crate::ids::Ordinal;
 use crate::membership::ready::{self, PodManagement};
 use crate::peer::survey::Survey;
+use crate::serve::health::Health;
+use crate::settings::Settings;
 
 /// Says whether this pod, whose etcd serves nothing or does not run, is ready all the same.
 pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Option<bool>) {
@@ -33,6 +41,40 @@ pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Opti
     pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
 }
 
+/// Says whether this pod, which waits for a Secret, is ready all the same: who puts into it what this pod lacks may be one that
+/// comes, or is replaced, only then.
+pub async fn without_secret(settings: &Settings, host: &Host, health: &watch::Sender<Health>) {
+    let set = host.set().await;
+    let others = set.present().into_iter().flat_map(StatefulSet::ordinals);
+    let others = host.pods(others.filter(|ordinal| *ordinal != settings.pod.ordinal), &set).await;
+    let empty = !settings.etcd_dir().join("member/wal").exists();
+    let state = waiting_for_secret(settings.pod.ordinal, empty, &set, &others);
+    let stands_by = ready::ready(&state).0;
+    health.send_if_modified(|health| std::mem::replace(&mut health.stands_by, stands_by) != stands_by);
+}
+
+fn waiting_for_secret(
+    ordinal: Ordinal,
+    empty: bool,
+    set: &Known<StatefulSet>,
+    others: &BTreeMap<Ordinal, Known<PodFact>>,
+) -> ready::Pod {
+    let seed = set.present().map(|set| set.start);
+    let pod_of_seed = seed.and_then(|seed| others.get(&seed)).and_then(Known::present);
+    ready::Pod {
+        stopping: false,
+        serves: false,
+        apiserver_ready: false,
+        sound: true,
+        empty,
+        seed: seed == Some(ordinal),
+        policy: set.present().map_or_else(Known::default, |set| Known::Present(set.policy)),
+        wanted: seed.and_then(|seed| statefulset::desired(set).wants(seed, ordinal)),
+        missing_above: seed.map(|_| others.iter().any(|(other, pod)| *other > ordinal && pod.is_absent())),
+        seed_is_older: pod_of_seed.and_then(|pod| pod.current_revision).map(|current| !current),
+    }
+}
+
 /// Says whether this pod, whose etcd serves, is ready although its API server may not be: as one that is not wanted any
 /// more, so that nothing waits for it.
 pub fn serving(pod: &Pod) {
@@ -53,11 +95,54 @@ pub fn serving(pod: &Pod) {
 }
 
 fn policy(look: &Look) -> Known<PodManagement> {
-    look.host.as_ref().map_or_else(Known::default, crate::host::View::policy)
+    look.host.as_ref().map_or_else(Known::default, host::View::policy)
 }
 
 /// The front port of the lowest pod that says that its API server is ready.
 fn elsewhere(pod: &Pod, survey: &Survey) -> Option<SocketAddr> {
     let serving = survey.words.iter().filter(|(_, word)| word.serves_clients).find_map(|(o, _)| survey.pods.get(o))?;
     Some(SocketAddr::new(serving.address, pod.settings.listen.front_port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::Rule;
+
+    fn set(policy: PodManagement) -> Known<StatefulSet> {
+        Known::Present(StatefulSet {
+            replicas: 3,
+            start: Ordinal(0),
+            policy,
+            claim_templates: vec!["data".to_owned()],
+            update_revision: Some("b".to_owned()),
+        })
+    }
+
+    fn pod(current: bool) -> Known<PodFact> {
+        Known::Present(PodFact { terminating: false, current_revision: Some(current) })
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_the_secret_holds_up_nobody_who_has_it() {
+        use PodManagement::{OrderedReady, Parallel};
+        let others = |pods: &[(u32, Known<PodFact>)]| pods.iter().map(|(o, pod)| (Ordinal(*o), pod.clone())).collect();
+        let why = |ordinal, empty, policy, pods: &[(u32, Known<PodFact>)]| {
+            let (ready, rule) = ready::ready(&waiting_for_secret(Ordinal(ordinal), empty, &set(policy), &others(pods)));
+            ready.then_some(rule)
+        };
+        // The seed that has it is replaced last; whoever has it may be above, and not be there.
+        let older = [(0, pod(false)), (2, pod(true))];
+        assert_eq!(why(1, true, Parallel, &older), Some(Rule::ReadyForRollout));
+        assert_eq!(why(1, true, OrderedReady, &older), Some(Rule::ReadyForRollout));
+        assert_eq!(why(1, true, Parallel, &[(0, pod(true)), (2, pod(true))]), None);
+        let missing = [(1, pod(true)), (2, Known::Absent)];
+        assert_eq!(why(0, true, OrderedReady, &missing), Some(Rule::ReadyToBeJoined));
+        assert_eq!(why(0, true, Parallel, &missing), None);
+        assert_eq!(why(0, false, OrderedReady, &[(1, pod(true)), (2, pod(true))]), Some(Rule::ReadyWhileWaiting));
+        assert_eq!(why(3, true, OrderedReady, &[(0, pod(true))]), Some(Rule::ReadySurplus));
+        assert_eq!(why(1, true, OrderedReady, &[(0, Known::default()), (2, Known::default())]), None);
+        let unknown = waiting_for_secret(Ordinal(0), true, &Known::default(), &BTreeMap::new());
+        assert!(!ready::ready(&unknown).0);
+    }
 }

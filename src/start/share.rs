@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
+use super::readiness;
 use crate::boot::{Desired, Known};
 use crate::disk::Disk;
 use crate::host::Host;
@@ -16,6 +18,7 @@ use crate::host::share::{self, Access, Facts, Local, Sharing, Step};
 use crate::host::statefulset;
 use crate::pki::plan::Input;
 use crate::pki::shared::SharedPki;
+use crate::serve::health::Health;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
 
@@ -41,7 +44,8 @@ pub fn pki(settings: &Settings) -> SharedPki {
     SharedPki::of(&Input::of(settings), settings.data_dir.clone(), OffsetDateTime::now_utc())
 }
 
-/// Decides and acts until what is shared is here. Waits, and says so, for as long as that is not to be had.
+/// Decides and acts until what is shared is here. Waits, and says so, for as long as that is not to be had; probes are told
+/// meanwhile whether the pod is ready all the same.
 ///
 /// # Errors
 /// What is here is not what the Secret has, or either cannot be used.
@@ -49,14 +53,23 @@ pub async fn obtain<S: Sharing>(
     what: &S,
     secret: &SecretObject,
     with: &With<'_>,
+    health: &watch::Sender<Health>,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Outcome> {
     let mut said = Said::default();
     let mut wait = WAIT_FIRST;
     let mut round = Round::default();
     loop {
+        let look = async {
+            let step = round.next(what, secret, with).await?;
+            // Who has it may come only after this pod is ready.
+            if let Step::Wait(_) = step {
+                readiness::without_secret(with.settings, with.host, health).await;
+            }
+            anyhow::Ok(step)
+        };
         let step = tokio::select! {
-            step = round.next(what, secret, with) => step?,
+            step = look => step?,
             signal = stop.next() => {
                 tracing::info!(signal, "told to stop before the Secret {} was read", secret.name);
                 return Ok(Outcome::Stopped);

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
+use crate::support::kine_db::{Era, History};
 use crate::support::statefulset::{TestBox, alive, can_be_held_back, statefulset};
 use crate::support::{part, poll, syncer};
 
@@ -447,6 +448,40 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     assert_eq!(found("vc-0"), found("vc-1"));
     assert!(own(&set, 1, "ca.crt") == shared(&set, "ca.crt") && !shared(&set, "sa.key").is_empty());
     given_up(&set, &new);
+}
+
+/// A pod that runs SQLite, and an upgrade that enables embedded etcd with three replicas: the new pods wait for what only
+/// the seed can make, and the seed is replaced last, once they are ready.
+#[test]
+fn three_at_once_where_one_ran_sqlite() {
+    if !possible() {
+        return;
+    }
+    for policy in [Policy::Parallel, Policy::OrderedReady] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let set = hosted(0, policy, |config| with_k3s(config, folder.path()));
+        let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
+        values("embeddedEtcd:\n  enabled: false\n");
+        let mut history = History::new(Era::V0_14);
+        history.create(b"/registry/kept", Some(b"x"), 0);
+        let db = set.volume("vc-0").join("server/db/state.db");
+        std::fs::create_dir_all(db.parent().expect("a folder")).expect("make the volume");
+        history.write_cold(&db);
+        set.kubectl(&["scale", "statefulset", "vc", "--replicas=1"]);
+        set.wait("one pod on SQLite", CHANGE, |s| s.settled && s.pods.len() == 1)
+            .unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
+        assert!(shared(&set, "etcd-ca.key").is_empty());
+
+        values("pro: true\nembeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 3\n");
+        let upgrade = r#"{"spec": {"replicas": 3, "template": {"metadata": {"annotations": {"upgraded": "yes"}}}}}"#;
+        set.kubectl(&["patch", "statefulset", "vc", "--type=merge", "-p", upgrade]);
+        let three = |s: &Status| s.settled && s.pods.len() == 3;
+        set.wait("three pods", CHANGE * 2, three)
+            .unwrap_or_else(|e| panic!("{policy:?}: {e:#}{}{}{}", set.log("vc-0"), set.log("vc-1"), set.log("vc-2")));
+        poll("three voters", CHANGE, || ask(&Access::of(&set, 0)).filter(|said| said.voters.len() == 3));
+        assert_eq!(set.etcdctl(2, &["get", "/registry/kept", "--print-value-only"]), "x\n");
+        assert!(!shared(&set, "etcd-ca.key").is_empty() && !db.exists());
+    }
 }
 
 /// An operator says that all data is gone for good: a new cluster is formed once every volume is known to be empty.
