@@ -35,6 +35,8 @@ pub trait Disk: Send + Sync {
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Creates a directory (0700) and its parents where missing.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file a second name within its filesystem; an error of kind `AlreadyExists` if that is taken. Durable as a rename is.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Renames within one filesystem. Durable only after [`Disk::sync_dir`] of the parent.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -198,6 +200,10 @@ impl Disk for RealDisk {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| at(path, e))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to).map_err(|e| at(to, e))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         #[expect(clippy::disallowed_methods, reason = "this is the one home")]
         fs::rename(from, to).map_err(|e| at(from, e))
@@ -254,6 +260,10 @@ impl Disk for Unsynced<'_> {
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.0.create_dir(path)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.link(from, to)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

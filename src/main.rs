@@ -80,7 +80,10 @@ fn start(args: StartArgs, passed_over: &[String]) -> anyhow::Result<()> {
     }
     // One thread: children die with the thread that started them (PR_SET_PDEATHSIG), so it must be the main one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(syncer::start::run(settings, loader))
+    let ended = runtime.block_on(syncer::start::run(settings, loader));
+    // A snapshot that is being written to a disk that hangs would hold up the end.
+    runtime.shutdown_background();
+    ended
 }
 
 fn config(args: ConfigArgs) -> anyhow::Result<()> {

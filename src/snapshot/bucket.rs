@@ -35,6 +35,8 @@ const PARTS_IN_FLIGHT: usize = 2;
 const RETRY: Duration = Duration::from_secs(30);
 /// A server that sends nothing for so long hangs.
 const STALLED: Duration = Duration::from_secs(60);
+/// S3 takes minutes to put a large object together, and says so as it goes.
+const COMPLETED: Duration = Duration::from_secs(600);
 
 /// A bucket, and the part of it where snapshots are: `s3://BUCKET/PREFIX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,11 +241,17 @@ impl BucketUpload {
             return Err(anyhow::Error::from(error).context("check what etcd has sent"));
         }
         crate::crash_point!("snapshot-before-commit");
-        self.parts.finish().await.map_err(|e| self.bucket.failed(e))?;
+        let BucketUpload { mut parts, bucket, .. } = self;
+        // Each part has a time limit of its own.
+        parts.wait_for_capacity(0).await.map_err(|e| bucket.failed(e))?;
+        let completed = tokio::time::timeout(COMPLETED, parts.finish()).await;
+        completed
+            .with_context(|| format!("wait for {bucket} to put the parts together"))?
+            .map_err(|e| bucket.failed(e))?;
         crate::crash_point!("snapshot-committed");
         let name = self.name.to_string();
-        let kept = self.bucket.head(&self.store, &name).await?.map(|meta| meta.size);
-        ensure!(kept == Some(bytes), "{name} in {} should have {bytes} bytes, and has {kept:?}", self.bucket);
+        let kept = bucket.head(&self.store, &name).await?.map(|meta| meta.size);
+        ensure!(kept == Some(bytes), "{name} in {bucket} should have {bytes} bytes, and has {kept:?}");
         Ok(bytes)
     }
 

@@ -199,7 +199,12 @@ async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::R
                 "restore a snapshot from before that, or replace the members that differ",
             ));
         }
-        removed = args.to.prune(&RealDisk, &saved.name, keep, now).await?;
+        let pruned = args.to.prune(&RealDisk, &saved.name, keep, now, &mut removed).await;
+        if let Err(error) = pruned {
+            let place = args.to.place_of(&saved.name);
+            let what = format!("{place} is saved, and {} older ones removed, but not all: {error:#}", removed.len());
+            return Err(refuse(Exit::Fault, what, "remove the others by hand, or let the next save do so"));
+        }
     }
     Ok(match args.output {
         Output::Json => {

@@ -1,7 +1,9 @@
 //! Snapshots in a directory. A snapshot gets its name only when it is whole: until then nobody lists it, and what a killed
-//! save leaves is removed by the next.
+//! save leaves is removed by the next. Whoever writes one has its file locked (`flock`), so that several may at a time.
 
+use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::name::SnapshotName;
@@ -49,49 +51,62 @@ impl Directory {
         disk.forget_file(&self.file(name))
     }
 
-    /// Begins a snapshot. One of the same name is an error of kind `AlreadyExists`.
+    /// Begins a snapshot that is to be `name`, or the next that is not taken.
     pub fn begin(&self, disk: &dyn Disk, name: &SnapshotName) -> io::Result<Upload> {
         let Directory(dir) = self;
         if !dir.is_dir() {
             disk.create_dir(dir)?;
         }
-        let place = self.file(name);
-        if place.symlink_metadata().is_ok() {
-            return Err(at(&place, io::ErrorKind::AlreadyExists.into()));
-        }
         self.forget_partial(disk, name)?;
-        let partial = partial_of(&place);
-        let file = disk.create(&partial, 0o600)?;
-        Ok(Upload { partial, place, file, bytes: 0 })
+        loop {
+            let partial = dir.join(format!("{name}.{:016x}{PARTIAL}", rand::random::<u64>()));
+            let file = disk.create(&partial, 0o600)?;
+            let lock = File::open(&partial).map_err(|e| at(&partial, e))?;
+            // Where files cannot be locked, two saves at once may remove what the other writes, which then fails.
+            let _ = lock.lock();
+            // One that found it before it was locked took it for a killed one's.
+            if lock.metadata().map_err(|e| at(&partial, e))?.nlink() > 0 {
+                return Ok(Upload { dir: self.clone(), name: name.clone(), partial, file, bytes: 0, _lock: lock });
+            }
+        }
     }
 
-    /// Removes what killed saves of the same cluster left: only one save of a cluster goes on at a time, and an older one
-    /// that still does fails at its end, without having harmed anything.
+    /// Removes what killed saves of the same cluster left.
     fn forget_partial(&self, disk: &dyn Disk, name: &SnapshotName) -> io::Result<()> {
         let Directory(dir) = self;
         for entry in std::fs::read_dir(dir).map_err(|e| at(dir, e))? {
-            let file = entry.map_err(|e| at(dir, e))?.file_name();
-            let of = file.to_str().and_then(|file| file.strip_suffix(PARTIAL)).and_then(|name| name.parse().ok());
-            if of.is_some_and(|of: SnapshotName| of.cluster() == name.cluster()) {
-                disk.forget_file(&dir.join(file))?;
+            let entry = entry.map_err(|e| at(dir, e))?;
+            let partial = entry.file_name().to_str().and_then(name_of_partial);
+            if partial.is_none_or(|partial| partial.cluster() != name.cluster()) {
+                continue;
+            }
+            let path = entry.path();
+            match entry.file_type().and_then(|kind| kind.is_file().then(|| File::open(&path)).transpose()) {
+                Ok(Some(file)) if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) => {}
+                Ok(Some(_locked)) => disk.forget_file(&path)?,
+                Ok(None) => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(at(&path, e)),
             }
         }
         Ok(())
     }
 }
 
-fn partial_of(place: &Path) -> PathBuf {
-    let mut name = place.as_os_str().to_owned();
-    name.push(PARTIAL);
-    name.into()
+/// Of `NAME.RANDOM.part`, and of `NAME.part`, as earlier releases had it.
+fn name_of_partial(file: &str) -> Option<SnapshotName> {
+    let stem = file.strip_suffix(PARTIAL)?;
+    stem.parse().ok().or_else(|| stem.rsplit_once('.')?.0.parse().ok())
 }
 
 /// A snapshot that is being written.
 pub struct Upload {
+    dir: Directory,
+    name: SnapshotName,
     partial: PathBuf,
-    place: PathBuf,
     file: Box<dyn DiskFile>,
     bytes: u64,
+    _lock: File,
 }
 
 /// Between two hints to write back.
@@ -119,9 +134,26 @@ impl Upload {
         self.file.sync()
     }
 
-    /// Gives the snapshot its name, durably.
-    pub fn commit(self, disk: &dyn Disk) -> io::Result<()> {
-        disk.rename_durable(&self.partial, &self.place)
+    /// Gives the snapshot its name, durably: that which it was begun with, or the next that is not taken.
+    pub fn commit(mut self, disk: &dyn Disk) -> io::Result<SnapshotName> {
+        loop {
+            let place = self.dir.file(&self.name);
+            match disk.link(&self.partial, &place) {
+                Ok(()) => {
+                    disk.sync_dir(&self.dir.0)?;
+                    // Should it stay, it is one more name of the same file, until the next save.
+                    let _ = disk.remove_file(&self.partial);
+                    return Ok(self.name);
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => self.name = self.name.later(),
+                // No filesystem has to know second names.
+                Err(_) if place.symlink_metadata().is_ok() => self.name = self.name.later(),
+                Err(_) => {
+                    disk.rename_durable(&self.partial, &place)?;
+                    return Ok(self.name);
+                }
+            }
+        }
     }
 
     /// Removes what was written.
@@ -153,8 +185,12 @@ mod tests {
         upload.commit(&RealDisk).unwrap();
         assert_eq!(place.list().unwrap(), [Stored { name: name.clone(), bytes: 8 }]);
         assert_eq!(std::fs::read(place.file(&name)).unwrap(), b"12345678");
-        let again = place.begin(&RealDisk, &name).err().unwrap();
-        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        // Two more of the same second, at once.
+        let both = [(); 2].map(|()| place.begin(&RealDisk, &name).unwrap());
+        let names = both.map(|upload| upload.commit(&RealDisk).unwrap());
+        assert_eq!(names, [name.later(), name.later().later()]);
+        assert_eq!(std::fs::read_dir(&place.0).unwrap().count(), 3);
+        names.iter().for_each(|name| place.remove(&RealDisk, name).unwrap());
         place.remove(&RealDisk, &name).unwrap();
         place.remove(&RealDisk, &name).unwrap();
         assert_eq!(place.list().unwrap(), []);
@@ -164,10 +200,14 @@ mod tests {
     fn what_a_killed_save_left_is_removed_by_the_next_of_the_same_cluster() {
         let home = tempfile::tempdir().unwrap();
         let place = Directory(home.path().to_owned());
-        for left in ["vc-20261124T060000Z.db.part", "other-20261124T060000Z.db.part", "vc-notes.part", "x.db"] {
+        let killed = ["vc-20261124T060000Z.db.part", "vc-20261124T060000Z.db.0123456789abcdef.part"];
+        for left in killed.into_iter().chain(["other-20261124T060000Z.db.part", "vc-notes.part", "x.db"]) {
             std::fs::write(home.path().join(left), "x").unwrap();
         }
-        place.begin(&RealDisk, &name("vc-20261125T060000Z.db")).unwrap().abort(&RealDisk).unwrap();
+        let writing = place.begin(&RealDisk, &name("vc-20261125T060000Z.db")).unwrap();
+        place.begin(&RealDisk, &name("vc-20261126T060000Z.db")).unwrap().abort(&RealDisk).unwrap();
+        assert!(writing.path().exists(), "what is being written was taken for what a killed save left");
+        writing.abort(&RealDisk).unwrap();
         let mut left: Vec<_> = std::fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["other-20261124T060000Z.db.part", "vc-notes.part", "x.db"]);

@@ -9,6 +9,7 @@ use super::bucket::Bucket;
 use crate::disk::{Disk, at};
 use crate::exit::{Exit, refuse};
 use crate::migrate::progress::{Meter, Show, shown};
+use crate::settings::provenance::without_user;
 
 /// A snapshot that can be read; a copy of one in a bucket is removed with this value.
 pub struct Fetched {
@@ -50,7 +51,7 @@ impl Fetched {
 
 fn misnamed(place: &Path, what: &str) -> anyhow::Error {
     let remedy = "name a snapshot: s3://BUCKET/PREFIX/NAME.db";
-    refuse(Exit::Usage, format!("{}: {what}", place.display()), remedy)
+    refuse(Exit::Usage, format!("{}: {what}", without_user(&place.display().to_string())), remedy)
 }
 
 impl Drop for Fetched {

@@ -101,13 +101,7 @@ async fn into_directory<D: Disk + Clone + 'static>(
     size: u64,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
-    let mut name = name.clone();
-    let upload = loop {
-        match dir.begin(disk, &name) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && dir.file(&name).exists() => name = name.later(),
-            begun => break begun.map_err(|e| not_begun(e, dir))?,
-        }
-    };
+    let upload = dir.begin(disk, name).map_err(|e| not_begun(e, dir))?;
     if let Err(refusal) = room(&dir.0, size, space::free(&dir.0)?) {
         upload.abort(disk).context("remove what was begun")?;
         return Err(refusal);
@@ -132,7 +126,7 @@ async fn into_directory<D: Disk + Clone + 'static>(
     meter.begin(Stage::Verify, 0);
     let written = writing.await.context("write the snapshot")?;
     received.context("receive the snapshot from etcd")?;
-    let (bytes, content) = written.with_context(|| format!("keep the snapshot {name} in {}", dir.0.display()))?;
+    let (name, bytes, content) = written.with_context(|| format!("keep the snapshot {name} in {}", dir.0.display()))?;
     Ok(Saved { name, bytes, content: Some(content) })
 }
 
@@ -173,14 +167,14 @@ fn written(
     disk: &dyn Disk,
     mut upload: Upload,
     mut arriving: mpsc::Receiver<Piece>,
-) -> anyhow::Result<(u64, StoreContent)> {
+) -> anyhow::Result<(SnapshotName, u64, StoreContent)> {
     let checked = take(&mut upload, &mut arriving);
     match checked {
-        Ok(content) => {
+        Ok((bytes, content)) => {
             crash_point!("snapshot-before-commit");
-            upload.commit(disk).context("give it its name")?;
+            let name = upload.commit(disk).context("give it its name")?;
             crash_point!("snapshot-committed");
-            Ok(content)
+            Ok((name, bytes, content))
         }
         Err(error) => {
             if let Err(left) = upload.abort(disk) {

@@ -106,23 +106,27 @@ impl Target {
         removed.with_context(|| format!("remove the old snapshot {}", self.place_of(name)))
     }
 
-    /// Removes what is [`expired`] once `newest` is there; the names.
+    /// Removes what is [`expired`] once `newest` is there; the names. What cannot be removed keeps no other from it.
     ///
     /// # Errors
-    /// As [`Target::list`] and [`Target::remove`].
+    /// As [`Target::list`] and [`Target::remove`]; `removed` has those that are gone all the same.
     pub async fn prune(
         &self,
         disk: &dyn Disk,
         newest: &SnapshotName,
         keep: u32,
         now: OffsetDateTime,
-    ) -> anyhow::Result<Vec<SnapshotName>> {
+        removed: &mut Vec<SnapshotName>,
+    ) -> anyhow::Result<()> {
         let kept = self.list().await?.into_iter().map(|stored| stored.name);
-        let old = expired(kept, newest, keep as usize, now);
-        for name in &old {
-            self.remove(disk, name).await?;
+        let mut first = Ok(());
+        for name in expired(kept, newest, keep as usize, now) {
+            match self.remove(disk, &name).await {
+                Ok(()) => removed.push(name),
+                Err(error) => first = first.and(Err(error)),
+            }
         }
-        Ok(old)
+        first
     }
 }
 

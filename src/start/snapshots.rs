@@ -6,10 +6,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use time::OffsetDateTime;
 
 use super::pod::{ETCD_DEADLINE, Pod};
+use crate::etcd::client::EtcdClient;
 use crate::migrate::progress::Meter;
 use crate::settings::SnapshotSettings;
 use crate::snapshot::name::{SnapshotName, cluster_of};
@@ -74,15 +75,30 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
     let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
-    if corrupt(&mut etcd).await? {
-        tracing::error!(target = %wanted.target, "etcd has raised the alarm CORRUPT: no old snapshot is removed, as what is taken now may be damaged");
-        return Ok(AT_LEAST);
-    }
-    let pruned = tokio::time::timeout(LISTING, wanted.target.prune(&pod.disk, &saved.name, wanted.keep, now)).await;
-    for old in pruned.with_context(|| format!("remove old snapshots in {}", wanted.target))?? {
-        tracing::info!(name = %old, "old snapshot removed");
+    if let Err(error) = prune(pod, &mut etcd, wanted, &saved.name, now).await {
+        tracing::error!(target = %wanted.target, "old snapshots stay until the next is kept: {error:#}");
     }
     Ok(AT_LEAST)
+}
+
+/// Removes the old ones, now that `newest` is kept.
+async fn prune(
+    pod: &Pod,
+    etcd: &mut EtcdClient,
+    wanted: &SnapshotSettings,
+    newest: &SnapshotName,
+    now: OffsetDateTime,
+) -> anyhow::Result<()> {
+    if corrupt(etcd).await? {
+        bail!("etcd has raised the alarm CORRUPT, and what is taken now may be damaged");
+    }
+    let mut removed = Vec::new();
+    let pruned = wanted.target.prune(&pod.disk, newest, wanted.keep, now, &mut removed);
+    let pruned = tokio::time::timeout(LISTING, pruned).await;
+    for old in removed {
+        tracing::info!(name = %old, "old snapshot removed");
+    }
+    pruned.with_context(|| format!("remove old snapshots in {}", wanted.target))?
 }
 
 async fn kept(wanted: &SnapshotSettings) -> anyhow::Result<Vec<SnapshotName>> {

@@ -162,6 +162,10 @@ impl Disk for FailingDisk {
         RealDisk.create_dir(path)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.pass()?;
+        RealDisk.link(from, to)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.pass()?;
         RealDisk.rename(from, to)

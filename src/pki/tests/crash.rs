@@ -56,6 +56,9 @@ impl Disk for Leaked {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.0.step().and_then(|()| RealDisk.create_dir(path))
     }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.step().and_then(|()| RealDisk.link(from, to))
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.0.step().and_then(|()| RealDisk.rename(from, to))
     }

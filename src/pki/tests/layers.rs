@@ -115,6 +115,9 @@ impl Disk for ReadOnly {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.allow(path).and_then(|()| RealDisk.create_dir(path))
     }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.allow(to).and_then(|()| RealDisk.link(from, to))
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.allow(to).and_then(|()| RealDisk.rename(from, to))
     }
