@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::exit::{Exit, refuse};
 use crate::settings::chart_flags;
 use crate::settings::flags::{Flags, one_line};
+use crate::settings::provenance::without_user;
 use crate::snapshot::command::SnapshotCommand;
 
 /// The values file with every setting explained, `config/values.yaml`.
@@ -230,8 +231,20 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed>
         Ok(Cli { command: Command::Version }) => Ok(Parsed::Print(format!("syncer {}\n", env!("CARGO_PKG_VERSION")))),
         Ok(cli) => Ok(Parsed::Run(Box::new(cli.command), passed_over)),
         Err(error) if !error.use_stderr() => Ok(Parsed::Print(error.render().to_string())),
-        Err(error) => Err(usage(&error, command.as_deref())),
+        Err(error) => Err(usage(&without_secrets(error), command.as_deref())),
     }
+}
+
+/// The complaint with no password in it that stood in a URL.
+fn without_secrets(mut error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidArg] {
+        if let Some(ContextValue::String(text)) = error.get(kind) {
+            let shown = without_user(text);
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
+    error
 }
 
 /// clap's complaint as our one line.
@@ -295,6 +308,18 @@ mod tests {
         let Command::Start(start) = *command else { panic!() };
         assert_eq!(start.command, words("/x start --sync b --values c --"));
         assert_eq!((start.flags.values, passed_over.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_complaint_tells_no_password() {
+        for line in [
+            "syncer snapshot list --from s3://id:s3cret@backups/vc",
+            "syncer snapshot save --to=s3://id:s3cret@backups",
+            "syncer migrate --from https://u:s3cret@a:1 --to sqlite:x",
+        ] {
+            let text = parse(words(line)).unwrap_err().to_string();
+            assert!(!text.contains("s3cret") && text.contains("(set, not shown)@"), "{text}");
+        }
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         log: log(settings, &found),
         notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
+        written_back: journal::written_back(&settings.data_dir).context("read the journal of the way back")?,
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
         shared_ca: false,

@@ -85,6 +85,9 @@ pub struct Facts {
     pub notes: Notes,
     /// The migration journal on this pod's volume.
     pub journal: JournalFact,
+    /// Whether the store was written back into a `state.db` once, as far as can be told.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub written_back: bool,
     /// SQLite stores found on this pod's volume, and what was left of earlier ones.
     #[serde(default)]
     pub stores: StoresFact,
@@ -141,6 +144,7 @@ impl Facts {
             log: Known::default(),
             notes: Notes::default(),
             journal: JournalFact::Absent,
+            written_back: false,
             stores: StoresFact::default(),
             distro_store: None,
             shared_ca: false,

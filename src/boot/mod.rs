@@ -364,6 +364,9 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
         }
         _ => {}
     }
+    if facts.written_back && facts.stores.state_dbs.is_empty() {
+        return refuse(Refusal::WrittenBackButGone, Rule::JournalTrue);
+    }
     if let Some(refusal) = store_refused(facts) {
         return refuse(refusal, Rule::JournalTrue);
     }
@@ -465,7 +468,19 @@ fn sqlite(facts: &Facts) -> Option<Refusal> {
     }
     match facts.desired.known() {
         Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
-        _ => store_refused(facts),
+        _ => store_refused(facts).or_else(|| begins_empty(facts)),
+    }
+}
+
+/// Why SQLite may not begin with an empty store: the cluster has one somewhere.
+fn begins_empty(facts: &Facts) -> Option<Refusal> {
+    match &facts.fence {
+        _ if !facts.stores.state_dbs.is_empty() => None,
+        FenceFact::Kept { source } => Some(Refusal::MovedButNoDataDir(source.clone())),
+        FenceFact::Lifted { source } => Some(Refusal::MoveUnfinished(source.clone())),
+        _ if facts.written_back => Some(Refusal::WrittenBackButGone),
+        _ if facts.migrate_back => Some(Refusal::NothingToWriteBack),
+        _ => None,
     }
 }
 

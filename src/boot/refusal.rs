@@ -27,6 +27,10 @@ pub enum Refusal {
     MoveUnfinished(String),
     /// A move from this etcd was committed, but there is no data dir now.
     MovedButNoDataDir(String),
+    /// The store was written back into SQLite earlier, but there is no `state.db` now.
+    WrittenBackButGone,
+    /// The way back to SQLite is asked for, and this volume has no store at all.
+    NothingToWriteBack,
     /// Several SQLite stores, and nothing says which is the right one.
     SeveralStores(Vec<PathBuf>),
     /// The distro has kept its objects in an etcd of its own on this volume.
@@ -121,6 +125,8 @@ impl Refusal {
             | Refusal::ResetVanished
             | Refusal::MovedButNoDataDir(_)
             | Refusal::MigratedButNoDataDir(_)
+            | Refusal::WrittenBackButGone
+            | Refusal::NothingToWriteBack
             | Refusal::DamagedRestore(_)
             | Refusal::RestoreWhileDisabled
             | Refusal::RestoreBesideImport(_)
@@ -172,6 +178,12 @@ impl Refusal {
             }
             Refusal::MovedButNoDataDir(source) => {
                 format!("the store of {source} was moved to this volume earlier, but the etcd data dir is gone")
+            }
+            Refusal::WrittenBackButGone => {
+                "the store was written back from etcd into SQLite earlier, and its state.db is gone".into()
+            }
+            Refusal::NothingToWriteBack => {
+                "the store is to be written back into SQLite, and this volume has neither etcd's data dir nor a state.db".into()
             }
             Refusal::SeveralStores(files) => format!("several SQLite stores lie on this volume: {}", paths(files)),
             Refusal::OrphanWal(wal) => {
@@ -273,12 +285,21 @@ impl Refusal {
                 "move away the store that is not this cluster's, or unset migrateFromEtcd: the deployed etcd was not touched"
                     .into()
             }
-            Refusal::MoveUnfinished(_) => "set migrateFromEtcd (since 0.20: migrateFromDeployedEtcd) to true again; to \
+            Refusal::MoveUnfinished(_) => "set migrateFromEtcd (since 0.20: migrateFromDeployedEtcd) to true again, with \
+                 embedded etcd enabled; to \
                  begin with an empty cluster instead, move migration.fence away"
                 .into(),
             Refusal::MovedButNoDataDir(_) => "restore the data dir, or a snapshot of it; or, to move again and lose what \
                  was written since, lift the fence around that etcd (`etcdctl alarm disarm`) and move migration.fence and \
                  migration.journal away"
+                .into(),
+            Refusal::WrittenBackButGone => "restore the state.db; or, to lose what was written since, have it written anew: \
+                 the data dir that it was written from is beside it (etcd.aside-TIME): rename that to etcd, move \
+                 migration-back.journal away, and set embeddedEtcd.migrateBack to true; to begin with an empty cluster, \
+                 move only the journal away"
+                .into(),
+            Refusal::NothingToWriteBack => "restore the volume; or, to begin with an empty cluster, unset \
+                 embeddedEtcd.migrateBack"
                 .into(),
             Refusal::SeveralStores(_) => {
                 "move away the ones that are not this cluster's store, so that one state.db is left".into()

@@ -20,6 +20,7 @@ fn facts() -> Facts {
         log: Known::Absent,
         notes: Notes::default(),
         journal: JournalFact::Absent,
+        written_back: false,
         stores: StoresFact::default(),
         distro_store: None,
         shared_ca: true,
@@ -174,7 +175,16 @@ fn each_refusal_has_its_facts() {
             Refusal::NotTheSeed { ordinal: Ordinal(1), stores: vec![db()], seed: Ordinal(0), of_seed: None },
         ),
     ];
-    for (facts, want) in table {
+    let off = || Facts { enabled: false, ..facts() };
+    let deployed = || "https://vc-etcd:2379".to_owned();
+    let emptied = [
+        (Facts { written_back: true, ..off() }, Refusal::WrittenBackButGone),
+        (Facts { written_back: true, ..facts() }, Refusal::WrittenBackButGone),
+        (Facts { migrate_back: true, ..off() }, Refusal::NothingToWriteBack),
+        (Facts { fence: FenceFact::Lifted { source: deployed() }, ..off() }, Refusal::MoveUnfinished(deployed())),
+        (Facts { fence: FenceFact::Kept { source: deployed() }, ..off() }, Refusal::MovedButNoDataDir(deployed())),
+    ];
+    for (facts, want) in table.into_iter().chain(emptied) {
         assert_eq!(decide(&facts), BootDecision::Refuse(want.clone()), "{facts:?}");
         assert!(!want.what().is_empty() && !want.remedy().is_empty());
         assert!(!matches!(want.exit(), crate::exit::Exit::Ok | crate::exit::Exit::Fault | crate::exit::Exit::Usage));
@@ -235,7 +245,7 @@ fn no_combination_of_facts_breaks_a_rule() {
         seen(MarkerPhase::Formed(ClusterId(2))),
     ];
     let mut seen = 0;
-    for bits in 0..1u32 << 10 {
+    for bits in 0..1u32 << 11 {
         let bit = |n: u32| bits & (1 << n) != 0;
         for data_dir in &data_dirs {
             for journal in &journals {
@@ -248,6 +258,7 @@ fn no_combination_of_facts_breaks_a_rule() {
                             enabled: bit(1),
                             migrate_back: bit(2),
                             migrate_from: bit(3),
+                            written_back: bit(10),
                             data_dir: data_dir.clone(),
                             journal: journal.clone(),
                             stores: StoresFact {
@@ -272,7 +283,7 @@ fn no_combination_of_facts_breaks_a_rule() {
             }
         }
     }
-    assert_eq!(seen, 1024 * 3 * 4 * 4 * 5);
+    assert_eq!(seen, 2048 * 3 * 4 * 4 * 5);
 }
 
 fn check(f: &Facts) {
@@ -285,7 +296,11 @@ fn check(f: &Facts) {
     let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. } | BootDecision::MigrateFrom);
     if forms || decision == BootDecision::RunOnSqlite {
         assert_eq!(f.distro_store, None, "a store is begun beside the distro's own: {f:?}");
-        let told_of = matches!(&f.journal, JournalFact::Importing { .. } | JournalFact::Done { .. });
+        let told_of = matches!(&f.journal, JournalFact::Importing { .. } | JournalFact::Done { .. })
+            || matches!(&f.fence, FenceFact::Kept { .. })
+            || (matches!(&f.fence, FenceFact::Lifted { .. }) && decision != BootDecision::MigrateFrom)
+            || f.written_back
+            || (f.migrate_back && !f.enabled);
         assert!(!told_of || !f.stores.state_dbs.is_empty(), "an empty store replaces one that was there: {f:?}");
     }
     if matches!(decision, BootDecision::Start { .. }) && matches!(f.journal, JournalFact::Importing { .. }) {

@@ -93,6 +93,39 @@ impl DatadirLock {
     }
 }
 
+/// A lock on something that is made, held while it is: its file is removed with it.
+#[derive(Debug)]
+pub struct PassingLock {
+    path: PathBuf,
+    _lock: DatadirLock,
+}
+
+impl PassingLock {
+    /// Takes the lock at `path`, blocking up to `wait` for the present holder to go.
+    pub fn acquire(path: &Path, wait: Duration) -> Result<Self, LockError> {
+        let io = |source| LockError::Io { path: path.to_owned(), source };
+        loop {
+            let lock = DatadirLock::acquire_file(path, wait)?;
+            // Who had it until now has removed the file, and somebody else may have made and locked another.
+            let held = lock.file.metadata().map_err(io)?;
+            match path.symlink_metadata() {
+                Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
+                    return Ok(PassingLock { path: path.to_owned(), _lock: lock });
+                }
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io(e)),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Drop for PassingLock {
+    fn drop(&mut self) {
+        // What is left is locked by nobody, and taken by the next.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Opens a lock file; what is none is not waited for, as an opened pipe would be.
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let none = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
@@ -206,6 +239,29 @@ mod tests {
         let waiter = std::thread::spawn(move || DatadirLock::acquire(&path, SOON).map(drop));
         drop(lock);
         waiter.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_passing_lock_excludes_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let busy = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20 {
+                        let lock = PassingLock::acquire(&path, SOON).unwrap();
+                        assert!(!busy.swap(true, std::sync::atomic::Ordering::SeqCst));
+                        assert!(busy.swap(false, std::sync::atomic::Ordering::SeqCst));
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert!(!path.exists());
+        let held = PassingLock::acquire(&path, SOON).unwrap();
+        assert!(matches!(PassingLock::acquire(&path, Duration::ZERO), Err(LockError::Held { .. })));
+        drop(held);
     }
 
     #[test]

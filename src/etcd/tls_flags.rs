@@ -33,6 +33,12 @@ impl TlsFlags {
     pub fn endpoint(&self, url: &str) -> anyhow::Result<EtcdEndpoint> {
         let usage = |what: String, remedy: &str| Err(refuse(Exit::Usage, what, remedy));
         let shown = without_user(url);
+        if shown != url {
+            return usage(
+                format!("etcd's URL has a user in it, {shown}, and none is asked for here"),
+                "leave it out: --cert and --key say who asks",
+            );
+        }
         let encrypted = url.starts_with("https://");
         if !encrypted && !url.starts_with("http://") {
             return usage(
@@ -79,7 +85,8 @@ mod tests {
             ("http://a:1", files(true, false), Err("without certificates")),
             ("http://a:1", files(false, true), Err("without certificates")),
             ("a:1", files(false, false), Err("must begin with")),
-            ("u:p@a:1", files(false, false), Err("not (set, not shown)@a:1")),
+            ("u:p@a:1", files(false, false), Err("a user in it, (set, not shown)@a:1")),
+            ("https://u:p@a:1", files(true, false), Err("a user in it, https://(set, not shown)@a:1")),
         ] {
             match (flags.endpoint(url), want) {
                 (Ok(found), Ok(tls)) => assert_eq!(found, EtcdEndpoint { url: url.into(), tls, server_name: None }),

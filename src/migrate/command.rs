@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use super::commit::with_suffix;
 use super::estimate::{Estimate, estimate};
 use super::journey::{self, Commit, Journey, Outcome};
-use super::origin::Origin;
+use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::progress::Show;
 use super::sink::{Made, Target};
 use super::sqlite;
@@ -19,7 +20,8 @@ use super::to_sqlite::SqliteTarget;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
 use crate::datadir::identity::IdentityError;
-use crate::disk::Disk;
+use crate::datadir::lock::{LockError, PassingLock, in_use};
+use crate::disk::{Disk, parent_of};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
@@ -197,6 +199,7 @@ fn journey<T: Target>(args: &Args, source: Origin, target: T) -> Journey<T> {
 /// Goes the journey, or only looks, and reports.
 fn go<T: Target>(disk: &dyn Disk, args: &Args, journey: &Journey<T>) -> anyhow::Result<String> {
     if args.dry_run {
+        journey::admit(journey)?;
         let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
@@ -204,6 +207,7 @@ fn go<T: Target>(disk: &dyn Disk, args: &Args, journey: &Journey<T>) -> anyhow::
         });
     }
     let (from, to) = (journey.source.path(), journey.target.path());
+    let _lock = lock(to)?;
     if let Some(journal) = journey::finish(disk, journey)? {
         return Ok(match args.output {
             Output::Text => {
@@ -216,6 +220,26 @@ fn go<T: Target>(disk: &dyn Disk, args: &Args, journey: &Journey<T>) -> anyhow::
     Ok(match args.output {
         Output::Text => outcome_text(journey, &outcome),
         Output::Json => format!("{:#}\n", outcome_json(journey, &outcome)),
+    })
+}
+
+/// Keeps another migration away from the target, and makes sure that no pod runs where it is to be.
+fn lock(target: &Path) -> anyhow::Result<PassingLock> {
+    let held = |what: String, remedy: &str| refuse(Exit::RefusedLocked, what, remedy);
+    let (folder, begun) = (parent_of(target), Instant::now());
+    while in_use(&folder)? {
+        if begun.elapsed() < WAIT_FOR_HOLDER {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        let what = format!("a syncer runs on {}", folder.display());
+        return Err(held(what, "stop it, or choose another place"));
+    }
+    PassingLock::acquire(&with_suffix(target, ".migration.lock"), WAIT_FOR_HOLDER).map_err(|error| match error {
+        LockError::Held { .. } => {
+            held(format!("another migration makes {}: {error}", target.display()), "let that one end, then try again")
+        }
+        error => anyhow::Error::from(error),
     })
 }
 

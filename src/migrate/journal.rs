@@ -20,6 +20,8 @@ use crate::record_file::{self, RecordError};
 
 /// Its name in the directory that also holds `etcd/`.
 pub const FILE_NAME: &str = "migration.journal";
+/// That of the way back, beside it.
+pub const BACK_FILE_NAME: &str = "migration-back.journal";
 
 const MAGIC: &[u8; 8] = b"SYNCMIG1";
 const MAX_PAYLOAD: usize = 64 << 10;
@@ -177,6 +179,15 @@ pub fn fact(data_dir: &Path) -> io::Result<JournalFact> {
         Err(e @ RecordError::Damaged { .. }) => JournalFact::Damaged(e.to_string()),
         Err(RecordError::Io(e)) => return Err(e),
     })
+}
+
+/// Whether the store in `data_dir` was written back into a `state.db`. A journal of that which cannot be read may say so.
+pub fn written_back(data_dir: &Path) -> io::Result<bool> {
+    match load(&data_dir.join(BACK_FILE_NAME)) {
+        Ok(journal) => Ok(journal.is_some_and(|journal| journal.file.is_some())),
+        Err(RecordError::Damaged { .. }) => Ok(true),
+        Err(RecordError::Io(e)) => Err(e),
+    }
 }
 
 /// The largest request that the values imported into `data_dir` need, in bytes, at boot or by `syncer migrate`; `None` if

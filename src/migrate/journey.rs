@@ -211,6 +211,11 @@ fn moved<T: Target>(
     Ok((outcome, journal))
 }
 
+/// Refuses what the journey would refuse of its target. Nothing is written.
+pub fn admit<T: Target>(journey: &Journey<T>) -> anyhow::Result<()> {
+    journey.target.admit(journey, earlier(journey)?.as_ref())
+}
+
 /// The journal of an earlier attempt.
 fn earlier<T>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
     journal::load(&journey.journal).map_err(|e| match e {

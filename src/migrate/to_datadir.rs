@@ -396,15 +396,20 @@ impl Sink for DatadirSink<'_> {
     }
 }
 
-/// Removes what a killed import from a running etcd has left on the volume at `data_dir`: nothing of it is used again.
+/// Removes what a killed import from a running etcd has left on the volume at `data_dir`, where nothing was put in place:
+/// nothing of it is used again, and the next may be from another etcd.
 pub fn forget_killed(disk: &dyn Disk, data_dir: &Path) -> anyhow::Result<()> {
     let etcd_dir = data_dir.join("etcd");
     disk.forget_file(&with_suffix(&etcd_dir, ".source")).context("remove a downloaded snapshot")?;
     // One that cannot be read is reported by the import itself.
-    let Ok(Some(journal)) = journal::load(&data_dir.join(journal::FILE_NAME)) else { return Ok(()) };
+    let path = data_dir.join(journal::FILE_NAME);
+    let Ok(Some(journal)) = journal::load(&path) else { return Ok(()) };
     if journal.phase == Phase::Importing && journal.source.is_remote() {
         remove_scratch(disk, &with_suffix(&etcd_dir, ".verify"))?;
         remove_if_there(disk, &with_suffix(&etcd_dir, ".staging"))?;
+        disk.forget_file(&path)
+            .and_then(|()| disk.sync_dir(data_dir))
+            .context("remove the journal of a killed move")?;
     }
     Ok(())
 }
@@ -486,6 +491,7 @@ mod tests {
                 let there: Vec<_> = left.into_iter().filter(|name| dir.path().join(name).exists()).collect();
                 assert_eq!(there, stays, "{journal:?}");
                 assert!(dir.path().join("etcd/member").exists());
+                assert_eq!(dir.path().join(journal::FILE_NAME).exists(), !stays.is_empty());
             }
         }
     }

@@ -107,6 +107,14 @@ impl Target for SqliteTarget {
     fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
         match earlier {
             Some(earlier) if self.takes_back(journey, earlier)? => Ok(()),
+            Some(earlier) if earlier.phase == Phase::Done && FileState::of(&self.path)? != FileState::default() => {
+                let of = journal::absolute(&journey.journal, &earlier.source.path);
+                Err(refuse(
+                    Exit::RefusedDataDir,
+                    format!("{} was made of {} before, and is there", self.path.display(), of.display()),
+                    "go on with it, or move it aside to make it anew",
+                ))
+            }
             _ => self.is_vacant(),
         }
     }

@@ -94,6 +94,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     if !f.enabled {
         lines.push(("etcd", "embedded etcd is disabled".into()));
     }
+    if f.written_back {
+        lines.push(("writtenBack", "a state.db was made of etcd's store earlier".into()));
+    }
     if f.migrate_back {
         lines.push(("migrateBack", "true".into()));
     }

@@ -28,8 +28,6 @@ use crate::observe::notes;
 use crate::record_file::unix_seconds;
 use crate::settings::HostApi;
 
-/// Its journal, beside that of the way there.
-const JOURNAL: &str = "migration-back.journal";
 /// What the journal of the way there becomes once the store is SQLite's again.
 const FORMER: &str = "migration.journal.former";
 /// And the record of the fence, if the way there began at a deployed etcd.
@@ -46,7 +44,7 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     let journey = Journey {
         source: Origin::Datadir(settings.etcd_dir()),
         target: SqliteTarget { path: target },
-        journal: settings.data_dir.join(JOURNAL),
+        journal: settings.data_dir.join(journal::BACK_FILE_NAME),
         etcd: settings.program("etcd"),
         verify: Verify::Full,
         commit: Commit::KeepSource,
@@ -135,7 +133,7 @@ pub async fn release(pod: &Pod) -> Infallible {
 /// data dir that is not there any more, and the next such way is a new one.
 pub fn goes_on_sqlite(pod: &Pod) -> anyhow::Result<()> {
     let dir = &pod.settings.data_dir;
-    close(&pod.disk, &dir.join(JOURNAL))?;
+    close(&pod.disk, &dir.join(journal::BACK_FILE_NAME))?;
     // A volume of another ordinal may still have the old data.
     let somewhere = pod.settings.host_api != HostApi::None;
     notes::change(&pod.disk, dir, |notes| {

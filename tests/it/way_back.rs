@@ -137,6 +137,14 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     syncer::disk::Disk::rename(&syncer::disk::RealDisk, &db, &data.join("state.db.undone"))
         .expect("move state.db away");
     let aside = syncer::datadir::quarantine::asides(&data.join("etcd")).expect("a volume").remove(0);
+    // Whatever is asked for, no empty store takes its place.
+    for values in [BACK, &BACK.replace("migrateBack: true", "migrateBack: false"), ETCD] {
+        pod.values(values);
+        pod.start("k8s", &[]);
+        assert_eq!(pod.wait_end(PATIENCE).code(), Some(3), "{values}{}", pod.log());
+        assert!(pod.log().contains("written back from etcd into SQLite earlier, and its state.db is gone"));
+        assert!(!db.exists() && !data.join("etcd").exists());
+    }
     let (name, url) = ("vc-0", "https://vc-0.vc-headless.ns:2380");
     let mut command = std::process::Command::new(crate::support::syncer());
     command.arg("migrate").arg(format!("--from=datadir:{}", aside.display()));

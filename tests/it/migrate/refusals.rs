@@ -1,7 +1,11 @@
 //! Refusals, through the program: exit code, one clear line, and the source as it was, byte for byte.
 
+use syncer::datadir::DatadirLock;
+use syncer::datadir::lock::PassingLock;
+
 use super::*;
 use crate::support::SmallVolume;
+use crate::support::etcd::PATIENCE;
 use crate::support::kine_db::{Era, Kine, busy, fingerprint, with};
 
 /// Runs `syncer migrate` and expects it to refuse with `code`; gives its message. Nothing may have changed.
@@ -159,6 +163,30 @@ fn an_etcd_that_cannot_serve_the_result_is_a_fault_and_leaves_nothing() {
     command.arg("--to").arg(format!("datadir:{}", target.display())).arg("--etcd").arg(&broken);
     let text = refused(&mut command, &db, 1);
     assert!(text.contains("the disk is on fire") && text.contains("etcd ended with exit status: 3"), "{text}");
+}
+
+#[test]
+fn two_do_not_make_one_target_and_none_is_made_where_a_pod_runs() {
+    let (_dir, db, target) = store();
+    let held = PassingLock::acquire(&target.with_extension("migration.lock"), PATIENCE).expect("a lock");
+    let text = refused(&mut migrate(&db, &target), &db, 8);
+    assert!(text.contains("another migration makes"), "{text}");
+    drop(held);
+    let held = DatadirLock::acquire(target.parent().expect("a folder"), PATIENCE).expect("a lock");
+    let text = refused(&mut migrate(&db, &target), &db, 8);
+    assert!(text.contains("a syncer runs on"), "{text}");
+    drop(held);
+    output(&mut migrate(&db, &target));
+    assert!(!target.with_extension("migration.lock").exists());
+}
+
+/// What the run would refuse, it refuses.
+#[test]
+fn a_dry_run_tells_what_stands_in_the_targets_place() {
+    let (_dir, db, target) = store();
+    output(&mut migrate(&db, &target));
+    let text = refused(migrate(&db, &target).arg("--dry-run"), &db, 3);
+    assert!(text.contains("an import was completed here"), "{text}");
 }
 
 #[test]

@@ -10,10 +10,11 @@ use super::*;
 use crate::support::{SmallVolume, poll};
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
-const POINTS: [(&str, bool); 16] = [
+const POINTS: [(&str, bool); 17] = [
     ("fence-recorded", false),
     ("fence-half-raised", false),
     ("fence-raised", false),
+    ("fence-stands", false),
     ("fence-snapshot-taken", false),
     ("migrate-before-journal", false),
     ("migrate-after-journal", false),
@@ -69,6 +70,23 @@ fn killed_at_every_crash_point_the_source_or_the_pod_goes_on() {
             assert!(!source.takes_writes(), "{point}");
             source.one().ctl(&["alarm", "disarm"]);
         }
+    }
+}
+
+/// Nothing is kept of the one that was not moved from, and it takes writes again before the other is fenced.
+#[test]
+fn after_a_killed_move_another_source_may_be_named() {
+    let (one, other) = (Deployed::start("3.6", 1, None), Deployed::start("3.5", 1, None));
+    other.fill(50);
+    let want = other.everything();
+    for point in ["migrate-after-journal", "migrate-written"] {
+        let mut pod = TestPod::new();
+        killed_at(&mut pod, point, &[&from(&one.url())]);
+        pod.start("none", &[&from(&other.url())]);
+        pod.wait_serving();
+        assert_eq!(moved(&pod), want, "{point}");
+        assert!(one.takes_writes() && !other.takes_writes(), "{point}");
+        other.one().ctl(&["alarm", "disarm"]);
     }
 }
 

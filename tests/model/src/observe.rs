@@ -183,6 +183,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         desired: desired(w, c),
         enabled: true,
         migrate_back: false,
+        written_back: false,
         migrate_from: false,
         fence: Default::default(),
         restore: restore(w, o),
