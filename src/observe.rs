@@ -35,6 +35,12 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
     let mut notes = notes::load(&settings.data_dir).context("read the notes on the volume")?;
     // The journal of the reset is the note of it.
     notes.resetting = reset::is_pending(&settings.data_dir)?;
+    let dropped = match &found {
+        InspectedDatadir::Usable(dir) => {
+            reset::dropped(&settings.data_dir, dir.member(), dir.cluster()).context("read the reset's journal")?
+        }
+        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => Vec::new(),
+    };
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
@@ -57,6 +63,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
             InspectedDatadir::Empty | InspectedDatadir::Usable(_) | InspectedDatadir::Newer(_) => None,
         },
         log: log(settings, &found),
+        dropped,
         notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
         written_back: journal::written_back(&settings.data_dir).context("read the journal of the way back")?,

@@ -80,6 +80,7 @@ rules! {
     ResetNamed "5.4" "the marker names the survivor and those it drops before the reset",
     ResetFinished "5.4" "a reset that was begun is finished",
     ResetAlone "5.4" "a reset that was begun is not finished where others have a quorum of the cluster",
+    DropsRecorded "5.4" "who was made the only one by hand has the marker drop the others before it serves",
     DroppedNeverStarts "5.4" "a data dir that a reset dropped never starts",
     StopWithdrawn "5.4" "a voter that has noted its last log takes that back, durably, before it starts etcd",
     LowestLeads "5.5" "leadership rests on the lowest caught-up voter that is wanted",

@@ -80,6 +80,9 @@ pub struct Facts {
     /// The end of the data dir's WAL; absent without a data dir.
     #[serde(default)]
     pub log: Known<LogFact>,
+    /// The members that the last reset of this data dir has dropped, by its journal.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<MemberId>,
     /// What earlier steps have noted beside the data dir.
     #[serde(default)]
     pub notes: Notes,
@@ -142,6 +145,7 @@ impl Facts {
             data_dir,
             damaged: None,
             log: Known::default(),
+            dropped: Vec::new(),
             notes: Notes::default(),
             journal: JournalFact::Absent,
             written_back: false,
@@ -397,6 +401,9 @@ pub struct Notes {
     /// Those of them of which it was seen, after the restore, that no pod serves them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<ClusterId>,
+    /// The members that a reset of this data dir has dropped, once the marker was seen to say so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<MemberId>,
     /// This cluster's store was written back into SQLite here, and its data dir set aside unless it is still there; the marker
     /// may still name it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -464,6 +471,9 @@ pub struct PeerFact {
     /// Those that it has seen to be served by no pod ([`Notes::settled`]); believed from anybody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<ClusterId>,
+    /// The members of its cluster that a reset of its data dir has dropped, by its word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<MemberId>,
     /// The cluster that its empty volume is to join ([`Notes::set_aside`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joins: Option<ClusterId>,
@@ -483,6 +493,7 @@ impl PeerFact {
             state: Known::default(),
             superseded: Vec::new(),
             settled: Vec::new(),
+            dropped: Vec::new(),
             joins: None,
             other_ca: false,
         }

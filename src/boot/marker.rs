@@ -220,6 +220,28 @@ pub fn restored(seen: &Known<MarkerSeen>, cluster: ClusterId, replaced: &[Cluste
     }
 }
 
+/// The write by which `member`, the only one of `cluster`, has those dropped; `None`: the marker is of another cluster, or not
+/// known.
+pub fn dropping(
+    seen: &Known<MarkerSeen>,
+    member: MemberId,
+    cluster: ClusterId,
+    dropped: &[MemberId],
+) -> Option<MarkerWrite> {
+    match seen {
+        Known::Present(seen) if seen.marker.formed() != Some(cluster) => None,
+        Known::Present(seen) => Some(seen.naming(member, dropped)),
+        Known::Absent => {
+            let new = Marker::new(MarkerPhase::Formed(cluster));
+            Some(MarkerWrite {
+                expect: None,
+                marker: Marker { survivor: Some(member), dropped: dropped.to_vec(), ..new },
+            })
+        }
+        Known::Unknown(_) => None,
+    }
+}
+
 /// What the leader's pod does to the marker: it writes a missing one again, and strikes from `dropped` who is a member
 /// of a cluster that has its quorum (a naming that landed late and was never acted upon). `list` is linearizable.
 pub fn upkeep(seen: &Known<MarkerSeen>, list: &MemberList, rules: Rules) -> Option<MarkerWrite> {

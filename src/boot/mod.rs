@@ -133,6 +133,8 @@ pub enum Record {
     NoSurvivor(MarkerWrite),
     /// Write the marker: the cluster that it names is SQLite's again.
     Released(MarkerWrite),
+    /// Note that the marker drops these.
+    Dropped(Vec<MemberId>),
     /// Remove the note `resetting`, once the reset has been seen to be complete.
     ResetDone,
     /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
@@ -292,10 +294,19 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
     if !rules.on(Rule::LinearizableProof) && facts.peers.iter().filter_map(|p| p.members.present()).any(lacks) {
         return set_aside(Rule::LinearizableProof);
     }
-    if let Some(marker) = marker.filter(|marker| marker.dropped.contains(&member))
+    let survivor = match marker.filter(|marker| marker.dropped.contains(&member)) {
+        Some(marker) => Some(marker.survivor),
+        None => dropped_by_word(facts, member, cluster),
+    };
+    if let Some(survivor) = survivor
         && rules.on(Rule::DroppedNeverStarts)
     {
-        return wait(Wait::Dropped { member, survivor: marker.survivor }, Rule::DroppedNeverStarts);
+        return wait(Wait::Dropped { member, survivor }, Rule::DroppedNeverStarts);
+    }
+    if let Some(decision) = reset::dropped(facts, member, cluster)
+        && rules.on(Rule::DropsRecorded)
+    {
+        return (decision, Rule::DropsRecorded);
     }
     if let Some(verdict) = form::unrecorded(facts, cluster, rules) {
         return verdict;
@@ -310,6 +321,17 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
         };
     }
     reset::verdict(facts, member, cluster, rules).unwrap_or_else(|| start(facts, member, cluster))
+}
+
+/// The member that says that a reset has dropped this one. Of two that say so of each other neither is believed.
+fn dropped_by_word(facts: &Facts, member: MemberId, of: ClusterId) -> Option<Option<MemberId>> {
+    let says = facts.peers.iter().filter(|peer| peer.dropped.contains(&member)).find_map(|peer| match peer.state {
+        Known::Present(PeerState::Data { member, cluster, .. } | PeerState::Serving { member, cluster }) => {
+            (cluster == of).then_some(member)
+        }
+        _ => None,
+    });
+    says.filter(|survivor| !facts.dropped.contains(survivor)).map(Some)
 }
 
 fn start(facts: &Facts, member: MemberId, cluster: ClusterId) -> Verdict {

@@ -77,7 +77,7 @@ pub enum Refusal {
         /// The other.
         other: ClusterId,
     },
-    /// A reset was begun here and not finished, and others serve the cluster.
+    /// A reset was begun here, or done by hand, and others serve the cluster.
     ResetOvertaken {
         /// The member that was to be the only one.
         member: MemberId,
@@ -223,8 +223,8 @@ impl Refusal {
             Refusal::ResetOvertaken { member, cluster, others } => {
                 let others: Vec<_> = others.iter().map(ToString::to_string).collect();
                 format!(
-                    "a reset to member {member} alone was begun here and not finished, and members {} have a quorum of \
-                     its cluster {cluster}",
+                    "a reset was to make member {member} of cluster {cluster} the only one, and members {}, which it drops, have \
+                     a quorum or are served from",
                     others.join(", ")
                 )
             }

@@ -6,7 +6,7 @@
 //! etcd stopped, a last entry that is not ahead of ours.
 
 use super::facts::{Desired, Facts, Known, LogFact, Member, PeerState, Role};
-use super::marker::MarkerSeen;
+use super::marker::{self, MarkerSeen};
 use super::wait::Wait;
 use super::{BootDecision, Record, Refusal, Verdict};
 use crate::ids::{ClusterId, MemberId, Ordinal};
@@ -102,6 +102,37 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
     others.sort();
     others.dedup();
     (!others.is_empty()).then_some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }))
+}
+
+/// What comes before the start of a member that a reset has made the only one: that nobody goes on whom it has dropped. A reset
+/// at boot has had the marker say so; one by hand (`syncer recover`) could ask nobody.
+pub(super) fn dropped(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<BootDecision> {
+    let listed = facts.members.present().filter(|list| list.cluster == cluster);
+    let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
+    let serving = facts.peers.iter().filter_map(|peer| match peer.state {
+        Known::Present(PeerState::Serving { member, cluster: served }) if served == cluster => Some(member),
+        _ => None,
+    });
+    let mut others: Vec<_> = listed.chain(serving).filter(|id| facts.dropped.contains(id)).collect();
+    if !others.is_empty() {
+        others.sort();
+        others.dedup();
+        return Some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }));
+    }
+    if facts.dropped.is_empty() || !facts.host_configured {
+        return None;
+    }
+    let all = |of: &[MemberId]| facts.dropped.iter().all(|id| of.contains(id));
+    let noted = all(&facts.notes.dropped);
+    let record = match &facts.marker {
+        Known::Unknown(_) if noted => return None,
+        Known::Unknown(why) => return Some(BootDecision::Wait(Wait::HostAway(why.clone()))),
+        Known::Present(seen) if seen.marker.formed() == Some(cluster) && all(&seen.marker.dropped) => {
+            (!noted).then(|| Record::Dropped(facts.dropped.clone()))
+        }
+        seen => marker::dropping(seen, member, cluster, &facts.dropped).map(Record::Survivor),
+    };
+    record.map(BootDecision::Record)
 }
 
 /// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for

@@ -18,6 +18,7 @@ fn facts() -> Facts {
         data_dir: DataDirFact::Empty,
         damaged: None,
         log: Known::Absent,
+        dropped: Vec::new(),
         notes: Notes::default(),
         journal: JournalFact::Absent,
         written_back: false,

@@ -45,6 +45,9 @@ pub struct Word {
     /// Those that it has seen to be served by no pod.
     #[serde(default)]
     pub settled: Vec<ClusterId>,
+    /// The members of its cluster that a reset of its data dir has dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<MemberId>,
     /// The cluster that its empty volume is to join.
     #[serde(default)]
     pub joins: Option<ClusterId>,
@@ -103,6 +106,7 @@ struct Says {
     running: Option<(MemberId, ClusterId)>,
     superseded: Vec<ClusterId>,
     settled: Vec<ClusterId>,
+    dropped: Vec<MemberId>,
     joins: Option<ClusterId>,
     request: Option<Request>,
     request_bytes: Option<u64>,
@@ -126,6 +130,11 @@ impl Own {
         says.superseded.clone_from(&notes.superseded);
         says.settled.clone_from(&notes.settled);
         says.joins = notes.set_aside;
+    }
+
+    /// The members that a reset of this data dir has dropped.
+    pub fn drops(&self, members: &[MemberId]) {
+        self.says().dropped = members.to_vec();
     }
 
     /// The cluster that the volume, which is empty, is to join from here on.
@@ -176,6 +185,7 @@ impl Own {
             state,
             superseded: says.superseded,
             settled: says.settled,
+            dropped: says.dropped,
             joins: says.joins,
             request,
             serves_clients,

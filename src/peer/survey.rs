@@ -344,6 +344,7 @@ impl Survey {
                 let between = || "it is in between two states".to_owned();
                 fact.state = word.state.clone().map_or_else(|| Known::Unknown(between()), Known::Present);
                 fact.superseded.clone_from(&word.superseded);
+                fact.dropped.clone_from(&word.dropped);
                 fact.settled.clone_from(&word.settled);
                 fact.joins = word.joins;
                 self.words.insert(fact.ordinal, word);

@@ -112,6 +112,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     lines.push(("data dir", data_dir(&f.data_dir)));
     if f.data_dir != DataDirFact::Empty {
         lines.push(("log", known(&f.log, log)));
+        if !f.dropped.is_empty() {
+            lines.push(("dropped", format!("by a reset of this data dir: {}", joined(&f.dropped))));
+        }
     }
     lines.push(("notes", notes(&f.notes)));
     lines.push(("journal", journal(&f.journal)));
@@ -211,6 +214,9 @@ fn notes(notes: &Notes) -> String {
     }
     if let Some(cluster) = notes.left {
         said.push(format!("written back into SQLite: {cluster}"));
+    }
+    if !notes.dropped.is_empty() {
+        said.push(format!("dropped by the marker: {}", joined(&notes.dropped)));
     }
     if !notes.settled.is_empty() {
         said.push(format!("seen to be served by nobody: {}", joined(&notes.settled)));
@@ -384,6 +390,7 @@ fn recorded(record: &Record) -> &'static str {
         Record::RestoreBegun(_) => "on the volume that the staged restore takes its place, and what it replaces",
         Record::Restored(_) => "in the marker that the restored cluster is the formed one",
         Record::RestoreDone => "on the volume that the restore is complete",
+        Record::Dropped(_) => "on the volume that the marker drops the other members",
         Record::ResetDone => "on the volume that the reset is done",
     }
 }

@@ -256,7 +256,9 @@ fn text(report: &Report) -> String {
             line("copy", done.copy.display().to_string());
             line(
                 "next",
-                "set the data dirs of the other volumes aside, which may be a quorum of their own; then scale up"
+                "scale to one replica first: by the host cluster's API this member then drops the others, whatever their volumes \
+                 have; without that API, or on another volume than the lowest ordinal's, set the data dirs of the other volumes \
+                 aside instead; then scale up"
                     .into(),
             );
         }

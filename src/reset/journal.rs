@@ -10,6 +10,7 @@
 //! | bumping | of one member, its revision raised or not | whole |
 //! | done | of one member | whole |
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::datadir::LogTail;
 use crate::disk::Disk;
-use crate::ids::Revision;
+use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::{self, RecordError};
 
 /// Its name in the directory that also holds `etcd/`.
@@ -107,6 +108,18 @@ pub fn load(data_dir: &Path) -> Result<Option<ResetJournal>, RecordError> {
 /// started in any other way.
 pub fn pending(data_dir: &Path) -> Result<Option<ResetJournal>, RecordError> {
     Ok(load(data_dir)?.filter(|journal| matches!(journal.phase, Phase::Resetting | Phase::Bumping)))
+}
+
+/// The members that the reset which made `member` of `cluster` the only one has dropped; none if there was no such.
+pub fn dropped(data_dir: &Path, member: MemberId, cluster: ClusterId) -> Result<Vec<MemberId>, RecordError> {
+    let done = load(data_dir)?.filter(|journal| journal.phase == Phase::Done).map(|journal| journal.before);
+    let Some(before) = done.filter(|before| (before.member, before.cluster) == (member, cluster)) else {
+        return Ok(Vec::new());
+    };
+    let memberships = before.memberships.iter().chain(&before.before_change);
+    let ids = memberships.flat_map(|membership| membership.voters.iter().chain(&membership.learners)).copied();
+    let others: BTreeSet<_> = ids.filter(|id| *id != member).collect();
+    Ok(others.into_iter().collect())
 }
 
 /// Removes the journal in `data_dir`, if there is one: the data dir that it is of is about to be set aside.

@@ -37,5 +37,5 @@ pub mod journal;
 pub mod run;
 pub mod standalone;
 
-pub use journal::{Permission, ResetJournal, forget, pending};
+pub use journal::{Permission, ResetJournal, dropped, forget, pending};
 pub use run::{ResetOutcome, ResetPlan, finish, is_pending, reset};

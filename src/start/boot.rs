@@ -50,7 +50,7 @@ const ADDED_WITHIN: Duration = Duration::from_secs(15);
 /// A seed that resolves and has not spoken for so long runs another program or an older release of this one.
 const SILENT: Duration = Duration::from_secs(10);
 
-/// So long a begun reset waits for pods that are there and do not answer, which may serve the cluster.
+/// So long a reset that was begun, or done by hand, waits for pods that are there, which may come to serve the cluster.
 const HEARD_WITHIN: Duration = Duration::from_secs(15);
 
 /// Where a new cluster's data dir is built.
@@ -125,6 +125,7 @@ impl Boot<'_> {
             }
         }
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
+        pod.own.drops(&facts.dropped);
         pod.has_replaced(boot::restored::replaced(&facts));
         let news = self.said.as_ref().is_none_or(|(said, at)| *said != decision || at.elapsed() >= SAY_EVERY);
         if news {
@@ -231,7 +232,14 @@ impl Boot<'_> {
                     self.mark(&write).await?;
                 }
             }
-            Record::Formed(write) | Record::Survivor(write) | Record::NoSurvivor(write) | Record::Released(write) => {
+            Record::Survivor(write) => {
+                let there = |peer: &PeerFact| !peer.pod.is_absent() && !peer.dns.is_absent();
+                // Who has read the marker before may be about to start, and decides again while it has no quorum.
+                if self.mark(&write).await? && !facts.dropped.is_empty() && facts.peers.iter().any(there) {
+                    tokio::time::sleep(HEARD_WITHIN).await;
+                }
+            }
+            Record::Formed(write) | Record::NoSurvivor(write) | Record::Released(write) => {
                 self.mark(&write).await?;
             }
             Record::FormingDone => note(|notes| notes.forming = false)?,
@@ -248,6 +256,9 @@ impl Boot<'_> {
                 crash_point!("restore-marked");
             }
             Record::RestoreDone => restore::done(pod)?,
+            Record::Dropped(members) => {
+                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.dropped = members)?;
+            }
             Record::ResetDone => self.reset(facts).await?,
         }
         Ok(())

@@ -450,6 +450,43 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     given_up(&set, &new);
 }
 
+/// Of three that are paused one is made the only one by hand. Scaled to one first, it has the others dropped, whose volumes
+/// still have a quorum of their own; they join anew.
+#[test]
+fn one_that_is_recovered_by_hand_drops_those_whose_volumes_are_there() {
+    if !possible() {
+        return;
+    }
+    let set = hosted(3, Policy::Parallel, |_| ());
+    let three = |s: &Status| s.settled && s.pods.len() == 3;
+    set.wait("three pods", CHANGE, three).unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
+    let cluster = formed(&set).expect("formed");
+    set.etcdctl(0, &["put", "/registry/kept", "x"]);
+    let scale = |replicas: usize| {
+        set.kubectl(&["scale", "statefulset", "vc", &format!("--replicas={replicas}")]);
+        set.wait("the pods are scaled", CHANGE, |s| s.settled && s.pods.len() == replicas)
+            .unwrap_or_else(|e| panic!("{e:#}{}{}", set.log("vc-0"), set.log("vc-1")));
+    };
+    scale(0);
+    let mut command = Command::new(syncer());
+    command.args(["recover", "--accept-loss", "--cluster-id", &cluster, "--data-dir"]).arg(set.volume("vc-0"));
+    crate::support::etcd::output(command.arg("--etcd").arg(part("etcd")));
+    scale(1);
+    let now = marker(&set).expect("a marker");
+    let dropped = now["dropped"].as_array().map_or(0, Vec::len);
+    assert!(!now["survivor"].is_null() && dropped == 2, "{now}{}", set.log("vc-0"));
+    set.etcdctl(0, &["put", "/registry/since", "y"]);
+    scale(3);
+    let joined = |access: &Access| ask(access).filter(|said| said.voters.len() == 3);
+    poll("three voters", CHANGE, || joined(&Access::of(&set, 0)));
+    for ordinal in 1..3 {
+        let asides = syncer::datadir::quarantine::asides(&set.volume(&format!("vc-{ordinal}")).join("etcd"));
+        assert_eq!(asides.expect("a volume").len(), 1, "pod {ordinal} started from its data{}", set.log("vc-1"));
+        let has = |key: &str| set.etcdctl(ordinal, &["get", key, "--print-value-only"]);
+        assert_eq!((&*has("/registry/kept"), &*has("/registry/since")), ("x\n", "y\n"));
+    }
+}
+
 /// A pod that runs SQLite, and an upgrade that enables embedded etcd with three replicas: the new pods wait for what only
 /// the seed can make, and the seed is replaced last, once they are ready.
 #[test]

@@ -197,7 +197,7 @@ fn a_reset_that_was_begun_is_refused_while_the_others_serve() {
     let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
     let mut scene = Scene::of(3, set);
     scene.begins_a_reset_of_pod_0(&["--accept-loss"]);
-    scene.says(0, "was begun here and not finished, and members", 1);
+    scene.says(0, "a reset was to make member", 1);
     assert!(!scene.set.log("vc-0").contains(RESET));
     // As the remedy says, while the pod is away once more.
     let volume = scene.set.volume("vc-0");

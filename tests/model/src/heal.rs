@@ -4,6 +4,7 @@ use crate::action::Action;
 use crate::boot::{self, BootDecision, Notes, Refusal, Role, Wait, Warning};
 use crate::etcd::{Dir, written};
 use crate::explore::{Random, harm};
+use crate::ids::ClusterId;
 use crate::observe::{self, Look};
 use crate::world::{Config, Pod, Process, Start, Volume, World};
 
@@ -84,7 +85,11 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, 
         let said = says(c, &w);
         let says = |what: Says| said.iter().find(|(_, said)| *said == what).map(|(o, _)| *o);
         let recover = says(Says::RecoverDropped).or(says(Says::Recover));
-        if says(Says::ScaleUp).is_some() && usize::from(w.desired) < c.pods && c.start != Start::OtherProgram {
+        // It says both, and the operator may choose.
+        let by_hand = says(Says::ScaleUp).is_some() && says(Says::Recover) == Some(0) && random.below(3) == 0;
+        if by_hand && c.host && w.marker.as_ref().and_then(|m| m.formed()) == w.dir(0).map(|d| ClusterId(d.cluster.into())) {
+            done += recover_beside(c, &mut w, random)?;
+        } else if says(Says::ScaleUp).is_some() && usize::from(w.desired) < c.pods && c.start != Start::OtherProgram {
             (w.desired, w.values) = (c.pods as u8, c.pods as u8);
         } else if let Some(o) = says(Says::Delete) {
             w.pods[o] = Pod::default();
@@ -170,6 +175,26 @@ fn recover_from(c: &Config, w: &mut World, o: usize, unmark: bool, random: &mut 
     }
     (w.desired, w.values) = (replicas, replicas);
     Ok(Remedied { recovered: 1, with_loss: usize::from(!lossless || unmark), given_up: 0 })
+}
+
+/// `syncer recover --accept-loss` on the seed's volume although the others have theirs. Scaled to one first, as the remedy says,
+/// they come back with their data to one that has dropped them.
+fn recover_beside(c: &Config, w: &mut World, random: &mut Random) -> Result<Remedied, String> {
+    let replicas = c.pods as u8;
+    to_zero(c, w, random)?;
+    let Some(dir) = w.dir(0).filter(|dir| dir.votes()) else { return Ok(Remedied::default()) };
+    // What only the others have, the operator gives up.
+    w.acked &= written(&dir.log);
+    w.begin_reset(c, 0);
+    w.force_alone(0);
+    w.volumes[0].notes.resetting = false;
+    (w.desired, w.values) = (1, 1);
+    rest(c, w, random)?;
+    // It is evicted as they come, and gives them no word.
+    w.tell_to_stop(0);
+    (w.desired, w.values) = (replicas, replicas);
+    rest(c, w, random)?;
+    Ok(Remedied { recovered: 1, with_loss: 1, given_up: 0 })
 }
 
 /// `syncer recover --new-cluster` on every volume, and the marker is deleted: no data is left.

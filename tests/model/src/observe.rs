@@ -6,7 +6,7 @@ use crate::boot::{
     DataDirFact, Desired, Facts, JournalFact, Known, LogFact, MarkerSeen, MemberList, PeerFact, PeerState, PodFact,
     RestoreFact, Staged, StoresFact,
 };
-use crate::etcd::{Dir, member};
+use crate::etcd::{Dir, Op, member, membership};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::membership::leave::Leaving;
 use crate::membership::ready::{self, Pod};
@@ -18,6 +18,13 @@ const STATE_DB: &str = "state.db";
 
 pub fn list(dir: &Dir) -> MemberList {
     MemberList { cluster: ClusterId(dir.cluster.into()), members: dir.peers().into_iter().map(member).collect() }
+}
+
+/// The members that the last reset of this data dir has dropped, as its journal says.
+pub fn dropped(dir: &Dir) -> Vec<MemberId> {
+    let forced = dir.log.iter().rposition(|entry| entry.op == Op::Forced(dir.member));
+    let before = forced.map(|at| membership(&dir.log, at).0).unwrap_or_default();
+    before.into_iter().filter(|peer| peer.id != dir.member).map(|peer| MemberId(peer.id.into())).collect()
 }
 
 pub fn marker(w: &World, c: &Config) -> Known<MarkerSeen> {
@@ -161,6 +168,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
             let superseded = if speaks { w.volumes[p].notes.superseded.clone() } else { Vec::new() };
             let settled = if speaks { w.volumes[p].notes.settled.clone() } else { Vec::new() };
             // A joiner whose etcd runs says more than its note.
+            let drops = w.dir(p).filter(|d| speaks && !d.log.is_empty()).map(dropped).unwrap_or_default();
             let joins = w.volumes[p].notes.set_aside.filter(|_| speaks && !w.runs(p));
             PeerFact {
                 dns,
@@ -169,6 +177,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
                 state: state(w, p),
                 superseded,
                 settled,
+                dropped: drops,
                 joins,
                 ..PeerFact::new(ordinal)
             }
@@ -195,6 +204,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         },
         damaged: whose.filter(|_| damaged),
         log,
+        dropped: dir.filter(|_| has_log).map(dropped).unwrap_or_default(),
         notes: w.volumes[o].notes.clone(),
         journal: match store {
             None | Some(Store::Sqlite) => JournalFact::Absent,

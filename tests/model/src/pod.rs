@@ -33,6 +33,7 @@ impl World {
                 Record::WithdrawnAlready => Act::Write(None, Note::Withdrawn),
                 Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
+                Record::Dropped(_) => Act::Write(None, Note::Dropped),
                 Record::RestoreBegun(replaced) => Act::RestoreBegun(replaced),
                 Record::Restored(write) => Act::Write(Some(write), Note::None),
                 Record::RestoreDone => Act::RestoreDone,
@@ -131,8 +132,10 @@ impl World {
                         return;
                     }
                 }
+                let dropped = self.dir(o).map(observe::dropped).unwrap_or_default();
                 let notes = &mut self.volumes[o].notes;
                 match note {
+                    Note::Dropped => notes.dropped = dropped,
                     Note::Formed => notes.forming = false,
                     Note::Withdrawn => notes.stopped = false,
                     Note::ResetDone => notes.resetting = false,

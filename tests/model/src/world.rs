@@ -159,6 +159,7 @@ pub enum Note {
     Formed,
     Withdrawn,
     ResetDone,
+    Dropped,
     None,
 }
 

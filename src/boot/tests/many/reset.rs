@@ -178,6 +178,65 @@ fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
     expect(&Facts { marker: dropping(1), ..f }, overtaken(&[2]), Rule::ResetAlone);
 }
 
+/// By hand, as nobody could be asked: the marker comes before the start, and who is dropped and serves all the same stops it.
+#[test]
+fn who_was_made_the_only_one_by_hand_has_the_others_dropped_first() {
+    let mut f = voter_of(&[0]);
+    f.desired = Desired::Host(3);
+    f.dropped = vec![MemberId(2), MemberId(3)];
+    let dropped = |decision: BootDecision| match decision {
+        BootDecision::Record(Record::Survivor(write)) => (write.marker.survivor, write.marker.dropped),
+        other => panic!("{other:?}"),
+    };
+    let want = (Some(MemberId(1)), f.dropped.clone());
+    let (decision, rule) = explained(&f, Rules::ALL);
+    assert_eq!((dropped(decision), rule), (want.clone(), Rule::DropsRecorded));
+    let without = explained(&f, Rules::without(&[Rule::DropsRecorded])).0;
+    assert!(matches!(without, BootDecision::Start { .. }), "{without:?}");
+    // Deleted by hand: it is written anew.
+    assert_eq!(dropped(decide(&Facts { marker: Known::Absent, ..f.clone() })), want);
+    let away = Facts { marker: Known::Unknown("timeout".into()), ..f.clone() };
+    expect(&away, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::DropsRecorded);
+    f.marker = marked(|m| (m.survivor, m.dropped) = want);
+    expect(&f, BootDecision::Record(Record::Dropped(f.dropped.clone())), Rule::DropsRecorded);
+    f.notes.dropped = f.dropped.clone();
+    assert!(starts(&f));
+    assert!(starts(&Facts { marker: Known::Unknown("timeout".into()), ..f.clone() }), "the API is away later");
+    // They were there first.
+    let overtaken = |others: &[u64]| {
+        let others = others.iter().copied().map(MemberId).collect();
+        BootDecision::Refuse(Refusal::ResetOvertaken { member: MemberId(1), cluster: MINE, others })
+    };
+    says(&mut f, 1, PeerState::Serving { member: MemberId(2), cluster: MINE });
+    expect(&f, overtaken(&[2]), Rule::DropsRecorded);
+    f.members = list(&[0, 1, 2]);
+    expect(&f, overtaken(&[2, 3]), Rule::DropsRecorded);
+    // Those that have joined since are no matter.
+    says(&mut f, 1, PeerState::Serving { member: MemberId(7), cluster: MINE });
+    f.members = list(&[0]);
+    assert!(starts(&f));
+}
+
+/// And without a host API its word alone holds them back.
+#[test]
+fn a_dropped_member_does_not_start_beside_the_word_of_the_survivor() {
+    let mut f = voter_of(&[0, 1, 2]);
+    f.ordinal = Ordinal(1);
+    f.peers = vec![PeerFact::new(Ordinal(0)), PeerFact::new(Ordinal(2))];
+    f.data_dir = DataDirFact::Valid { member: MemberId(2), cluster: MINE };
+    says(&mut f, 0, PeerState::Data { member: MemberId(1), cluster: MINE, last: None });
+    assert!(starts(&f));
+    let seed = f.peers.iter_mut().find(|peer| peer.ordinal == Ordinal(0)).unwrap();
+    seed.dropped = vec![MemberId(2), MemberId(3)];
+    let wait = Wait::Dropped { member: MemberId(2), survivor: Some(MemberId(1)) };
+    expect(&f, BootDecision::Wait(wait), Rule::DroppedNeverStarts);
+    says(&mut f, 0, PeerState::Data { member: MemberId(1), cluster: OTHER, last: None });
+    assert!(!matches!(decide(&f), BootDecision::Wait(Wait::Dropped { .. })), "it is of another cluster");
+    says(&mut f, 0, PeerState::Data { member: MemberId(1), cluster: MINE, last: None });
+    f.dropped = vec![MemberId(1)];
+    assert!(!matches!(decide(&f), BootDecision::Wait(Wait::Dropped { .. })), "each says so of the other");
+}
+
 #[test]
 fn a_begun_reset_whose_data_dir_is_gone_is_no_empty_volume() {
     let mut f = three();

@@ -73,6 +73,7 @@ fn peers() -> impl Strategy<Value = PeerFact> {
             state,
             superseded,
             settled: vec![],
+            dropped: vec![],
             joins,
             other_ca,
         },
@@ -101,6 +102,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         damaged,
         superseded: vec![],
         settled: vec![],
+        dropped: vec![],
         left: None,
         request_bytes: None,
     });
