@@ -19,6 +19,7 @@ mod snapshots;
 mod space;
 mod stop;
 mod timing;
+mod turn;
 mod wanted;
 
 use std::cell::Cell;
@@ -55,7 +56,6 @@ use crate::serve::front::{self, Apiserver, Front};
 use crate::serve::health::Health;
 use crate::serve::prepare;
 use crate::serve::token::SharedToken;
-use crate::settings::change::{self, Effect};
 use crate::settings::load::Loader;
 use crate::settings::{Distro, Settings};
 use crate::supervise::backoff::Backoff;
@@ -254,7 +254,7 @@ async fn live(
             crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
         let stopped = tokio::select! {
             stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
-            never = follow_settings(pod, &control) => match never {},
+            never = turn::follow(pod, |now| etcd_spec(pod, now, Bootstrap::Restart), &control) => match never {},
             never = timing::follow(pod, alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
@@ -295,33 +295,6 @@ fn etcd_spec(pod: &Pod, settings: &Settings, bootstrap: Bootstrap) -> anyhow::Re
     let Some((program, version)) = pod.etcd.clone() else { return Ok(None) };
     pod.own.needs(launch::largest_request(settings)?);
     launch::spec(&Launch { settings, pki: &pod.pki, bootstrap, program, version }).map(Some)
-}
-
-/// Runs etcd by the new settings whenever they ask for another command line. Never ends, and holds the receiver, which
-/// is what keeps the values file watched.
-async fn follow_settings(pod: &Pod, control: &supervise::Control) -> Infallible {
-    let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
-    let mut runs_by = changed.borrow().clone();
-    // The command line of a restart would not form the cluster that a first start is about to form.
-    while serving.wait_for(|health| health.datastore_ready).await.is_ok() {
-        let new = changed.borrow_and_update().clone();
-        if change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart) {
-            match etcd_spec(pod, &new, Bootstrap::Restart) {
-                Ok(Some(spec)) => {
-                    if !control.replace(spec) {
-                        tracing::warn!("the supervisor does not keep up: etcd keeps its settings until its restart");
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => tracing::error!("{error:#}; etcd runs on by the old settings"),
-            }
-        }
-        runs_by = new;
-        if changed.changed().await.is_err() {
-            break;
-        }
-    }
-    std::future::pending().await
 }
 
 /// Has the companions elect a leader from the moment at which there are to be other pods, before the others' come up: a

@@ -226,11 +226,21 @@ fn damaged(facts: &Facts, why: &str, rules: Rules) -> Verdict {
     if let Some((member, cluster)) = owner {
         return (BootDecision::SetAside { member, cluster }, Rule::DamagedReplaced);
     }
-    let alone = facts.peers.is_empty() && facts.claims.present().is_none_or(Vec::is_empty);
+    let alone = nobody_else(facts);
     if alone || facts.notes.resetting {
         return (BootDecision::Refuse(Refusal::DamagedDataDir(why.to_owned())), Rule::StartAsIs);
     }
     (BootDecision::Wait(Wait::Damaged(why.to_owned())), Rule::DamagedReplaced)
+}
+
+/// Whether no other pod or volume is known of, and whoever knows of the volumes has been asked.
+fn nobody_else(facts: &Facts) -> bool {
+    let no_volumes = match &facts.claims {
+        Known::Present(claims) => claims.is_empty(),
+        Known::Absent => true,
+        Known::Unknown(_) => !facts.host_configured,
+    };
+    facts.peers.is_empty() && no_volumes
 }
 
 /// Whether a quorum without this pod's member, which does not run, has given a list of its cluster: with this member as
@@ -421,7 +431,7 @@ fn join(facts: &Facts, cluster: ClusterId, rules: Rules) -> Verdict {
     }
     // The restored cluster is the one to join, not one that it has replaced.
     let Some(list) = facts.members.present().filter(|list| list.cluster == cluster) else {
-        let alone = facts.peers.is_empty() && facts.claims.present().is_none_or(Vec::is_empty);
+        let alone = nobody_else(facts);
         return if alone {
             refuse(Refusal::FormedElsewhere(cluster), Rule::FormedOnce)
         } else {

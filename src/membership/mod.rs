@@ -257,14 +257,14 @@ fn is_active(o: &Observed, m: &MemberFact) -> bool {
 /// writes would stall until it has. A learner's removal changes no quorum.
 ///
 /// While a live one is removed, a higher one that is not wanted either may stop: by the list that it has, the others are a
-/// quorum without it ([`leave`]). So it is not counted, and goes first. One that leads does not stop.
+/// quorum without it ([`leave`]). So it is not counted, and goes first: one that leads hands that on before.
 fn keeps_quorum(o: &Observed, gone: &MemberFact, rules: Rules) -> bool {
     let rest = || o.members.iter().filter(|m| !m.member.learner && m.member.id != gone.member.id);
     let unwanted = |m: &MemberFact| m.member.ordinal.is_some_and(|ordinal| o.wants(ordinal) == Some(false));
     // By the leader's values file all are wanted when a pod leaves by a newer one.
     let may_stop = |m: &MemberFact| m.member.ordinal > gone.member.ordinal && (unwanted(m) || !unwanted(gone));
-    let able =
-        |m: &&MemberFact| m.member.id == o.leader || (m.active && (!gone.active || (m.caught_up && !may_stop(m))));
+    let up_to_date = |m: &MemberFact| m.caught_up || m.member.id == o.leader;
+    let able = |m: &&MemberFact| is_active(o, m) && (!gone.active || (up_to_date(m) && !may_stop(m)));
     gone.member.learner || rest().filter(able).count() > rest().count() / 2 || !rules.on(Rule::QuorumKept)
 }
 

@@ -104,6 +104,13 @@ fn a_live_one_does_not_go_before_a_higher_one_that_may_stop_meanwhile() {
         let both = by_values(values, pods(Some(Request::Leave)));
         expect(&both, Plan::Do(Step::Remove(id(2))), Rule::GoneOrLeaving);
     }
+    // One that leads hands that on first, and would be free to stop.
+    for values in [1, 3] {
+        let led = Observed { leader: id(2), ..by_values(values, pods(Some(Request::Leave))) };
+        let (plan, rule) = explained(&led, Rules::ALL);
+        let waits = matches!(plan, Plan::Do(Step::MoveLeader(_)) | Plan::Wait(Hold::NobodyToLead));
+        assert!(waits && rule == Rule::LeaderStays, "{values}: {plan:?}");
+    }
     // Of five, so many are left that it does not matter.
     let mut o = by_values(1, pods(None));
     o.members.extend([voter(3), voter(4)]);
@@ -156,12 +163,11 @@ fn a_leader_moves_leadership_and_never_removes_itself() {
     expect(&o, Plan::Do(Step::MoveLeader(id(0))), Rule::LeaderStays);
     o.members[0].caught_up = false;
     expect(&o, Plan::Wait(Hold::NobodyToLead), Rule::LeaderStays);
-    // Others that are to go do not wait for it.
-    let o = Observed {
-        leader: id(2),
-        ..observed(1, vec![voter(0), voter(1), voter(2)], vec![pod(0, false), pod(1, true), pod(2, true)])
-    };
-    expect(&o, Plan::Do(Step::Remove(id(1))), Rule::GoneOrLeaving);
+    // It goes before a lower one; a higher one does not wait for it.
+    let pods = || vec![pod(0, false), pod(1, true), pod(2, true)];
+    let led_by = |n| Observed { leader: id(n), ..observed(1, vec![voter(0), voter(1), voter(2)], pods()) };
+    expect(&led_by(2), Plan::Do(Step::MoveLeader(id(0))), Rule::LeaderStays);
+    expect(&led_by(1), Plan::Do(Step::Remove(id(2))), Rule::GoneOrLeaving);
 }
 
 #[test]

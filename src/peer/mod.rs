@@ -63,6 +63,9 @@ pub struct Word {
     /// The largest request that the values of its store need, in bytes, as far as it knows.
     #[serde(default)]
     pub request_bytes: Option<u64>,
+    /// Its etcd is to be started again by changed settings, and serves still.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restarts: bool,
     /// Bytes of the store in its data dir, a snapshot that is on its way included, while its etcd runs.
     #[serde(default)]
     pub received: Option<u64>,
@@ -110,6 +113,7 @@ struct Says {
     joins: Option<ClusterId>,
     request: Option<Request>,
     request_bytes: Option<u64>,
+    due: bool,
 }
 
 impl Own {
@@ -170,6 +174,11 @@ impl Own {
         self.says().request_bytes = request_bytes;
     }
 
+    /// Whether its etcd is to be started again by changed settings.
+    pub fn due(&self, due: bool) {
+        self.says().due = due;
+    }
+
     /// The word now.
     pub fn word(&self, health: Health) -> Word {
         let says = self.says().clone();
@@ -191,6 +200,7 @@ impl Own {
             serves_clients,
             applied: None,
             request_bytes: says.request_bytes,
+            restarts: says.due && health.datastore_ready,
             received: None,
         }
     }

@@ -117,6 +117,7 @@ impl Leader<'_> {
             self.said = None;
             // What another leader sees meanwhile is not seen here.
             self.progress.clear();
+            self.replacing = None;
             return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;

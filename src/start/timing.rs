@@ -117,7 +117,7 @@ fn among_others(anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> Option<
 }
 
 /// Moves leadership; how long until the next look.
-async fn moved(pod: &Pod, to: MemberId) -> Duration {
+pub(super) async fn moved(pod: &Pod, to: MemberId) -> Duration {
     let moved = async { anyhow::Ok(pod.etcd_here().await?.move_leader(to, ETCD_DEADLINE).await?) };
     match moved.await {
         Ok(()) => MOVING,

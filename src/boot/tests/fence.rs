@@ -33,7 +33,12 @@ fn the_seed_moves_and_the_others_wait_and_join() {
     // The rules for forming stand before it.
     let silent = Facts { peers: vec![empty(1), PeerFact::new(Ordinal(2))], ..three };
     assert_eq!(decide(&silent), BootDecision::Wait(Wait::PeersNotKnownEmpty(vec![Ordinal(2)])));
-    let formed = Facts { marker: seen(MarkerPhase::Formed(ClusterId(7))), host_configured: true, ..moves() };
+    let formed = Facts {
+        marker: seen(MarkerPhase::Formed(ClusterId(7))),
+        host_configured: true,
+        claims: Known::Absent,
+        ..moves()
+    };
     assert_eq!(decide(&formed), BootDecision::Refuse(Refusal::FormedElsewhere(ClusterId(7))));
     let away = Facts { host_configured: true, ..moves() };
     assert!(matches!(decide(&away), BootDecision::Wait(Wait::HostAway(_))));

@@ -4,6 +4,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use syncer::disk::RealDisk;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{CHANGE, Scene, runtime};
 use crate::statefulset_box::protocol::{Policy, Program};
@@ -84,5 +86,31 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     install(folder.path(), "3.7");
     scene.set.roll().expect("roll");
     rolled(&mut scene, "3.7");
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// A changed quota reaches the values files of all pods in the same moment, and each starts its etcd again in its turn.
+#[test]
+fn changed_settings_start_etcd_again_in_one_pod_after_the_other() {
+    let mut scene = Scene::begin(Policy::Parallel);
+    let file = scene.set.dir().join("values.yaml");
+    let values = std::fs::read_to_string(&file).expect("the values");
+    let changed = values.replace("embeddedEtcd:\n", "embeddedEtcd:\n  quotaBackendBytes: 3Gi\n");
+    assert_ne!(changed, values);
+    std::fs::write(&file, changed).expect("write the values");
+    let again = |ordinal: u32| {
+        let log = scene.set.log(&format!("vc-{ordinal}"));
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let of_etcd: Vec<_> = lines.filter(|line| line["child"] == "etcd").collect();
+        let at = of_etcd.iter().position(|line| line["message"] == "is started anew")?;
+        let serves = of_etcd[at..].iter().find(|line| line["message"] == "serves")?;
+        let time = |line: &serde_json::Value| OffsetDateTime::parse(line["time"].as_str()?, &Rfc3339).ok();
+        time(&of_etcd[at]).zip(time(serves))
+    };
+    let mut turns: Vec<_> = (0..3).map(|n| poll("etcd is started again", CHANGE, || again(n))).collect();
+    turns.sort();
+    let one_by_one = turns.windows(2).all(|two| two[0].1 < two[1].0);
+    assert!(one_by_one, "two at a time: {turns:?}{}", scene.logs());
+    scene.rests("all run by the new settings", 3);
     assert!(!scene.writer.finish().is_empty());
 }

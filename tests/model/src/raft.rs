@@ -88,6 +88,9 @@ impl World {
     pub(crate) fn lead(&mut self, o: usize, term: u8, granting: &[usize]) {
         for v in granting {
             self.pods[*v].leads = None;
+            if *v != o {
+                self.pods[*v].replacing = None;
+            }
             if let Some(dir) = &mut self.volumes[*v].dir {
                 dir.term = term;
             }
@@ -113,6 +116,7 @@ impl World {
             let newer = follower.term;
             self.volumes[l].dir.as_mut()?.term = newer;
             self.pods[l].leads = None;
+            self.pods[l].replacing = None;
             return Some(());
         }
         if leader.log.get(..follower.commit) != Some(&follower.log[..follower.commit]) {
@@ -120,6 +124,7 @@ impl World {
             return Some(());
         }
         self.pods[f].leads = None;
+        self.pods[f].replacing = None;
         let dir = self.volumes[f].dir.as_mut()?;
         dir.term = term;
         dir.commit = dir.commit.max(leader.commit);

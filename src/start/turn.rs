@@ -1,0 +1,187 @@
+//! etcd by changed settings, one pod after the other: a changed values file reaches all of them at about the same time, and
+//! members that are started again together are no quorum.
+//!
+//! A pod says that it is due, and waits a moment, so that of two that are due at once each knows of the other; the highest
+//! goes first, as a StatefulSet is rolled. It goes while the others are a quorum without it, and never as the leader.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use super::leader::{CAUGHT_UP, quiet, states};
+use super::pod::{ETCD_DEADLINE, Pod};
+use super::timing::moved;
+use crate::boot::Member;
+use crate::etcd::client::Status;
+use crate::ids::{MemberId, Ordinal};
+use crate::peer::list_of;
+use crate::settings::Settings;
+use crate::settings::change::{self, Effect};
+use crate::supervise::Control;
+use crate::supervise::spec::ChildSpec;
+
+/// Between two looks while it is not this pod's turn.
+const AGAIN: Duration = Duration::from_millis(500);
+/// So long a pod has said that it is due before it goes: the others look at least as often.
+const ANNOUNCED: Duration = Duration::from_secs(2);
+/// A quiet moment for leadership to move in is waited for so long.
+const QUIET_WITHIN: Duration = Duration::from_secs(20);
+/// From asking for a restart until etcd does not serve any more.
+const STOPS_WITHIN: Duration = Duration::from_secs(15);
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// It is another pod's turn, or the others cannot go on without this one.
+    Wait,
+    /// Leadership first.
+    MoveLeader(MemberId),
+    /// Start etcd again.
+    Go,
+}
+
+/// Whose turn it is. `well`: the other members that answer and have caught up; `due`: the other pods that are due too.
+fn turn(
+    own: MemberId,
+    leader: Option<MemberId>,
+    members: &[Member],
+    well: &BTreeSet<MemberId>,
+    due: &BTreeSet<Ordinal>,
+) -> Turn {
+    let others: Vec<_> = members.iter().filter(|m| m.id != own && !m.learner).collect();
+    let Some(me) = members.iter().find(|m| m.id == own) else { return Turn::Wait };
+    if me.learner || others.is_empty() {
+        return Turn::Go;
+    }
+    let voters = others.len() + 1;
+    // Of two, neither is a quorum for that moment, whatever is done.
+    let needed = if voters == 2 { 1 } else { voters / 2 + 1 };
+    let able: Vec<_> = others.iter().filter(|m| well.contains(&m.id)).collect();
+    let higher = |ordinal: &Ordinal| me.ordinal.is_some_and(|mine| *ordinal > mine);
+    if able.len() < needed || due.iter().any(higher) {
+        return Turn::Wait;
+    }
+    match (leader, able.iter().min_by_key(|m| m.ordinal)) {
+        (Some(leader), Some(heir)) if leader == own => Turn::MoveLeader(heir.id),
+        (Some(_), _) => Turn::Go,
+        (None, _) => Turn::Wait,
+    }
+}
+
+/// Runs etcd by the new settings whenever they ask for another command line, in its turn. `spec` makes that of a restart. Never
+/// ends, and holds the receiver, which is what keeps the values file watched.
+pub async fn follow(
+    pod: &Pod,
+    spec: impl Fn(&Settings) -> anyhow::Result<Option<ChildSpec>>,
+    control: &Control,
+) -> Infallible {
+    let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
+    let mut runs_by = changed.borrow().clone();
+    let mut since: Option<Instant> = None;
+    // The command line of a restart would not form the cluster that a first start is about to form.
+    while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
+        let new = changed.borrow_and_update().clone();
+        let due = change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart);
+        pod.own.due(due);
+        if !due {
+            since = None;
+            if changed.changed().await.is_err() {
+                break;
+            }
+            continue;
+        }
+        let waits = since.get_or_insert_with(Instant::now).elapsed();
+        let next = Box::pin(look(pod, waits)).await.unwrap_or_else(|error| {
+            tracing::debug!("whose turn it is cannot be seen: {error:#}");
+            Turn::Wait
+        });
+        let pause = match next {
+            Turn::Wait => AGAIN,
+            Turn::MoveLeader(to) => moved(pod, to).await,
+            Turn::Go => {
+                let spec = spec(&new).unwrap_or_else(|error| {
+                    tracing::error!("{error:#}; etcd runs on by the old settings");
+                    None
+                });
+                match spec.map(|spec| control.replace(spec)) {
+                    Some(true) => {
+                        let stopped = serving.wait_for(|health| !health.datastore_ready);
+                        let _ = tokio::time::timeout(STOPS_WITHIN, stopped).await;
+                        runs_by = new;
+                    }
+                    Some(false) => tracing::warn!("the supervisor does not keep up: asking it again"),
+                    None => runs_by = new,
+                }
+                AGAIN
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = changed.changed() => {}
+        }
+    }
+    std::future::pending().await
+}
+
+/// `waits`: for how long this pod has said that it is due.
+async fn look(pod: &Pod, waits: Duration) -> anyhow::Result<Turn> {
+    if pod.surveyor.is_none() {
+        return Ok(Turn::Go);
+    }
+    let mut etcd = pod.etcd_here().await?;
+    let list = etcd.member_list(ETCD_DEADLINE).await?;
+    if list.members.len() > 1 && waits < ANNOUNCED {
+        return Ok(Turn::Wait);
+    }
+    let status = etcd.status(ETCD_DEADLINE).await?;
+    let survey = pod.survey([]).await;
+    let caught_up = |state: &Status| status.applied.0.saturating_sub(state.applied.0) <= CAUGHT_UP;
+    let states = states(pod, &list, &status, &survey).await.into_iter();
+    let well = states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect();
+    let due = survey.words.iter().filter(|(_, word)| word.restarts).map(|(ordinal, _)| *ordinal).collect();
+    let next = turn(status.member, status.leader, &list_of(&pod.settings, &list).members, &well, &due);
+    let loud = matches!(next, Turn::MoveLeader(_)) && waits < QUIET_WITHIN && !quiet(&mut etcd, &status).await?;
+    Ok(if loud { Turn::Wait } else { next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn voters(count: u64) -> Vec<Member> {
+        let voter = |n| Member { id: MemberId(n + 1), ordinal: Some(Ordinal(n as u32)), learner: false };
+        (0..count).map(voter).collect()
+    }
+
+    #[test]
+    fn one_after_the_other_the_highest_first_and_never_as_the_leader() {
+        let of = |own: u64, leader: u64, members: &[Member], down: &[u64], due: &[u32]| {
+            let well = members.iter().map(|m| m.id).filter(|id| !down.contains(&id.0)).collect();
+            let due = due.iter().copied().map(Ordinal).collect();
+            turn(MemberId(own), Some(MemberId(leader)), members, &well, &due)
+        };
+        let (go, wait, moves) = (Turn::Go, Turn::Wait, |to| Turn::MoveLeader(MemberId(to)));
+        let three = voters(3);
+        // All three are due.
+        assert_eq!(of(3, 1, &three, &[], &[0, 1]), go);
+        assert_eq!(of(2, 1, &three, &[], &[0, 2]), wait);
+        assert_eq!(of(2, 1, &three, &[], &[0]), go);
+        assert_eq!(of(1, 1, &three, &[], &[]), moves(2));
+        assert_eq!(of(1, 2, &three, &[], &[]), go);
+        // One that starts again, or is down, is one too many of three, and not of five.
+        assert_eq!(of(2, 1, &three, &[3], &[0]), wait);
+        assert_eq!(of(1, 1, &three, &[2], &[]), wait);
+        let five = voters(5);
+        assert_eq!((of(2, 1, &five, &[5], &[]), of(2, 1, &five, &[4, 5], &[])), (go, wait));
+        // Of two there is none for a moment; not while the other is away.
+        let two = voters(2);
+        assert_eq!((of(2, 1, &two, &[], &[0]), of(1, 1, &two, &[], &[]), of(1, 2, &two, &[], &[])), (go, moves(2), go));
+        assert_eq!(of(2, 1, &two, &[1], &[]), wait);
+        assert_eq!(of(1, 1, &voters(1), &[], &[]), go);
+        // Nobody counts on a learner, and it is in nobody's way.
+        let learner = [voters(2), vec![Member { learner: true, ..five[2].clone() }]].concat();
+        assert_eq!((of(3, 1, &learner, &[1], &[]), of(2, 1, &learner, &[1], &[])), (go, wait));
+        assert_eq!(turn(MemberId(2), None, &three, &three.iter().map(|m| m.id).collect(), &BTreeSet::new()), wait);
+        assert_eq!(of(9, 1, &three, &[], &[]), wait);
+    }
+}
