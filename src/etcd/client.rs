@@ -63,6 +63,16 @@ pub enum ClientError {
         #[source]
         source: Box<etcd_client::Error>,
     },
+    /// Another cluster than the one that is meant answers.
+    #[error("cluster {found} answers, and {wanted} is meant")]
+    OtherCluster {
+        /// Who answers.
+        found: ClusterId,
+        /// Who is meant.
+        wanted: ClusterId,
+        /// By no other way does that one answer.
+        last: bool,
+    },
     /// An answer without what every such answer has.
     #[error("{what}: the answer lacks its header, or comes from another member than the one before it")]
     Malformed {
@@ -72,6 +82,11 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether asking again is no use.
+    pub fn is_final(&self) -> bool {
+        self.is_denied() || matches!(self, ClientError::OtherCluster { last: true, .. })
+    }
+
     /// Whether etcd knows us as no user, or as one who may not ask: asking again is no use.
     pub fn is_denied(&self) -> bool {
         let ClientError::Etcd { source, .. } = self else { return false };

@@ -51,6 +51,9 @@ pub struct FenceRecord {
     pub alarm: MemberId,
     /// When it was recorded, in seconds since 1970.
     pub since: u64,
+    /// The client URLs of the source's members: other ways to them.
+    #[serde(default)]
+    pub members: Vec<String>,
 }
 
 /// The record on the volume at `data_dir`.
@@ -97,7 +100,7 @@ mod tests {
 
     fn record(phase: FencePhase) -> FenceRecord {
         let source = "https://vc-etcd:2379".to_owned();
-        FenceRecord { phase, source, cluster: ClusterId(1), alarm: MemberId(2), since: 3 }
+        FenceRecord { phase, source, cluster: ClusterId(1), alarm: MemberId(2), since: 3, members: Vec::new() }
     }
 
     #[test]

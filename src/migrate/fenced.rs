@@ -14,7 +14,6 @@
 //! Alarms are kept in the store and survive restarts of the source. To lift the fence by hand: `etcdctl alarm disarm`.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,6 +24,7 @@ use anyhow::{Context, anyhow, ensure};
 use super::backend::BackendStore;
 use super::fence::{self, FencePhase, FenceRecord};
 use super::remote::{self, Alarms};
+use super::ways::{ANSWER, Ways, patiently};
 use crate::crash_point;
 use crate::disk::Disk;
 use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint};
@@ -32,15 +32,11 @@ use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::unix_seconds;
 
-/// One answer of the source. A fenced one may be restarted by whoever watches its health.
-const ANSWER: Duration = Duration::from_secs(5);
 /// How long a source that does not answer is asked again before anything has been changed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// And when it has been fenced: its health check fails then, and a kubelet may restart it for that. Who is silent for longer
 /// takes no writes either way, and is better told to somebody: the move is given up, and begun anew at the next start.
 const PATIENCE_FENCED: Duration = Duration::from_secs(60);
-/// Between two questions.
-const AGAIN: Duration = Duration::from_millis(250);
 /// How often a snapshot that breaks off, or lags behind the fence, is taken of a source that answers, and the pause before
 /// the next.
 const SNAPSHOTS: u32 = 10;
@@ -85,8 +81,8 @@ impl Eq for Gate {}
 /// An etcd with our fence around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fenced {
-    /// Where it is.
-    pub etcd: EtcdEndpoint,
+    /// Where it is, and other ways there.
+    pub ways: Ways,
     /// In whose name the alarms are raised.
     pub alarm: MemberId,
     /// Its last revision.
@@ -102,6 +98,8 @@ pub struct Looked {
     pub cluster: ClusterId,
     /// Its members.
     pub members: Vec<MemberId>,
+    /// Their client URLs.
+    pub urls: Vec<String>,
     /// Size of its backend file in bytes.
     pub db_size: u64,
     /// Bytes of it that are in use.
@@ -133,7 +131,8 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
         source = etcd.url, cluster = %list.cluster, version = status.version, members = members.len(), bytes = status.db_size,
         "the source can be moved from"
     );
-    Ok(Looked { cluster: list.cluster, members, db_size: status.db_size, in_use: status.db_in_use })
+    let urls = list.members.into_iter().flat_map(|member| member.client_urls).collect();
+    Ok(Looked { cluster: list.cluster, members, urls, db_size: status.db_size, in_use: status.db_in_use })
 }
 
 /// Makes sure that no alarm CORRUPT is raised, but that of our own fence, whose record `ours` is.
@@ -195,12 +194,12 @@ pub async fn raise(
         cluster: looked.cluster,
         alarm,
         since: unix_seconds(),
+        members: looked.urls.clone(),
     };
     fence::store(disk, data_dir, &record)?;
     crash_point!("fence-recorded");
-    let begun = Instant::now();
-    patiently(PATIENCE_FENCED, async || {
-        let mut client = EtcdClient::connect(etcd).await?;
+    let (begun, ways) = (Instant::now(), Ways::new(etcd, looked.cluster, &looked.urls));
+    ways.patiently(PATIENCE_FENCED, async |mut client, _| {
         client.raise_alarm(alarm, Alarm::NoSpace, ANSWER).await?;
         crash_point!("fence-half-raised");
         client.raise_alarm(alarm, Alarm::Corrupt, ANSWER).await
@@ -208,7 +207,7 @@ pub async fn raise(
     .await
     .map_err(|error| no_answer(etcd, error))?;
     crash_point!("fence-raised");
-    let mut fenced = Fenced { etcd: etcd.clone(), alarm, revision: Revision(0), gate };
+    let mut fenced = Fenced { ways, alarm, revision: Revision(0), gate };
     fenced.revision = fenced.held().await?;
     tracing::warn!(
         source = etcd.url,
@@ -228,7 +227,8 @@ impl Fenced {
     pub fn open(&self, disk: &dyn Disk, file: &Path) -> anyhow::Result<BackendStore> {
         crash_point!("fence-stands");
         for attempt in 1.. {
-            let error = match remote::open(disk, &self.etcd, file, Alarms::OfTheFence) {
+            let etcd = if attempt == 1 { self.given().clone() } else { self.reachable()? };
+            let error = match remote::open(disk, &etcd, file, Alarms::OfTheFence) {
                 Ok(store) if store.revision() == self.revision => {
                     crash_point!("fence-snapshot-taken");
                     let fenced = self.clone();
@@ -239,7 +239,7 @@ impl Fenced {
                     Exit::RefusedSource,
                     format!(
                         "the snapshot of {} is of revision {}, and the fence of {}",
-                        self.etcd.url,
+                        etcd.url,
                         store.revision(),
                         self.revision
                     ),
@@ -253,7 +253,6 @@ impl Fenced {
             }
             tracing::warn!(attempt, "{error:#}; taking another snapshot when the source answers");
             std::thread::sleep(BETWEEN_SNAPSHOTS);
-            self.answers()?;
         }
         Err(anyhow!("no snapshot was taken"))
     }
@@ -267,7 +266,8 @@ impl Fenced {
                 Exit::RefusedSource,
                 format!(
                     "{} was written to in spite of the fence: it is at revision {revision}, not {}",
-                    self.etcd.url, self.revision
+                    self.given().url,
+                    self.revision
                 ),
                 "whoever has disarmed its alarm is to leave it until the move is done; then try again",
             ));
@@ -275,6 +275,17 @@ impl Fenced {
         ensure!(self.gate.commit(), "told to stop before the commit");
         crash_point!("fence-held");
         Ok(())
+    }
+
+    /// The source by the URL that was given.
+    pub fn given(&self) -> &EtcdEndpoint {
+        self.ways.given()
+    }
+
+    /// A way by which it answers, on a thread of its own.
+    fn reachable(&self) -> anyhow::Result<EtcdEndpoint> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        runtime.block_on(self.ways.open(PATIENCE_FENCED)).map_err(|error| no_answer(self.given(), error))
     }
 
     /// As [`Fenced::held`], on a thread of its own.
@@ -285,21 +296,19 @@ impl Fenced {
 
     /// Makes sure that the fence holds, and gives the revision that a majority agrees on.
     async fn held(&self) -> anyhow::Result<Revision> {
-        let (alarms, refuses, revision) = patiently(PATIENCE_FENCED, async || {
-            let mut client = EtcdClient::connect(&self.etcd).await?;
+        let asked = self.ways.patiently(PATIENCE_FENCED, async |mut client, _| {
             let alarms = client.alarms(ANSWER).await?;
             let refuses = client.refuses_writes(&format!("syncer/fence/{}", self.alarm), ANSWER).await?;
             // Last: what was written before the fence had been lifted for a moment shows in it.
             Ok((alarms, refuses, client.linearizable_read(ANSWER).await?))
-        })
-        .await
-        .map_err(|error| no_answer(&self.etcd, error))?;
+        });
+        let (alarms, refuses, revision) = asked.await.map_err(|error| no_answer(self.given(), error))?;
         let corrupt = || alarms.iter().filter(|(_, alarm)| *alarm == Alarm::Corrupt).map(|(member, _)| *member);
         // Raised since the source was looked at. Of two that move from it at once, both may see the other: both give up.
         if let Some(other) = corrupt().find(|member| *member != self.alarm) {
             return Err(refuse(
                 Exit::RefusedSource,
-                format!("{} has got an alarm CORRUPT of {other} beside the fence", self.etcd.url),
+                format!("{} has got an alarm CORRUPT of {other} beside the fence", self.given().url),
                 "if that is a member (`etcdctl member list`), its data differs: replace it and disarm the alarm; otherwise \
                  another virtual cluster is being moved from there: let one alone do so",
             ));
@@ -311,7 +320,7 @@ impl Fenced {
         let found = if ours { "it takes writes all the same" } else { "somebody has disarmed the alarm" };
         Err(refuse(
             Exit::RefusedSource,
-            format!("the fence around {} does not hold: {found}", self.etcd.url),
+            format!("the fence around {} does not hold: {found}", self.given().url),
             "leave the alarms of the source alone until the move is done, then try again",
         ))
     }
@@ -329,14 +338,10 @@ pub async fn lift(
 ) -> anyhow::Result<()> {
     // Over all attempts: what one of them has taken back must not be forgotten by the next.
     let mut its_own = BTreeSet::new();
-    let cluster = patiently(patience, async || {
-        let mut client = EtcdClient::connect(etcd).await?;
-        let status = client.status(ANSWER).await?;
-        let cluster = status.cluster;
-        if cluster != record.cluster {
-            return Ok(cluster);
-        }
-        let before_3_6 = ["3.4.", "3.5."].iter().any(|line| status.version.starts_with(line));
+    let ways = Ways::new(etcd, record.cluster, &record.members);
+    let lifted = ways.patiently(patience, async |mut client, _| {
+        let version = client.status(ANSWER).await?.version;
+        let before_3_6 = ["3.4.", "3.5."].iter().any(|line| version.starts_with(line));
         if before_3_6 {
             its_own.extend(own_alarms(&mut client).await?);
         }
@@ -346,14 +351,17 @@ pub async fn lift(
         if before_3_6 {
             renew_alarms(&mut client, &its_own).await?;
         }
-        Ok(cluster)
-    })
-    .await
-    .map_err(|error| not_lifted(data_dir, etcd, &format!("{:#}", anyhow::Error::from(error))))?;
-    if cluster != record.cluster {
-        let what = format!("cluster {cluster} serves there, and the fence was put around {}", record.cluster);
-        return Err(not_lifted(data_dir, etcd, &what));
-    }
+        Ok(())
+    });
+    lifted.await.map_err(|error| {
+        let what = match error {
+            ClientError::OtherCluster { found, wanted, .. } => {
+                format!("cluster {found} serves there, and the fence was put around {wanted}")
+            }
+            error => format!("{:#}", anyhow::Error::from(error)),
+        };
+        not_lifted(data_dir, etcd, &what)
+    })?;
     fence::store(disk, data_dir, &FenceRecord { phase: FencePhase::Lifted, ..record.clone() })?;
     tracing::info!(source = etcd.url, "the fence around the source is lifted: it takes writes again");
     Ok(())
@@ -406,51 +414,6 @@ fn no_answer(etcd: &EtcdEndpoint, error: ClientError) -> anyhow::Error {
          certificates are of the CA that this pod has (etcd/ca.crt)"
     };
     refuse(Exit::RefusedSource, what, remedy)
-}
-
-/// Asks until there is an answer, or one that asking again does not change.
-async fn patiently<T>(
-    patience: Duration,
-    mut ask: impl AsyncFnMut() -> Result<T, ClientError>,
-) -> Result<T, ClientError> {
-    let (begun, patience) = (Instant::now(), bounded(patience));
-    let mut said: Option<Instant> = None;
-    loop {
-        match ask().await {
-            Err(error) if !error.is_denied() && begun.elapsed() + AGAIN < patience => {
-                if said.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                    tracing::warn!("the source does not answer: {:#}; asking again", Chain(&error));
-                    said = Some(Instant::now());
-                }
-                tokio::time::sleep(AGAIN).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-/// Tests have less patience with a source that they have silenced for good.
-pub(super) fn bounded(patience: Duration) -> Duration {
-    #[cfg(feature = "testing")]
-    if let Some(seconds) = std::env::var("SYNCER_PATIENCE_SECONDS").ok().and_then(|text| text.parse().ok()) {
-        return patience.min(Duration::from_secs(seconds));
-    }
-    patience
-}
-
-/// An error with its causes, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ pub mod sqlite;
 pub mod to_datadir;
 pub mod to_sqlite;
 pub mod verify;
+pub mod ways;
 
 pub use commit::finish_commit;
 pub use journey::{Commit, Journey, Outcome};

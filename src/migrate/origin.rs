@@ -38,7 +38,8 @@ impl Origin {
     /// Where it is; the URL of a running etcd.
     pub fn path(&self) -> &Path {
         match self {
-            Origin::Etcd(etcd) | Origin::Fenced(Fenced { etcd, .. }) => Path::new(&etcd.url),
+            Origin::Etcd(etcd) => Path::new(&etcd.url),
+            Origin::Fenced(fenced) => Path::new(&fenced.given().url),
             Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
         }
     }
@@ -68,9 +69,8 @@ impl Origin {
     /// Whether it still is what the journal of an attempt says that was read.
     pub fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
         let (file, beside) = match self {
-            Origin::Etcd(etcd) | Origin::Fenced(Fenced { etcd, .. }) => {
-                return Ok(remote::revision(etcd)? == journal.source_revision);
-            }
+            Origin::Etcd(etcd) => return Ok(remote::revision(etcd)? == journal.source_revision),
+            Origin::Fenced(fenced) => return Ok(remote::revision(fenced.given())? == journal.source_revision),
             // Whoever writes to its log writes to its backend, a moment later or when it is started again.
             Origin::Datadir(dir) => (backend_of(dir), None),
             Origin::Snapshot(path) => (path.clone(), None),

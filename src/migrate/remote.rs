@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 
 use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
-use super::{fenced, space};
+use super::{fenced, space, ways};
 use crate::disk::{Disk, RealDisk, at, parent_of};
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::exit::{Exit, exit_of, refuse};
@@ -94,7 +94,7 @@ fn refused(etcd: &EtcdEndpoint, error: anyhow::Error) -> anyhow::Error {
 /// everything is in it.
 async fn download(disk: &dyn Disk, etcd: &EtcdEndpoint, path: &Path, alarms: Alarms) -> anyhow::Result<Revision> {
     let mut client = EtcdClient::connect(etcd).await?;
-    let acknowledged = client.linearizable_read(fenced::bounded(PATIENCE)).await?;
+    let acknowledged = client.linearizable_read(ways::bounded(PATIENCE)).await?;
     if alarms == Alarms::None {
         let members: Vec<_> = client.member_list(PATIENCE).await?.members.iter().map(|member| member.id).collect();
         fenced::sound(etcd, &members, &client.alarms(PATIENCE).await?, None)?;

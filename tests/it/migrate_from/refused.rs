@@ -1,5 +1,7 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
+use std::os::unix::fs::PermissionsExt;
+
 use etcd_client::{AlarmAction, AlarmType};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -7,7 +9,7 @@ use nix::unistd::Pid;
 use super::fence::{alarm, own_member};
 use super::*;
 use crate::support::etcd::SOURCES;
-use crate::support::free_port;
+use crate::support::{free_port, part};
 
 /// Refused with exit code 4 and these words, nothing moved, and the source as it was.
 #[track_caller]
@@ -103,25 +105,29 @@ fn a_source_of_another_ca_is_not_moved() {
     assert!(source.takes_writes());
 }
 
-/// What fails behind the fence lifts it: here a journal that tells of another source.
+/// What fails behind the fence lifts it: here an etcd that does not confirm what was written.
 #[test]
 fn a_failure_lifts_the_fence() {
-    let (one, other) = (Deployed::start("3.6", 1, None), Deployed::start("3.6", 1, None));
+    let source = Deployed::start("3.6", 1, None);
+    // It tells its version and then ends: the real one, where it is asked for that.
+    let programs = tempfile::tempdir().expect("a folder");
+    let broken = programs.path().join("etcd");
+    let real = part("etcd");
+    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\nexit 3\n", real.display());
+    std::fs::write(&broken, script).expect("write a program");
+    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).expect("it can be run");
     let mut pod = TestPod::new();
-    let mut command = pod.command("none", &[&from(&one.url())]);
-    command.env("SYNCER_CRASH_AT", "migrate-after-journal");
+    let given = pod.command("none", &[&from(&source.url())]);
+    let mut command = Command::new(given.get_program());
+    command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+    command.arg(format!("--binaries={}", programs.path().display()));
     pod.spawn(command);
-    pod.wait_end(Duration::from_secs(120));
-    refused_with(&mut pod, &other.url(), 3, "was begun here, not of");
-    assert!(one.takes_writes() && other.takes_writes(), "{}", pod.log());
-    assert!(pod.log().contains("the source is fenced"), "{}", pod.log());
-}
-
-#[track_caller]
-fn refused_with(pod: &mut TestPod, url: &str, code: i32, words: &str) {
-    let (found, log) = ended(pod, &[&from(url)]);
-    assert_eq!(found, Some(code), "{log}");
-    assert!(log.contains(words), "not {words:?}: {log}");
+    let status = pod.wait_end(Duration::from_secs(120));
+    let log = pod.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("etcd ended with exit status: 3") && log.contains("the source is fenced"), "{log}");
+    assert!(source.takes_writes(), "{log}");
+    assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "");
 }
 
 #[test]

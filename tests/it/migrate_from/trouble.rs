@@ -1,6 +1,8 @@
 //! Sources that are restarted, compacted, defragmented, large, or half dead while they are moved.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -62,6 +64,76 @@ fn a_source_whose_members_are_all_restarted_in_the_midst_is_moved() {
         assert_eq!(moved(&pod), want, "{line}");
         assert_eq!(source.everything(), want, "{line}");
         assert!(!source.takes_writes(), "{line}: the fence does not outlive a restart");
+    }
+}
+
+/// A Service that leads nowhere once it was closed, as one does whose pods are not ready.
+struct Service {
+    port: u16,
+    open: Arc<AtomicBool>,
+}
+
+impl Service {
+    fn of(source: &Deployed) -> Service {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (port, open) = (listener.local_addr().expect("an address").port(), Arc::new(AtomicBool::new(true)));
+        let (to, leads) = (source.url().rsplit_once('/').expect("a URL").1.to_owned(), Arc::clone(&open));
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                let (true, Ok(server)) = (leads.load(Ordering::Relaxed), TcpStream::connect(&to)) else { continue };
+                for (mut from, mut into) in [(&client, &server), (&server, &client)]
+                    .map(|(a, b)| (a.try_clone().expect("a socket"), b.try_clone().expect("a socket")))
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut into);
+                        let _ = into.shutdown(Shutdown::Both);
+                    });
+                }
+            }
+        });
+        Service { port, open }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn close(&self) {
+        self.open.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Behind the fence etcd's health check fails: whoever is restarted for it is not ready any more, and the Service that was named
+/// drops it. The move goes on, or is given up, by the members' own names.
+#[test]
+fn a_source_whose_service_drops_it_behind_the_fence_is_moved_or_let_go() {
+    for (line, point) in [("3.4", "fence-raised"), ("3.6", "fence-stands")] {
+        let mut source = Deployed::start(line, 1, None);
+        source.fill(100);
+        let mut pod = TestPod::new();
+        let service = Service::of(&source);
+        let mut command = pod.command("none", &[&from(&service.url())]);
+        command.env("SYNCER_CRASH_AT", point);
+        pod.spawn(command);
+        assert!(!pod.wait_end(PATIENCE).success(), "{}", pod.log());
+        service.close();
+        let (code, log) = ended(&mut pod, &[]);
+        assert!(code == Some(4) && log.contains("was begun on this volume and not completed"), "{line}: {log}");
+        assert!(source.takes_writes(), "{line}: it is left fenced: {log}");
+
+        let want = source.everything();
+        let service = Service::of(&source);
+        halted_at(&mut pod, point, &service.url());
+        service.close();
+        // What was connected is gone as well.
+        source.members.iter_mut().for_each(Etcd::kill);
+        let specs: Vec<_> = source.members.drain(..).map(|member| member.spec.clone()).collect();
+        source.members = specs.iter().map(EtcdSpec::start).collect();
+        goes_on(&pod);
+        pod.wait_serving();
+        assert_eq!(moved(&pod), want, "{line}");
+        assert!(!source.takes_writes(), "{line}");
     }
 }
 

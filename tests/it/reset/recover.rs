@@ -318,6 +318,7 @@ fn check_refused(line: &'static str) {
         cluster: ClusterId(8),
         alarm: MemberId(9),
         since: 1,
+        members: Vec::new(),
     };
     fence::store(&RealDisk, &volume, &raised).expect("record a fence");
     let error = refused(recover(&copy, &["--new-cluster", "--yes"]), 4);
