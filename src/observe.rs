@@ -13,7 +13,7 @@ use crate::datadir::inspect::{SchemaVersion, inspect, owner};
 use crate::datadir::{InspectedDatadir, place};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
-use crate::ids::{Ordinal, RaftIndex};
+use crate::ids::{MemberId, Ordinal, RaftIndex};
 use crate::migrate::{fence, journal};
 use crate::peer::ordinal_of;
 use crate::reset;
@@ -41,6 +41,10 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         }
         InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => Vec::new(),
     };
+    let log = log(settings, &found);
+    // A data dir that knows them is not that reset's: a copy of it was put back.
+    let known = |id: &MemberId| log.present().is_some_and(|log| log.others.iter().any(|other| other.id == *id));
+    let dropped = if dropped.iter().any(known) { Vec::new() } else { dropped };
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
@@ -62,7 +66,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
             InspectedDatadir::Damaged(_) => owner(&settings.etcd_dir()),
             InspectedDatadir::Empty | InspectedDatadir::Usable(_) | InspectedDatadir::Newer(_) => None,
         },
-        log: log(settings, &found),
+        log,
         dropped,
         notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,

@@ -159,6 +159,11 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         false => None,
     };
     let own = Arc::new(Own::new(settings.pod.ordinal));
+    // From the first question on: who was dropped must not start beside it.
+    if !facts.dropped.is_empty() {
+        own.volume(boot::said_of(&facts), &facts.notes);
+        own.drops(&facts.dropped);
+    }
     let words = match surveyor {
         Some(_) => {
             let listener = peer::server::bind(settings.listen.address, settings.listen.state_port).await?;

@@ -404,6 +404,9 @@ pub struct Notes {
     /// The members that a reset of this data dir has dropped, once the marker was seen to say so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<MemberId>,
+    /// Others served the cluster of this member, which a reset was to make, or had made, the only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overtaken: Option<MemberId>,
     /// This cluster's store was written back into SQLite here, and its data dir set aside unless it is still there; the marker
     /// may still name it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -133,8 +133,10 @@ pub enum Record {
     NoSurvivor(MarkerWrite),
     /// Write the marker: the cluster that it names is SQLite's again.
     Released(MarkerWrite),
-    /// Note that the marker drops these.
+    /// Note that these are dropped: the marker says so, or there is none and nobody is there who could start.
     Dropped(Vec<MemberId>),
+    /// Note that others serve the cluster of this member, which a reset was to make the only one: it never is by itself.
+    Overtaken(MemberId),
     /// Remove the note `resetting`, once the reset has been seen to be complete.
     ResetDone,
     /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
@@ -282,7 +284,7 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
         && let Some(decision) = reset::overtaken(facts, member, cluster)
         && rules.on(Rule::ResetAlone)
     {
-        return (decision, Rule::ResetAlone);
+        return (reset::overtaken_noted(facts, member, decision), Rule::ResetAlone);
     }
     if facts.notes.resetting && rules.on(Rule::ResetFinished) {
         let alone = facts.log.present().is_some_and(|log| log.others.is_empty());
@@ -316,7 +318,7 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
     if let Some(decision) = reset::dropped(facts, member, cluster)
         && rules.on(Rule::DropsRecorded)
     {
-        return (decision, Rule::DropsRecorded);
+        return (reset::overtaken_noted(facts, member, decision), Rule::DropsRecorded);
     }
     if let Some(verdict) = form::unrecorded(facts, cluster, rules) {
         return verdict;

@@ -5,7 +5,7 @@
 //! with at most two voters it is, as an acknowledgement took both; with more, if every other voter has noted, with its
 //! etcd stopped, a last entry that is not ahead of ours.
 
-use super::facts::{Desired, Facts, Known, LogFact, Member, PeerState, Role};
+use super::facts::{Desired, Facts, Known, LogFact, Member, PeerFact, PeerState, Role};
 use super::marker::{self, MarkerSeen};
 use super::wait::Wait;
 use super::{BootDecision, Record, Refusal, Verdict};
@@ -75,6 +75,10 @@ pub(super) fn verdict(facts: &Facts, member: MemberId, cluster: ClusterId, rules
 ///
 /// Whom the marker drops for this survivor does not start, whatever data it has: only the word that it serves counts.
 pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<BootDecision> {
+    if facts.notes.overtaken == Some(member) {
+        let others = facts.log.present().map(other_voters).unwrap_or_default().iter().map(|voter| voter.id).collect();
+        return Some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }));
+    }
     let listed = facts.members.present().filter(|list| list.cluster == cluster);
     let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
     let serving = facts.peers.iter().filter_map(|peer| match peer.state {
@@ -104,35 +108,75 @@ pub(super) fn overtaken(facts: &Facts, member: MemberId, cluster: ClusterId) -> 
     (!others.is_empty()).then_some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }))
 }
 
+/// That others serve the cluster is noted before it is refused: they may be away when it is looked at next, and what they have
+/// taken is theirs.
+pub(super) fn overtaken_noted(facts: &Facts, member: MemberId, decision: BootDecision) -> BootDecision {
+    match decision {
+        BootDecision::Refuse(Refusal::ResetOvertaken { .. }) if facts.notes.overtaken != Some(member) => {
+            BootDecision::Record(Record::Overtaken(member))
+        }
+        decision => decision,
+    }
+}
+
 /// What comes before the start of a member that a reset has made the only one: that nobody goes on whom it has dropped. A reset
 /// at boot has had the marker say so; one by hand (`syncer recover`) could ask nobody.
 pub(super) fn dropped(facts: &Facts, member: MemberId, cluster: ClusterId) -> Option<BootDecision> {
+    if facts.dropped.is_empty() {
+        return None;
+    }
+    let refuse = |others| Some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }));
+    if facts.notes.overtaken == Some(member) {
+        return refuse(facts.dropped.clone());
+    }
     let listed = facts.members.present().filter(|list| list.cluster == cluster);
     let listed = listed.into_iter().flat_map(|list| list.members.iter().map(|member| member.id));
-    let serving = facts.peers.iter().filter_map(|peer| match peer.state {
-        Known::Present(PeerState::Serving { member, cluster: served }) if served == cluster => Some(member),
+    let others = facts.peers.iter().filter_map(|peer| match peer.state {
+        Known::Present(PeerState::Serving { member: other, cluster: of }) if of == cluster => Some(other),
+        // Each was made the only one: which of the two is to go on, nobody here knows.
+        Known::Present(PeerState::Data { member: other, cluster: of, .. }) if of == cluster => {
+            peer.dropped.contains(&member).then_some(other)
+        }
         _ => None,
     });
-    let mut others: Vec<_> = listed.chain(serving).filter(|id| facts.dropped.contains(id)).collect();
+    let mut others: Vec<_> = listed.chain(others).filter(|id| facts.dropped.contains(id)).collect();
     if !others.is_empty() {
         others.sort();
         others.dedup();
-        return Some(BootDecision::Refuse(Refusal::ResetOvertaken { member, cluster, others }));
-    }
-    if facts.dropped.is_empty() || !facts.host_configured {
-        return None;
+        return refuse(others);
     }
     let all = |of: &[MemberId]| facts.dropped.iter().all(|id| of.contains(id));
-    let noted = all(&facts.notes.dropped);
+    // Whoever has joined since has done so beside this member alone.
+    let noted = all(&facts.notes.dropped) || facts.log.present().is_some_and(|log| !log.others.is_empty());
+    let there = may_start(facts);
     let record = match &facts.marker {
-        Known::Unknown(_) if noted => return None,
-        Known::Unknown(why) => return Some(BootDecision::Wait(Wait::HostAway(why.clone()))),
+        Known::Unknown(why) if facts.host_configured && !noted => {
+            return Some(BootDecision::Wait(Wait::HostAway(why.clone())));
+        }
         Known::Present(seen) if seen.marker.formed() == Some(cluster) && all(&seen.marker.dropped) => {
             (!noted).then(|| Record::Dropped(facts.dropped.clone()))
         }
+        _ if noted && !facts.host_configured => None,
+        Known::Unknown(_) if noted => None,
+        _ if !noted && !there.is_empty() => return Some(BootDecision::Wait(Wait::OthersThere(there))),
+        Known::Unknown(_) => Some(Record::Dropped(facts.dropped.clone())),
         seen => marker::dropping(seen, member, cluster, &facts.dropped).map(Record::Survivor),
     };
     record.map(BootDecision::Record)
+}
+
+/// The pods that are there, or may be, and could start as a member that was dropped: who is gone, is empty, or is another member
+/// could not.
+fn may_start(facts: &Facts) -> Vec<Ordinal> {
+    let gone = |peer: &PeerFact| if facts.host_configured { peer.pod.is_absent() } else { peer.dns.is_absent() };
+    let harmless = |peer: &PeerFact| match &peer.state {
+        Known::Present(PeerState::Empty) => true,
+        Known::Present(PeerState::Data { member, .. } | PeerState::Serving { member, .. }) => {
+            !facts.dropped.contains(member)
+        }
+        _ => gone(peer),
+    };
+    facts.peers.iter().filter(|peer| !harmless(peer)).map(|peer| peer.ordinal).collect()
 }
 
 /// Why a pod that is alone by the host API's word, or whose peers' disks are empty, does not reset: what it waits for

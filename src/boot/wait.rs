@@ -30,6 +30,8 @@ pub enum Wait {
     NobodyToJoin(ClusterId),
     /// This data dir's cluster has been replaced by a restore, and nobody serves the new one yet.
     SupersededNotServed(ClusterId),
+    /// This member was made the only one by hand, and these pods may start from what their volumes still have.
+    OthersThere(Vec<Ordinal>),
     /// A reset has dropped this data dir's member, and the survivor does not serve yet.
     Dropped {
         /// This member.
@@ -76,6 +78,11 @@ impl Wait {
                     "cluster {cluster} was replaced, by a restore or by SQLite, and no pod serves its successor yet"
                 )
             }
+            Wait::OthersThere(pods) => format!(
+                "this member was made the only one of its cluster by hand, and pods {} may start from what their volumes \
+                 still have",
+                list(pods)
+            ),
             Wait::Dropped { member, survivor } => format!(
                 "member {member} was dropped when the cluster was reset to {}, which does not serve yet",
                 survivor.map_or("one member".into(), |id| format!("member {id}"))
@@ -118,15 +125,18 @@ impl Wait {
             Wait::SupersededNotServed(_) => "start the pod that was restored; to keep this data dir instead, move it aside \
                  and have `syncer migrate --from datadir:PATH` make a new cluster of it"
                 .into(),
+            Wait::OthersThere(_) => "scale the StatefulSet to one replica: this pod then drops them, and they join anew when \
+                 it is scaled up again; if this is not its lowest ordinal, set the data dirs of those pods aside instead"
+                .into(),
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, and with it what it has written since, scale the StatefulSet to zero, \
-                 `syncer recover` on the volume with the latest data, set the other volumes' data dirs aside, delete the ConfigMap <name>-etcd, which \
-                 drops this member, and scale up again"
+                 `syncer recover` on the volume with the latest data, delete the ConfigMap <name>-etcd, which drops this member, and \
+                 scale to one replica first, as it says"
                     .into()
             }
             Wait::MajorityLost(_) => "put the lost volumes back; or scale the StatefulSet to zero (and delete the pods that \
                  it leaves there because another is not ready), give `syncer recover` the volume with the latest data, which says what may \
-                 be lost before it does anything, set the other volumes' data dirs aside, and scale up again"
+                 be lost before it does anything, and what to do about the others' volumes"
                 .into(),
             Wait::Damaged(_) => "nothing was changed: start the other pods; once they have a quorum, this data dir is set \
                  aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \
@@ -134,8 +144,7 @@ impl Wait {
                 .into(),
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
-                 `syncer recover`, which says what may be lost, and set the other volumes' data dirs aside before their pods \
-                 start again"
+                 `syncer recover`, which says what may be lost, and what to do about the others' volumes"
             ),
         }
     }

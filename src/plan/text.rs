@@ -215,8 +215,11 @@ fn notes(notes: &Notes) -> String {
     if let Some(cluster) = notes.left {
         said.push(format!("written back into SQLite: {cluster}"));
     }
+    if let Some(member) = notes.overtaken {
+        said.push(format!("others served the cluster of member {member}"));
+    }
     if !notes.dropped.is_empty() {
-        said.push(format!("dropped by the marker: {}", joined(&notes.dropped)));
+        said.push(format!("dropped: {}", joined(&notes.dropped)));
     }
     if !notes.settled.is_empty() {
         said.push(format!("seen to be served by nobody: {}", joined(&notes.settled)));
@@ -390,7 +393,8 @@ fn recorded(record: &Record) -> &'static str {
         Record::RestoreBegun(_) => "on the volume that the staged restore takes its place, and what it replaces",
         Record::Restored(_) => "in the marker that the restored cluster is the formed one",
         Record::RestoreDone => "on the volume that the restore is complete",
-        Record::Dropped(_) => "on the volume that the marker drops the other members",
+        Record::Dropped(_) => "on the volume that the other members are dropped",
+        Record::Overtaken(_) => "on the volume that others serve its cluster",
         Record::ResetDone => "on the volume that the reset is done",
     }
 }

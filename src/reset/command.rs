@@ -126,6 +126,8 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
             "give the command without --cluster-id to see what is there; nothing has been changed",
         ));
     }
+    // Who names it again has looked after the others' volumes.
+    notes::change(disk, &data_dir, |notes| notes.overtaken = None)?;
     if report.log.is_alone() && report.interrupted.is_none() {
         return shown(args, &report);
     }

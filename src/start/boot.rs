@@ -75,6 +75,7 @@ pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
         pod,
         said: None,
         wait: WAIT_FIRST,
+        unmarked: WAIT_FIRST,
         seed_silent: None,
         silent: false,
         reset_seen: None,
@@ -102,6 +103,8 @@ struct Boot<'a> {
     pod: &'a Pod,
     said: Option<(BootDecision, Instant)>,
     wait: Duration,
+    /// How long to wait after a marker that was not written.
+    unmarked: Duration,
     seed_silent: Option<Instant>,
     /// This pod no longer says that it is empty: it may be about to form.
     silent: bool,
@@ -233,13 +236,18 @@ impl Boot<'_> {
                 }
             }
             Record::Survivor(write) => {
-                let there = |peer: &PeerFact| !peer.pod.is_absent() && !peer.dns.is_absent();
-                // Who has read the marker before may be about to start, and decides again while it has no quorum.
-                if self.mark(&write).await? && !facts.dropped.is_empty() && facts.peers.iter().any(there) {
-                    tokio::time::sleep(HEARD_WITHIN).await;
+                // What the marker says is known from here on, whatever the API says when the reset is done.
+                let dropped: Vec<_> =
+                    facts.log.present().map(|log| log.others.iter().map(|m| m.id).collect()).unwrap_or_default();
+                if self.mark(&write).await? && facts.dropped.is_empty() {
+                    self.note_dropped(dropped)?;
                 }
             }
-            Record::Formed(write) | Record::NoSurvivor(write) | Record::Released(write) => {
+            Record::NoSurvivor(write) => {
+                self.mark(&write).await?;
+                self.note_dropped(Vec::new())?;
+            }
+            Record::Formed(write) | Record::Released(write) => {
                 self.mark(&write).await?;
             }
             Record::FormingDone => note(|notes| notes.forming = false)?,
@@ -256,23 +264,35 @@ impl Boot<'_> {
                 crash_point!("restore-marked");
             }
             Record::RestoreDone => restore::done(pod)?,
-            Record::Dropped(members) => {
-                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.dropped = members)?;
+            Record::Dropped(members) => self.note_dropped(members)?,
+            Record::Overtaken(member) => {
+                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.overtaken = Some(member))?;
             }
             Record::ResetDone => self.reset(facts).await?,
         }
         Ok(())
     }
 
+    fn note_dropped(&self, members: Vec<MemberId>) -> anyhow::Result<()> {
+        let pod = self.pod;
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.dropped = members)
+    }
+
     /// Writes the marker; whether that is known to be done.
-    async fn mark(&self, write: &MarkerWrite) -> anyhow::Result<bool> {
+    async fn mark(&mut self, write: &MarkerWrite) -> anyhow::Result<bool> {
         let host = self.pod.host.as_ref().context("a marker without a host API")?;
         let written = host.write_marker(write).await;
         match &written {
-            Written::Done => tracing::info!(marker = ?write.marker, "the marker is written"),
+            Written::Done => {
+                self.unmarked = WAIT_FIRST;
+                tracing::info!(marker = ?write.marker, "the marker is written");
+            }
             other => {
-                tracing::warn!(?other, "the marker was not written, or that is not known: looking anew");
-                tokio::time::sleep(WAIT_FIRST).await;
+                let remedy =
+                    "let the pod's Role create and update ConfigMaps, as vCluster's does, and make the API reachable";
+                tracing::warn!(?other, remedy, "the marker was not written, or that is not known: looking anew");
+                tokio::time::sleep(self.unmarked).await;
+                self.unmarked = (self.unmarked * 3 / 2).min(WAIT_MOST);
             }
         }
         Ok(written == Written::Done)
@@ -468,7 +488,7 @@ pub fn others(facts: &Facts) -> Vec<Ordinal> {
 }
 
 /// What the volume lets us say to the others.
-fn said_of(facts: &Facts) -> Option<PeerState> {
+pub fn said_of(facts: &Facts) -> Option<PeerState> {
     if facts.restore.is_begun() {
         return None;
     }

@@ -41,14 +41,25 @@ pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Opti
     pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
 }
 
+/// What a pod that waits for a Secret lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacks {
+    /// What only the seed makes, and no cluster has been formed with it.
+    Seeds,
+    /// What another pod's volume has.
+    Others,
+    /// An answer of the API, or its leave.
+    Api,
+}
+
 /// Says whether this pod, which waits for a Secret, is ready all the same: who puts into it what this pod lacks may be one that
 /// comes, or is replaced, only then.
-pub async fn without_secret(settings: &Settings, host: &Host, health: &watch::Sender<Health>) {
+pub async fn without_secret(settings: &Settings, host: &Host, lacks: Lacks, health: &watch::Sender<Health>) {
     let set = host.set().await;
     let others = set.present().into_iter().flat_map(StatefulSet::ordinals);
     let others = host.pods(others.filter(|ordinal| *ordinal != settings.pod.ordinal), &set).await;
     let empty = !settings.etcd_dir().join("member/wal").exists();
-    let state = waiting_for_secret(settings.pod.ordinal, empty, &set, &others);
+    let state = waiting_for_secret(settings.pod.ordinal, empty, lacks, &set, &others);
     let stands_by = ready::ready(&state).0;
     health.send_if_modified(|health| std::mem::replace(&mut health.stands_by, stands_by) != stands_by);
 }
@@ -56,6 +67,7 @@ pub async fn without_secret(settings: &Settings, host: &Host, health: &watch::Se
 fn waiting_for_secret(
     ordinal: Ordinal,
     empty: bool,
+    lacks: Lacks,
     set: &Known<StatefulSet>,
     others: &BTreeMap<Ordinal, Known<PodFact>>,
 ) -> ready::Pod {
@@ -65,13 +77,17 @@ fn waiting_for_secret(
         stopping: false,
         serves: false,
         apiserver_ready: false,
-        sound: true,
+        // One that the API keeps from what it needs would let a rollout take those that serve.
+        sound: lacks != Lacks::Api,
         empty,
         seed: seed == Some(ordinal),
         policy: set.present().map_or_else(Known::default, |set| Known::Present(set.policy)),
         wanted: seed.and_then(|seed| statefulset::desired(set).wants(seed, ordinal)),
         missing_above: seed.map(|_| others.iter().any(|(other, pod)| *other > ordinal && pod.is_absent())),
-        seed_is_older: pod_of_seed.and_then(|pod| pod.current_revision).map(|current| !current),
+        seed_is_older: pod_of_seed
+            .filter(|_| lacks == Lacks::Seeds)
+            .and_then(|pod| pod.current_revision)
+            .map(|current| !current),
     }
 }
 
@@ -127,22 +143,29 @@ mod tests {
     fn a_pod_that_waits_for_the_secret_holds_up_nobody_who_has_it() {
         use PodManagement::{OrderedReady, Parallel};
         let others = |pods: &[(u32, Known<PodFact>)]| pods.iter().map(|(o, pod)| (Ordinal(*o), pod.clone())).collect();
-        let why = |ordinal, empty, policy, pods: &[(u32, Known<PodFact>)]| {
-            let (ready, rule) = ready::ready(&waiting_for_secret(Ordinal(ordinal), empty, &set(policy), &others(pods)));
+        let why_of = |lacks, ordinal, empty, policy, pods: &[(u32, Known<PodFact>)]| {
+            let state = waiting_for_secret(Ordinal(ordinal), empty, lacks, &set(policy), &others(pods));
+            let (ready, rule) = ready::ready(&state);
             ready.then_some(rule)
         };
-        // The seed that has it is replaced last; whoever has it may be above, and not be there.
+        // The seed that makes it is replaced last; whoever has it may be above, and not be there.
         let older = [(0, pod(false)), (2, pod(true))];
-        assert_eq!(why(1, true, Parallel, &older), Some(Rule::ReadyForRollout));
-        assert_eq!(why(1, true, OrderedReady, &older), Some(Rule::ReadyForRollout));
-        assert_eq!(why(1, true, Parallel, &[(0, pod(true)), (2, pod(true))]), None);
+        for policy in [Parallel, OrderedReady] {
+            assert_eq!(why_of(Lacks::Seeds, 1, true, policy, &older), Some(Rule::ReadyForRollout));
+            // Replaced, those that serve would wait as well.
+            assert_eq!(why_of(Lacks::Others, 1, true, policy, &older), None);
+            assert_eq!(why_of(Lacks::Api, 1, true, policy, &older), None);
+        }
+        let why = |ordinal, empty, policy, pods: &[_]| why_of(Lacks::Others, ordinal, empty, policy, pods);
+        assert_eq!(why_of(Lacks::Seeds, 1, true, Parallel, &[(0, pod(true)), (2, pod(true))]), None);
         let missing = [(1, pod(true)), (2, Known::Absent)];
         assert_eq!(why(0, true, OrderedReady, &missing), Some(Rule::ReadyToBeJoined));
+        assert_eq!(why_of(Lacks::Api, 0, true, OrderedReady, &missing), None);
         assert_eq!(why(0, true, Parallel, &missing), None);
         assert_eq!(why(0, false, OrderedReady, &[(1, pod(true)), (2, pod(true))]), Some(Rule::ReadyWhileWaiting));
         assert_eq!(why(3, true, OrderedReady, &[(0, pod(true))]), Some(Rule::ReadySurplus));
         assert_eq!(why(1, true, OrderedReady, &[(0, Known::default()), (2, Known::default())]), None);
-        let unknown = waiting_for_secret(Ordinal(0), true, &Known::default(), &BTreeMap::new());
+        let unknown = waiting_for_secret(Ordinal(0), true, Lacks::Seeds, &Known::default(), &BTreeMap::new());
         assert!(!ready::ready(&unknown).0);
     }
 }

@@ -8,13 +8,13 @@ use tokio::sync::watch;
 
 use super::boot::SAY_EVERY;
 use super::pod::Pod;
-use super::readiness;
+use super::readiness::{self, Lacks};
 use crate::boot::{Desired, Known};
 use crate::disk::Disk;
 use crate::host::Host;
 use crate::host::client::Failure;
 use crate::host::secret::{SecretObject, SecretSeen};
-use crate::host::share::{self, Access, Facts, Local, Sharing, Step};
+use crate::host::share::{self, Access, Facts, Local, Sharing, Step, Wait};
 use crate::host::statefulset;
 use crate::pki::plan::Input;
 use crate::pki::shared::SharedPki;
@@ -63,8 +63,14 @@ pub async fn obtain<S: Sharing>(
         let look = async {
             let step = round.next(what, secret, with).await?;
             // Who has it may come only after this pod is ready.
-            if let Step::Wait(_) = step {
-                readiness::without_secret(with.settings, with.host, health).await;
+            if let Step::Wait(wait) = &step {
+                let lacks = match wait {
+                    // It makes nothing while it runs by an older revision, and is replaced when this pod is ready.
+                    Wait::ForSeed(..) if round.never_formed => Lacks::Seeds,
+                    Wait::ForSeed(..) | Wait::Formed(..) => Lacks::Others,
+                    Wait::Away(_) | Wait::Denied(_) => Lacks::Api,
+                };
+                readiness::without_secret(with.settings, with.host, lacks, health).await;
             }
             anyhow::Ok(step)
         };
@@ -76,7 +82,10 @@ pub async fn obtain<S: Sharing>(
             }
         };
         match step {
-            Step::Go { shared } => return Ok(Outcome::Here(shared)),
+            Step::Go { shared } => {
+                health.send_if_modified(|health| std::mem::take(&mut health.stands_by));
+                return Ok(Outcome::Here(shared));
+            }
             Step::Alone(why) => {
                 tracing::warn!(secret = secret.name, why, "the Secret may not be used: this pod makes its own, alone");
                 return Ok(Outcome::Here(false));
@@ -144,6 +153,8 @@ struct Round {
     denied: Option<String>,
     /// Nothing is adopted.
     only_publishes: bool,
+    /// The marker was read, and no cluster has been formed.
+    never_formed: bool,
 }
 
 impl Round {
@@ -170,6 +181,7 @@ impl Round {
             None => items,
         };
         let mut facts = self.facts(items, access, with).await;
+        self.never_formed = facts.formed.is_absent();
         let mut step = share::decide(&facts);
         if let (Step::Publish { .. }, Some(why)) = (&step, self.denied.take()) {
             facts.secret = Access::Denied(why);

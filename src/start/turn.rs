@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use super::boot::SAY_EVERY;
 use super::leader::{CAUGHT_UP, quiet, states};
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::timing::moved;
@@ -20,8 +21,9 @@ use crate::settings::change::{self, Effect};
 use crate::supervise::Control;
 use crate::supervise::spec::ChildSpec;
 
-/// Between two looks while it is not this pod's turn.
+/// Between two looks while it is not this pod's turn, at first and at most.
 const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
 /// So long a pod has said that it is due before it goes: the others look at least as often.
 const ANNOUNCED: Duration = Duration::from_secs(2);
 /// A quiet moment for leadership to move in is waited for so long.
@@ -77,14 +79,15 @@ pub async fn follow(
 ) -> Infallible {
     let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
     let mut runs_by = changed.borrow().clone();
-    let mut since: Option<Instant> = None;
+    let (mut since, mut said): (Option<Instant>, Option<Instant>) = (None, None);
+    let mut again = AGAIN;
     // The command line of a restart would not form the cluster that a first start is about to form.
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
         let new = changed.borrow_and_update().clone();
         let due = change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart);
         pod.own.due(due);
         if !due {
-            since = None;
+            (since, again) = (None, AGAIN);
             if changed.changed().await.is_err() {
                 break;
             }
@@ -96,7 +99,15 @@ pub async fn follow(
             Turn::Wait
         });
         let pause = match next {
-            Turn::Wait => AGAIN,
+            Turn::Wait => {
+                if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) && waits >= SAY_EVERY {
+                    let remedy = "bring the others up: etcd is started again once they are a quorum without this one";
+                    tracing::warn!(remedy, "changed settings of etcd do not act yet");
+                    said = Some(Instant::now());
+                }
+                again = (again * 3 / 2).min(AGAIN_MOST);
+                again
+            }
             Turn::MoveLeader(to) => moved(pod, to).await,
             Turn::Go => {
                 let spec = spec(&new).unwrap_or_else(|error| {

@@ -29,6 +29,8 @@ enum Says {
     MoveAway,
     /// This pod's volume is to be deleted.
     Delete,
+    /// The StatefulSet is to be scaled to one, and up again.
+    ScaleToOne,
     /// One of two clusters is to be given up.
     Choose,
 }
@@ -91,6 +93,11 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, 
             done += recover_beside(c, &mut w, random)?;
         } else if says(Says::ScaleUp).is_some() && usize::from(w.desired) < c.pods && c.start != Start::OtherProgram {
             (w.desired, w.values) = (c.pods as u8, c.pods as u8);
+        } else if says(Says::ScaleToOne) == Some(0) {
+            let (desired, values) = (w.desired, w.values);
+            (w.desired, w.values) = (1, 1);
+            rest(c, &mut w, random)?;
+            (w.desired, w.values) = (desired, values);
         } else if let Some(o) = says(Says::Delete) {
             w.pods[o] = Pod::default();
             w.volumes[o] = Volume { claim: true, ..Volume::default() };
@@ -165,6 +172,7 @@ fn recover_from(c: &Config, w: &mut World, o: usize, unmark: bool, random: &mut 
     w.begin_reset(c, o);
     w.force_alone(o);
     w.volumes[o].notes.resetting = false;
+    w.volumes[o].notes.overtaken = None;
     for (p, volume) in w.volumes.iter_mut().enumerate() {
         if p != o && volume.dir.as_ref().is_some_and(|d| d.cluster == cluster) {
             *volume = Volume { claim: true, ..Volume::default() };
@@ -188,6 +196,7 @@ fn recover_beside(c: &Config, w: &mut World, random: &mut Random) -> Result<Reme
     w.begin_reset(c, 0);
     w.force_alone(0);
     w.volumes[0].notes.resetting = false;
+    w.volumes[0].notes.overtaken = None;
     (w.desired, w.values) = (1, 1);
     rest(c, w, random)?;
     // It is evicted as they come, and gives them no word.
@@ -281,6 +290,7 @@ fn says(c: &Config, w: &World) -> Vec<(usize, Says)> {
         Wait::MajorityLost(_) => vec![Says::Recover],
         Wait::SeedIsForming(_) => vec![Says::Choose],
         Wait::Damaged(_) => vec![Says::MoveAway],
+        Wait::OthersThere(_) => vec![Says::ScaleToOne],
         _ => Vec::new(),
     };
     let of = |o: usize| {

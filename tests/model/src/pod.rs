@@ -7,7 +7,7 @@ use crate::boot::reset::{self, ResetStep};
 use crate::boot::restored;
 use crate::boot::{BootDecision, MarkerWrite, Notes, Record};
 use crate::etcd::{Dir, Entry, Op};
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, MemberId};
 use crate::membership::leave::{self, LeaveStep};
 use crate::observe::{self, Look, Patience};
 use crate::rules::Rule;
@@ -34,6 +34,7 @@ impl World {
                 Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
                 Record::Dropped(_) => Act::Write(None, Note::Dropped),
+                Record::Overtaken(_) => Act::Write(None, Note::Overtaken),
                 Record::RestoreBegun(replaced) => Act::RestoreBegun(replaced),
                 Record::Restored(write) => Act::Write(Some(write), Note::None),
                 Record::RestoreDone => Act::RestoreDone,
@@ -133,9 +134,11 @@ impl World {
                     }
                 }
                 let dropped = self.dir(o).map(observe::dropped).unwrap_or_default();
+                let mine = self.dir(o).map(|d| MemberId(d.member.into()));
                 let notes = &mut self.volumes[o].notes;
                 match note {
                     Note::Dropped => notes.dropped = dropped,
+                    Note::Overtaken => notes.overtaken = mine,
                     Note::Formed => notes.forming = false,
                     Note::Withdrawn => notes.stopped = false,
                     Note::ResetDone => notes.resetting = false,

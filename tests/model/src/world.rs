@@ -160,6 +160,7 @@ pub enum Note {
     Withdrawn,
     ResetDone,
     Dropped,
+    Overtaken,
     None,
 }
 

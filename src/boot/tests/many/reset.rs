@@ -142,10 +142,7 @@ fn a_begun_reset_is_not_finished_while_others_serve_the_cluster() {
     f.notes.resetting = true;
     let reset = BootDecision::Reset { member: MemberId(1), cluster: MINE };
     expect(&f, reset.clone(), Rule::ResetFinished);
-    let overtaken = |others: &[u64]| {
-        let others = others.iter().copied().map(MemberId).collect();
-        BootDecision::Refuse(Refusal::ResetOvertaken { member: MemberId(1), cluster: MINE, others })
-    };
+    let overtaken = |_: &[u64]| BootDecision::Record(Record::Overtaken(MemberId(1)));
     // By a list with or without this member, or by the mere word of one that could not be asked for its list.
     let with = Facts { members: list(&[0, 1, 2]), ..f.clone() };
     expect(&with, overtaken(&[2, 3]), Rule::ResetAlone);
@@ -184,6 +181,12 @@ fn who_was_made_the_only_one_by_hand_has_the_others_dropped_first() {
     let mut f = voter_of(&[0]);
     f.desired = Desired::Host(3);
     f.dropped = vec![MemberId(2), MemberId(3)];
+    // Not while anybody is there who may be about to start: an old marker holds nobody back.
+    expect(&f, BootDecision::Wait(Wait::OthersThere(vec![Ordinal(1), Ordinal(2)])), Rule::DropsRecorded);
+    says(&mut f, 1, PeerState::Data { member: MemberId(2), cluster: MINE, last: None });
+    f.peers[1].pod = Known::Absent;
+    expect(&f, BootDecision::Wait(Wait::OthersThere(vec![Ordinal(1)])), Rule::DropsRecorded);
+    says(&mut f, 1, PeerState::Empty);
     let dropped = |decision: BootDecision| match decision {
         BootDecision::Record(Record::Survivor(write)) => (write.marker.survivor, write.marker.dropped),
         other => panic!("{other:?}"),
@@ -202,19 +205,46 @@ fn who_was_made_the_only_one_by_hand_has_the_others_dropped_first() {
     f.notes.dropped = f.dropped.clone();
     assert!(starts(&f));
     assert!(starts(&Facts { marker: Known::Unknown("timeout".into()), ..f.clone() }), "the API is away later");
-    // They were there first.
-    let overtaken = |others: &[u64]| {
-        let others = others.iter().copied().map(MemberId).collect();
-        BootDecision::Refuse(Refusal::ResetOvertaken { member: MemberId(1), cluster: MINE, others })
-    };
-    says(&mut f, 1, PeerState::Serving { member: MemberId(2), cluster: MINE });
-    expect(&f, overtaken(&[2]), Rule::DropsRecorded);
-    f.members = list(&[0, 1, 2]);
-    expect(&f, overtaken(&[2, 3]), Rule::DropsRecorded);
-    // Those that have joined since are no matter.
+    // Those that have joined since are no matter, and whoever has joined did so beside this one alone.
     says(&mut f, 1, PeerState::Serving { member: MemberId(7), cluster: MINE });
     f.members = list(&[0]);
     assert!(starts(&f));
+    let mut joined = Facts { notes: Notes::default(), marker: Known::Unknown("timeout".into()), ..f.clone() };
+    log(&mut joined).others = vec![Member { id: MemberId(7), ordinal: Some(Ordinal(1)), learner: false }];
+    assert!(starts(&joined));
+}
+
+/// What those have taken that a reset was to drop is theirs: that they were seen to serve is noted, and holds when they are away.
+#[test]
+fn who_was_overtaken_once_never_takes_over_by_itself() {
+    let mut by_hand = Facts { dropped: vec![MemberId(2), MemberId(3)], ..voter_of(&[0]) };
+    by_hand.peers.iter_mut().for_each(|peer| peer.pod = Known::Absent);
+    let mut begun = voter_of(&[0, 1, 2]);
+    begun.notes.resetting = true;
+    for (mut f, rule) in [(by_hand, Rule::DropsRecorded), (begun, Rule::ResetAlone)] {
+        let before = decide(&f);
+        says(&mut f, 1, PeerState::Serving { member: MemberId(2), cluster: MINE });
+        expect(&f, BootDecision::Record(Record::Overtaken(MemberId(1))), rule);
+        f.notes.overtaken = Some(MemberId(1));
+        let refused = |f: &Facts| matches!(decide(f), BootDecision::Refuse(Refusal::ResetOvertaken { .. }));
+        assert!(refused(&f));
+        f.peers[0].state = Known::default();
+        assert!(refused(&f), "{f:?}");
+        f.notes.overtaken = Some(MemberId(9));
+        assert_eq!(decide(&f), before, "it was said of another data dir");
+    }
+}
+
+/// Two that were each made the only one.
+#[test]
+fn of_two_that_drop_each_other_neither_starts() {
+    let mut f = Facts { dropped: vec![MemberId(2)], host_configured: false, ..voter_of(&[0]) };
+    f.notes.dropped = f.dropped.clone();
+    f.marker = Known::default();
+    says(&mut f, 1, PeerState::Data { member: MemberId(2), cluster: MINE, last: None });
+    assert!(starts(&f), "it waits by the word of this one");
+    f.peers[0].dropped = vec![MemberId(1)];
+    expect(&f, BootDecision::Record(Record::Overtaken(MemberId(1))), Rule::DropsRecorded);
 }
 
 /// And without a host API its word alone holds them back.

@@ -103,6 +103,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         superseded: vec![],
         settled: vec![],
         dropped: vec![],
+        overtaken: None,
         left: None,
         request_bytes: None,
     });

@@ -73,7 +73,7 @@ const NEEDED: &[Needed] = &[
     needed(Rule::PauseKeeps, "two, paused", States(40_000)),
     needed(Rule::ResetVoter, "two, lost, to one", Walks(1_500)),
     needed(Rule::ResetLossless, "three to one", Walks(1_500)),
-    needed(Rule::ResetNeeded, "two, a lost volume, no host", States(40_000)),
+    backed(Rule::ResetNeeded, &[Rule::DropsRecorded], "two, a lost volume, no host", States(40_000)),
     needed(Rule::ResetCommitsAll, "two, marker and volume lost", States(40_000)),
     backed(Rule::ResetNamed, &[Rule::DropsRecorded], "three, resumed", States(500_000)),
     needed(Rule::ResetFinished, "two, lost, to one", States(700_000)),
