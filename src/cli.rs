@@ -314,6 +314,7 @@ mod tests {
     fn a_complaint_tells_no_password() {
         for line in [
             "syncer snapshot list --from s3://id:s3cret@backups/vc",
+            "syncer snapshot list --from s3://id:s3cret/x@backups/vc",
             "syncer snapshot save --to=s3://id:s3cret@backups",
             "syncer migrate --from https://u:s3cret@a:1 --to sqlite:x",
         ] {

@@ -70,6 +70,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         dropped,
         notes,
         journal: journal::fact(&settings.data_dir).context("read the migration journal")?,
+        sqlite: sqlite_of(settings),
         written_back: journal::written_back(&settings.data_dir).context("read the journal of the way back")?,
         distro_store: distro_store(settings).context("look for a store of the distro's own")?,
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
@@ -86,6 +87,19 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         named: Known::Absent,
         members: Known::Unknown(not_asked()),
     })
+}
+
+/// The SQLite store of the distro that this pod runs; `None` where its API server may have another datastore.
+fn sqlite_of(settings: &Settings) -> Option<PathBuf> {
+    let programs = &settings.programs;
+    let commands = programs.vcluster.iter().chain(&programs.apiserver);
+    let given = commands.flat_map(|command| command.command.iter().chain(&command.args));
+    let elsewhere = |arg: &String| ["--datastore-endpoint", "--etcd-servers"].iter().any(|flag| arg.starts_with(flag));
+    let ours = settings.distro != Distro::None
+        && settings.wrapped.is_none()
+        && programs.k0s_config.is_none()
+        && !given.chain(&programs.apiserver_extra_args).any(elsewhere);
+    settings.state_db_candidates().into_iter().next().filter(|_| ours)
 }
 
 /// etcd goes from one minor version to the next, and no further: of an older one's log it may not understand every entry

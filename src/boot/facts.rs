@@ -88,6 +88,9 @@ pub struct Facts {
     pub notes: Notes,
     /// The migration journal on this pod's volume.
     pub journal: JournalFact,
+    /// Where the API server keeps its SQLite store, if it is run on one of this distro's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sqlite: Option<PathBuf>,
     /// Whether the store was written back into a `state.db` once, as far as can be told.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub written_back: bool,
@@ -148,6 +151,7 @@ impl Facts {
             dropped: Vec::new(),
             notes: Notes::default(),
             journal: JournalFact::Absent,
+            sqlite: None,
             written_back: false,
             stores: StoresFact::default(),
             distro_store: None,

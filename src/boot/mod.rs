@@ -133,6 +133,8 @@ pub enum Record {
     NoSurvivor(MarkerWrite),
     /// Write the marker: the cluster that it names is SQLite's again.
     Released(MarkerWrite),
+    /// The store was written back and its data dir set aside, and this was cut short: put away what told of the way into etcd.
+    WentBack,
     /// Note that these are dropped: the marker says so, or there is none and nobody is there who could start.
     Dropped(Vec<MemberId>),
     /// Note that others serve the cluster of this member, which a reset was to make the only one: it never is by itself.
@@ -385,6 +387,10 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     {
         return join(facts, cluster, rules);
     }
+    let told = matches!(facts.journal, JournalFact::Done { .. }) || matches!(facts.fence, FenceFact::Kept { .. });
+    if told && facts.notes.left.is_some() && !facts.stores.state_dbs.is_empty() {
+        return (BootDecision::Record(Record::WentBack), Rule::JournalTrue);
+    }
     if let JournalFact::Done { source } = &facts.journal {
         return refuse(Refusal::MigratedButNoDataDir(source.clone()), Rule::JournalTrue);
     }
@@ -499,6 +505,11 @@ fn sqlite(facts: &Facts) -> Option<Refusal> {
         && facts.stores.state_dbs.is_empty()
     {
         return Some(Refusal::MigratedButNoDataDir(source.clone()));
+    }
+    if let (Some(uses), Some(found)) = (&facts.sqlite, facts.stores.state_dbs.first())
+        && !facts.stores.state_dbs.contains(uses)
+    {
+        return Some(Refusal::OtherStore { found: found.clone(), uses: uses.clone() });
     }
     match facts.desired.known() {
         Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),

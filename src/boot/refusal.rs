@@ -27,6 +27,13 @@ pub enum Refusal {
     MoveUnfinished(String),
     /// A move from this etcd was committed, but there is no data dir now.
     MovedButNoDataDir(String),
+    /// A SQLite store lies on the volume, and the API server would begin a new one elsewhere.
+    OtherStore {
+        /// What lies there.
+        found: PathBuf,
+        /// Where the API server would have its own.
+        uses: PathBuf,
+    },
     /// The store was written back into SQLite earlier, but there is no `state.db` now.
     WrittenBackButGone,
     /// The way back to SQLite is asked for, and this volume has no store at all.
@@ -137,6 +144,7 @@ impl Refusal {
             | Refusal::DistroStore(_)
             | Refusal::SourceVanished(_)
             | Refusal::TwoSources(_)
+            | Refusal::OtherStore { .. }
             | Refusal::MoveUnfinished(_) => Exit::RefusedSource,
             Refusal::FormedElsewhere(_)
             | Refusal::NotTheSeed { .. }
@@ -153,7 +161,15 @@ impl Refusal {
     /// Whether the word of other pods or of the host API could lead to another decision: where there may be any, nothing
     /// is refused for this before they were asked.
     pub fn others_decide(&self) -> bool {
-        self.exit() == Exit::RefusedMembership || matches!(self, Refusal::DamagedDataDir(_))
+        // Whose data dir was moved away joins where the others have the cluster.
+        let gone = matches!(
+            self,
+            Refusal::DamagedDataDir(_)
+                | Refusal::MigratedButNoDataDir(_)
+                | Refusal::MovedButNoDataDir(_)
+                | Refusal::WrittenBackButGone
+        );
+        self.exit() == Exit::RefusedMembership || gone
     }
 
     /// What is wrong, naming the thing.
@@ -179,6 +195,11 @@ impl Refusal {
             Refusal::MovedButNoDataDir(source) => {
                 format!("the store of {source} was moved to this volume earlier, but the etcd data dir is gone")
             }
+            Refusal::OtherStore { found, uses } => format!(
+                "{} lies on this volume, and this distro's API server would begin an empty store at {}",
+                found.display(),
+                uses.display()
+            ),
             Refusal::WrittenBackButGone => {
                 "the store was written back from etcd into SQLite earlier, and its state.db is gone".into()
             }
@@ -293,6 +314,8 @@ impl Refusal {
                  was written since, lift the fence around that etcd (`etcdctl alarm disarm`) and move migration.fence and \
                  migration.journal away"
                 .into(),
+            Refusal::OtherStore { .. } => "if it is this cluster's store, move it there (with its -wal); otherwise move it away"
+                .into(),
             Refusal::WrittenBackButGone => "restore the state.db; or, to lose what was written since, have it written anew: \
                  the data dir that it was written from is beside it (etcd.aside-TIME): rename that to etcd, move \
                  migration-back.journal away, and set embeddedEtcd.migrateBack to true; to begin with an empty cluster, \
@@ -311,7 +334,8 @@ impl Refusal {
                  it into the embedded etcd"
                 .into(),
             Refusal::MigratedButNoDataDir(_) => "restore the data dir; or, to migrate the old store again and lose \
-                 what was written since, rename it back to state.db (with its -wal) and remove the journal"
+                 what was written since, rename it back to state.db (with its -wal; not over one that is there) and remove the \
+                 journal"
                 .into(),
             Refusal::SourceVanished(_) => "put the file back (with its -wal); or, to start without it, move the \
                  migration.journal file and etcd's data dir away"

@@ -21,6 +21,7 @@ fn facts() -> Facts {
         dropped: Vec::new(),
         notes: Notes::default(),
         journal: JournalFact::Absent,
+        sqlite: None,
         written_back: false,
         stores: StoresFact::default(),
         distro_store: None,
@@ -185,7 +186,11 @@ fn each_refusal_has_its_facts() {
         (Facts { fence: FenceFact::Lifted { source: deployed() }, ..off() }, Refusal::MoveUnfinished(deployed())),
         (Facts { fence: FenceFact::Kept { source: deployed() }, ..off() }, Refusal::MovedButNoDataDir(deployed())),
     ];
-    for (facts, want) in table.into_iter().chain(emptied) {
+    let uses: PathBuf = "/data/server/db/state.db".into();
+    let elsewhere = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
+    let other = Facts { sqlite: Some(uses.clone()), stores: elsewhere, ..off() };
+    let other = [(other, Refusal::OtherStore { found: db(), uses })];
+    for (facts, want) in table.into_iter().chain(emptied).chain(other) {
         assert_eq!(decide(&facts), BootDecision::Refuse(want.clone()), "{facts:?}");
         assert!(!want.what().is_empty() && !want.remedy().is_empty());
         assert!(!matches!(want.exit(), crate::exit::Exit::Ok | crate::exit::Exit::Fault | crate::exit::Exit::Usage));
@@ -214,6 +219,24 @@ fn the_way_back_begins_where_it_is_asked_for_and_ends_on_sqlite() {
     let uncommitted = Facts { journal: JournalFact::Importing { source: db() }, stores, ..back() };
     assert_eq!(decide(&uncommitted), BootDecision::RunOnSqlite);
     assert!(!goes_back(&Facts { enabled: true, ..back() }) && !goes_back(&Facts { migrate_back: false, ..back() }));
+}
+
+/// Killed behind the commit, and switched on again before SQLite was run.
+#[test]
+fn a_store_that_went_back_goes_into_etcd_again_whatever_tells_of_the_way_before() {
+    let stores =
+        StoresFact { state_dbs: vec![db()], migrated: vec!["/data/state.db.migrated".into()], ..StoresFact::default() };
+    let kept = || FenceFact::Kept { source: "https://vc-etcd:2379".into() };
+    let left = Notes { left: Some(ClusterId(2)), ..Notes::default() };
+    let done = JournalFact::Done { source: db() };
+    for (journal, fence) in [(done.clone(), FenceFact::Absent), (JournalFact::Absent, kept()), (done, kept())] {
+        let f = Facts { journal, fence, stores: stores.clone(), notes: left.clone(), written_back: true, ..facts() };
+        assert_eq!(decide(&f), BootDecision::Record(Record::WentBack));
+        let put_away = Facts { journal: JournalFact::Absent, fence: FenceFact::Absent, ..f.clone() };
+        assert_eq!(decide(&put_away), BootDecision::Import { source: db() });
+        // Without the note it was somebody's hand that put the file there.
+        assert!(matches!(decide(&Facts { notes: Notes::default(), ..f }), BootDecision::Refuse(_)));
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! One syncer and one etcd on a data dir.
 //!
 //! An exclusive `flock` on `<dir>/.syncer.lock`. The etcd child inherits the open file, so that an etcd that outlives
-//! a killed syncer keeps the lock until it too is gone. The file itself stays: removing it would let two processes
-//! lock two files of one name. Nothing ever unlocks: the lock goes when the last process that has the file open ends.
+//! a killed syncer keeps the lock until it too is gone. The file itself stays on a pod's volume; whoever locks one makes
+//! sure that it is the one that bears the name. Nothing ever unlocks: the lock goes when the last process that has the
+//! file open ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -11,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -57,15 +59,20 @@ impl DatadirLock {
 
     /// The same of another lock file.
     pub fn acquire_file(path: &Path, wait: Duration) -> Result<Self, LockError> {
+        DatadirLock::acquire_or_make(path, wait).map(|(lock, _)| lock)
+    }
+
+    /// And whether its file was not there before.
+    fn acquire_or_make(path: &Path, wait: Duration) -> Result<(Self, bool), LockError> {
         let path = path.to_owned();
         let io = |source| LockError::Io { path: path.clone(), source };
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let file = open(&mut options, &path).map_err(io)?;
+        let (mut file, mut made) = open_or_make(&path).map_err(io)?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(DatadirLock { file }),
+                Ok(()) if is_at(&file, &path).map_err(io)? => return Ok((DatadirLock { file }, made)),
+                // Who had it has removed it: somebody else may have made and locked another of this name.
+                Ok(()) => (file, made) = open_or_make(&path).map_err(io)?,
                 Err(TryLockError::Error(source)) => return Err(io(source)),
                 Err(TryLockError::WouldBlock) if begun.elapsed() >= wait => {
                     return Err(LockError::Held { holder: holders(&file), path });
@@ -93,36 +100,60 @@ impl DatadirLock {
     }
 }
 
-/// A lock on something that is made, held while it is: its file is removed with it.
+/// A lock that is held while something is made: a lock file that was not there before is removed with it.
 #[derive(Debug)]
 pub struct PassingLock {
-    path: PathBuf,
-    _lock: DatadirLock,
+    lock: Arc<DatadirLock>,
+    made: Option<PathBuf>,
 }
 
 impl PassingLock {
     /// Takes the lock at `path`, blocking up to `wait` for the present holder to go.
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self, LockError> {
-        let io = |source| LockError::Io { path: path.to_owned(), source };
-        loop {
-            let lock = DatadirLock::acquire_file(path, wait)?;
-            // Who had it until now has removed the file, and somebody else may have made and locked another.
-            let held = lock.file.metadata().map_err(io)?;
-            match path.symlink_metadata() {
-                Ok(there) if (there.dev(), there.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(PassingLock { path: path.to_owned(), _lock: lock });
-                }
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io(e)),
-                _ => {}
-            }
-        }
+        let (lock, made) = DatadirLock::acquire_or_make(path, wait)?;
+        Ok(PassingLock { lock: Arc::new(lock), made: made.then(|| path.to_owned()) })
+    }
+
+    /// The lock, for those that inherit it.
+    pub fn shared(&self) -> Arc<DatadirLock> {
+        Arc::clone(&self.lock)
     }
 }
 
 impl Drop for PassingLock {
     fn drop(&mut self) {
         // What is left is locked by nobody, and taken by the next.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = self.made.as_ref().map(std::fs::remove_file);
+    }
+}
+
+/// Opens a lock file, and says whether it was made for that.
+fn open_or_make(path: &Path) -> io::Result<(File, bool)> {
+    let options = || {
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600);
+        options
+    };
+    loop {
+        match open(options().create_new(true), path) {
+            Ok(file) => return Ok((file, true)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+        match open(&mut options(), path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            opened => return Ok((opened?, false)),
+        }
+    }
+}
+
+/// Whether this open file is the one at `path`.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match path.symlink_metadata() {
+        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

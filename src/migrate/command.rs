@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::commit::with_suffix;
 use super::estimate::{Estimate, estimate};
+use super::journal::Journal;
 use super::journey::{self, Commit, Journey, Outcome};
 use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::progress::Show;
@@ -20,7 +20,7 @@ use super::to_sqlite::SqliteTarget;
 use super::verify::Verify;
 use crate::datadir::MemberIdentity;
 use crate::datadir::identity::IdentityError;
-use crate::datadir::lock::{LockError, PassingLock, in_use};
+use crate::datadir::lock::{LOCK_FILE, LockError, PassingLock};
 use crate::disk::{Disk, parent_of};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
@@ -147,11 +147,11 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         }
     }
     if back {
-        return go(disk, args, &journey(args, source, SqliteTarget { path: target }));
+        return go(disk, args, journey(args, source, SqliteTarget { path: target }));
     }
     let identity = identity(args)?;
     let target = DatadirTarget { path: target, identity, bump: args.bump_revision, least: Revision(0) };
-    go(disk, args, &journey(args, source, target))
+    go(disk, args, journey(args, source, target))
 }
 
 /// The new cluster's one member.
@@ -197,48 +197,44 @@ fn journey<T: Target>(args: &Args, source: Origin, target: T) -> Journey<T> {
 }
 
 /// Goes the journey, or only looks, and reports.
-fn go<T: Target>(disk: &dyn Disk, args: &Args, journey: &Journey<T>) -> anyhow::Result<String> {
+fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T>) -> anyhow::Result<String> {
+    let (from, to) = (journey.source.path().to_owned(), journey.target.path().to_owned());
+    let before = |journal: &Journal| match args.output {
+        Output::Text => format!("{} was moved to {} before; nothing is left to do\n", from.display(), to.display()),
+        Output::Json => format!("{:#}\n", json!({ "movedBefore": true, "journal": journal })),
+    };
     if args.dry_run {
-        journey::admit(journey)?;
+        if let Some(journal) = journey::is_done(&journey)? {
+            return Ok(before(&journal));
+        }
+        journey::admit(&journey)?;
         let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
             Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
         });
     }
-    let (from, to) = (journey.source.path(), journey.target.path());
-    let _lock = lock(to)?;
-    if let Some(journal) = journey::finish(disk, journey)? {
-        return Ok(match args.output {
-            Output::Text => {
-                format!("{} was moved to {} before; nothing is left to do\n", from.display(), to.display())
-            }
-            Output::Json => format!("{:#}\n", json!({ "movedBefore": true, "journal": journal })),
-        });
+    let lock = lock(&to)?;
+    journey.lock = Some(lock.shared());
+    if let Some(journal) = journey::finish(disk, &journey)? {
+        return Ok(before(&journal));
     }
-    let outcome = journey::run(disk, journey)?;
+    let outcome = journey::run(disk, &journey)?;
     Ok(match args.output {
-        Output::Text => outcome_text(journey, &outcome),
-        Output::Json => format!("{:#}\n", outcome_json(journey, &outcome)),
+        Output::Text => outcome_text(&journey, &outcome),
+        Output::Json => format!("{:#}\n", outcome_json(&journey, &outcome)),
     })
 }
 
-/// Keeps another migration away from the target, and makes sure that no pod runs where it is to be.
+/// Keeps pods and other migrations away from where the target is to be: a pod's volume has the same lock.
 fn lock(target: &Path) -> anyhow::Result<PassingLock> {
-    let held = |what: String, remedy: &str| refuse(Exit::RefusedLocked, what, remedy);
-    let (folder, begun) = (parent_of(target), Instant::now());
-    while in_use(&folder)? {
-        if begun.elapsed() < WAIT_FOR_HOLDER {
-            std::thread::sleep(Duration::from_millis(50));
-            continue;
-        }
-        let what = format!("a syncer runs on {}", folder.display());
-        return Err(held(what, "stop it, or choose another place"));
-    }
-    PassingLock::acquire(&with_suffix(target, ".migration.lock"), WAIT_FOR_HOLDER).map_err(|error| match error {
-        LockError::Held { .. } => {
-            held(format!("another migration makes {}: {error}", target.display()), "let that one end, then try again")
-        }
+    let folder = parent_of(target);
+    PassingLock::acquire(&folder.join(LOCK_FILE), WAIT_FOR_HOLDER).map_err(|error| match error {
+        LockError::Held { .. } => refuse(
+            Exit::RefusedLocked,
+            format!("a syncer runs, or makes something else, in {}: {error}", folder.display()),
+            "let that one end, or stop it; or choose another place",
+        ),
         error => anyhow::Error::from(error),
     })
 }

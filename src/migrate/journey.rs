@@ -136,7 +136,10 @@ fn moved<T: Target>(
         let etcd = &journey.etcd;
         let ready = scope.spawn(move || T::ready(etcd));
         let copy = commit::with_suffix(journey.target.path(), ".source");
-        let store = journey.source.open(disk, &journey.etcd, &copy, journey.lock.as_ref());
+        // It is of the folder that has the journal, and the source's too if that lies there.
+        let beside = parent_of(journey.source.path()) == parent_of(&journey.journal);
+        let lock = journey.lock.as_ref().filter(|_| beside);
+        let store = journey.source.open(disk, &journey.etcd, &copy, lock);
         (store, ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut store = store?;
@@ -238,6 +241,9 @@ pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Resul
     if renames && let Some(journal) = commit::finish(disk, &journey.journal, journey.source.path(), unix_seconds())? {
         return Ok(Some(journal));
     }
+    if let Some(journal) = is_done(journey)? {
+        return Ok(Some(journal));
+    }
     // One that cannot be read is reported by the journey itself.
     let Ok(Some(journal)) = journal::load(&journey.journal) else { return Ok(None) };
     let same = journal.source.path == journal::relative(&journey.journal, journey.source.path());
@@ -272,6 +278,15 @@ pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Resul
         ));
     }
     done(disk, T::POINTS, &journey.journal, journal, unix_seconds()).map(Some)
+}
+
+/// The journal of a journey that is done: from the same source, which is as it was, and what was made is there.
+pub fn is_done<T: Target>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
+    let Ok(Some(journal)) = journal::load(&journey.journal) else { return Ok(None) };
+    let same = journal.source.path == journal::relative(&journey.journal, journey.source.path());
+    let keeps = journey.commit == Commit::KeepSource && !journal.renames;
+    let done = same && keeps && journal.phase == Phase::Done && journey.target.is_there(&journal)?;
+    Ok((done && journey.source.is_as_noted(&journal).context("look at the source again")?).then_some(journal))
 }
 
 /// Names of the crash points that a journey to one kind of target passes, in their order.

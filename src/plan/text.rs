@@ -94,6 +94,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     if !f.enabled {
         lines.push(("etcd", "embedded etcd is disabled".into()));
     }
+    if let Some(file) = &f.sqlite {
+        lines.push(("SQLite", format!("would be at {}", file.display())));
+    }
     if f.written_back {
         lines.push(("writtenBack", "a state.db was made of etcd's store earlier".into()));
     }
@@ -393,6 +396,7 @@ fn recorded(record: &Record) -> &'static str {
         Record::RestoreBegun(_) => "on the volume that the staged restore takes its place, and what it replaces",
         Record::Restored(_) => "in the marker that the restored cluster is the formed one",
         Record::RestoreDone => "on the volume that the restore is complete",
+        Record::WentBack => "on the volume that the store is SQLite's again",
         Record::Dropped(_) => "on the volume that the other members are dropped",
         Record::Overtaken(_) => "on the volume that others serve its cluster",
         Record::ResetDone => "on the volume that the reset is done",

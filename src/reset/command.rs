@@ -339,7 +339,8 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
     }
     let mut moved: Vec<PathBuf> = Vec::new();
     moved.extend(quarantine::set_aside(disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?);
-    let mut records = vec![journal::FILE_NAME, crate::migrate::journal::FILE_NAME];
+    use crate::migrate::journal::{BACK_FILE_NAME, FILE_NAME};
+    let mut records = vec![journal::FILE_NAME, FILE_NAME, BACK_FILE_NAME];
     records.extend(fence.is_some().then_some(fence::FILE_NAME));
     for name in records {
         moved.extend(

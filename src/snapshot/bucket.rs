@@ -58,11 +58,14 @@ impl Bucket {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
+        // Credentials are no part of a place, and may have slashes.
+        if text.contains('@') {
+            return Err(format!("{} has credentials in it: name them in the environment", without_user(text)));
+        }
         let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
         if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(allowed) {
-            // Credentials before an `@` are no part of a place.
-            return Err(format!("{:?} is no name of a bucket", without_user(bucket)));
+            return Err(format!("{bucket:?} is no name of a bucket"));
         }
         let prefix = ObjectPath::parse(prefix).map_err(|_| format!("{prefix:?} is no prefix of objects"))?;
         Ok(Bucket { bucket: bucket.to_owned(), prefix })

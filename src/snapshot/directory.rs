@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::name::SnapshotName;
 use super::target::Stored;
@@ -12,6 +13,8 @@ use crate::disk::{Disk, DiskFile, at};
 
 /// The end of the name of a snapshot that is being written.
 const PARTIAL: &str = ".part";
+/// Where files cannot be locked: no save has written nothing for so long.
+const NOBODY_WRITES: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A directory of snapshots, made when it is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,9 +64,11 @@ impl Directory {
         loop {
             let partial = dir.join(format!("{name}.{:016x}{PARTIAL}", rand::random::<u64>()));
             let file = disk.create(&partial, 0o600)?;
-            let lock = File::open(&partial).map_err(|e| at(&partial, e))?;
-            // Where files cannot be locked, two saves at once may remove what the other writes, which then fails.
-            let _ = lock.lock();
+            let lock = lockable(&partial).map_err(|e| at(&partial, e))?;
+            // Where files cannot be locked, nobody takes a young one for a killed save's.
+            if let Err(error) = lock.lock() {
+                tracing::debug!("a snapshot that is being written is not locked: {error}");
+            }
             // One that found it before it was locked took it for a killed one's.
             if lock.metadata().map_err(|e| at(&partial, e))?.nlink() > 0 {
                 return Ok(Upload { dir: self.clone(), name: name.clone(), partial, file, bytes: 0, _lock: lock });
@@ -81,16 +86,33 @@ impl Directory {
                 continue;
             }
             let path = entry.path();
-            match entry.file_type().and_then(|kind| kind.is_file().then(|| File::open(&path)).transpose()) {
-                Ok(Some(file)) if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) => {}
-                Ok(Some(_locked)) => disk.forget_file(&path)?,
-                Ok(None) => {}
+            match entry.file_type().and_then(|kind| kind.is_file().then(|| left_behind(&path)).transpose()) {
+                Ok(Some(Some(_locked))) => disk.forget_file(&path)?,
+                Ok(Some(None) | None) => {}
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(at(&path, e)),
             }
         }
         Ok(())
     }
+}
+
+/// So that it can be locked where that takes a file that is open for writing, as on NFS (flock(2)).
+fn lockable(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).open(path)
+}
+
+/// What a killed save has left, open and locked where that can be done; `None`: somebody writes it, or may.
+fn left_behind(path: &Path) -> io::Result<Option<File>> {
+    let file = lockable(path)?;
+    Ok(match file.try_lock() {
+        Ok(()) => Some(file),
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Error(_)) => {
+            let age = file.metadata()?.modified().ok().and_then(|at| at.elapsed().ok());
+            age.is_some_and(|age| age > NOBODY_WRITES).then_some(file)
+        }
+    })
 }
 
 /// Of `NAME.RANDOM.part`, and of `NAME.part`, as earlier releases had it.
@@ -113,15 +135,21 @@ pub struct Upload {
 const WRITE_BACK: u64 = 16 << 20;
 
 impl Upload {
-    /// Writes the next bytes.
-    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Writes the next bytes. True now and then, when it is time to look whether there is room for more.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<bool> {
         self.file.write_at(bytes, self.bytes)?;
         let before = self.bytes / WRITE_BACK;
         self.bytes += bytes.len() as u64;
-        if self.bytes / WRITE_BACK > before {
+        let further = self.bytes / WRITE_BACK > before;
+        if further {
             self.file.start_writeback(before * WRITE_BACK, WRITE_BACK);
         }
-        Ok(())
+        Ok(further)
+    }
+
+    /// The directory that it is in.
+    pub fn directory(&self) -> &Path {
+        &self.dir.0
     }
 
     /// The file before it has its name.

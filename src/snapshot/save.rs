@@ -191,7 +191,10 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>) -> anyhow::Re
     while let Some(piece) = arriving.blocking_recv() {
         match piece {
             Piece::Bytes(bytes) => {
-                upload.write(&bytes)?;
+                // Another save may fill the same volume, etcd's own most often.
+                if upload.write(&bytes)? {
+                    room(upload.directory(), 0, space::free(upload.directory())?)?;
+                }
                 digest.update(&bytes);
                 crash_point!("snapshot-half-written");
             }

@@ -263,6 +263,7 @@ impl Boot<'_> {
                 self.mark(&write).await?;
                 crash_point!("restore-marked");
             }
+            Record::WentBack => back::goes_on_sqlite(pod)?,
             Record::RestoreDone => restore::done(pod)?,
             Record::Dropped(members) => self.note_dropped(members)?,
             Record::Overtaken(member) => {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use syncer::datadir::lock::LOCK_FILE;
+
 use super::*;
 use crate::migrate::back::live_of;
 use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, program, run};
@@ -115,8 +117,8 @@ impl Journey for Migrate {
         self.check(&self.target(place), what);
         let entries = std::fs::read_dir(place.path()).expect("list");
         let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
-        // Of the etcd that was just looked at.
-        names.retain(|name| name != "etcd.log");
+        // Of the etcd that was just looked at, and of a killed one's lock.
+        names.retain(|name| name != "etcd.log" && name != LOCK_FILE);
         assert!(names.len() == 2, "{what}: {names:?} are left, not the target and its journal");
         took
     }

@@ -192,6 +192,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         desired: desired(w, c),
         enabled: true,
         migrate_back: false,
+        sqlite: None,
         written_back: false,
         migrate_from: false,
         fence: Default::default(),

@@ -39,7 +39,7 @@ impl World {
                 Record::Restored(write) => Act::Write(Some(write), Note::None),
                 Record::RestoreDone => Act::RestoreDone,
                 Record::FenceKept => unreachable!("nothing is moved from a deployed etcd in the model"),
-                Record::Released(_) => unreachable!("nothing is written back into SQLite in the model"),
+                Record::WentBack | Record::Released(_) => unreachable!("nothing is written back into SQLite in the model"),
             }),
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),

@@ -224,6 +224,9 @@ fn what_others_have_a_say_in_is_not_refused_before_they_were_asked() {
         Facts { notes: noted, ..facts() },
         Facts { ordinal: Ordinal(1), stores, ..facts() },
         Facts { data_dir: DataDirFact::Damaged("crc".into()), damaged: OWNER, ..facts() },
+        Facts { journal: JournalFact::Done { source: db() }, ..facts() },
+        Facts { fence: FenceFact::Kept { source: "https://vc-etcd:2379".into() }, ..facts() },
+        Facts { written_back: true, ..facts() },
     ] {
         let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
         assert!(refusal.others_decide(), "{refusal:?}");
