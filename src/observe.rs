@@ -94,10 +94,16 @@ fn sqlite_of(settings: &Settings) -> Option<PathBuf> {
     let programs = &settings.programs;
     let commands = programs.vcluster.iter().chain(&programs.apiserver);
     let given = commands.flat_map(|command| command.command.iter().chain(&command.args));
-    let elsewhere = |arg: &String| ["--datastore-endpoint", "--etcd-servers"].iter().any(|flag| arg.starts_with(flag));
+    let flags = ["datastore-endpoint", "etcd-servers"];
+    let elsewhere = |arg: &String| {
+        let name = arg.trim_start_matches('-').split('=').next().unwrap_or_default().replace('_', "-");
+        arg.starts_with('-') && flags.contains(&name.as_str())
+    };
     let ours = settings.distro != Distro::None
         && settings.wrapped.is_none()
         && programs.k0s_config.is_none()
+        // k3s' own way to say the same.
+        && std::env::var_os("K3S_DATASTORE_ENDPOINT").is_none()
         && !given.chain(&programs.apiserver_extra_args).any(elsewhere);
     settings.state_db_candidates().into_iter().next().filter(|_| ours)
 }

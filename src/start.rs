@@ -218,6 +218,8 @@ async fn live(
     let mut rounds = Backoff::default();
     loop {
         let begun = Instant::now();
+        // What etcd is started by in this round: the file may have changed since the last.
+        let now = pod.now.borrow().clone();
         if let (Some(_), Some(surveyor)) = (&pod.etcd, &pod.surveyor)
             && !own::before_etcd(settings, surveyor.discovery(), stop).await
         {
@@ -233,8 +235,8 @@ async fn live(
         let joins = matches!(bootstrap, Some(Bootstrap::Existing { .. }));
         let among_others = pod.surveyor.is_some();
         let anew = Anew { unserved: joins, refused: among_others, damaged: among_others };
-        let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, settings, bootstrap)).transpose()?.flatten();
-        let alone = datastore.as_ref().is_some_and(launch::is_alone) && !settings.etcd.timing_set;
+        let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, &now, bootstrap)).transpose()?.flatten();
+        let alone = datastore.as_ref().is_some_and(launch::is_alone) && !now.etcd.timing_set;
         let replaced = if among_others { pod.replaced() } else { BTreeSet::new() };
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
@@ -259,7 +261,7 @@ async fn live(
             crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
         let stopped = tokio::select! {
             stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
-            never = turn::follow(pod, |now| etcd_spec(pod, now, Bootstrap::Restart), &control) => match never {},
+            never = turn::follow(pod, &now, |now| etcd_spec(pod, now, Bootstrap::Restart), &control) => match never {},
             never = timing::follow(pod, alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},

@@ -170,7 +170,7 @@ pub(super) fn dropped(facts: &Facts, member: MemberId, cluster: ClusterId) -> Op
 fn may_start(facts: &Facts) -> Vec<Ordinal> {
     let gone = |peer: &PeerFact| if facts.host_configured { peer.pod.is_absent() } else { peer.dns.is_absent() };
     let harmless = |peer: &PeerFact| match &peer.state {
-        Known::Present(PeerState::Empty) => true,
+        Known::Present(PeerState::Empty | PeerState::Store(_)) => true,
         Known::Present(PeerState::Data { member, .. } | PeerState::Serving { member, .. }) => {
             !facts.dropped.contains(member)
         }

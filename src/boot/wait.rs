@@ -112,7 +112,10 @@ impl Wait {
             Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \
                  that hold nothing: one pod first, then more"
                 .into(),
-            Wait::ForSeed(seed) => format!("look at pod {seed}"),
+            Wait::ForSeed(seed) => format!(
+                "look at pod {seed}; if the StatefulSet's ordinals begin elsewhere (spec.ordinals.start), give the pods the host \
+                 cluster's API, which says so"
+            ),
             Wait::SeedIsForming(_) => {
                 "delete the ConfigMap <name>-etcd if this volume has the data to keep; otherwise delete this volume"
                     .into()

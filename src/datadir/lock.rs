@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,7 +59,10 @@ impl DatadirLock {
 
     /// The same of another lock file.
     pub fn acquire_file(path: &Path, wait: Duration) -> Result<Self, LockError> {
-        DatadirLock::acquire_or_make(path, wait).map(|(lock, _)| lock)
+        let (lock, _) = DatadirLock::acquire_or_make(path, wait)?;
+        // From here on it stays.
+        lock.file.set_len(0).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
+        Ok(lock)
     }
 
     /// And whether its file was not there before.
@@ -100,7 +103,11 @@ impl DatadirLock {
     }
 }
 
-/// A lock that is held while something is made: a lock file that was not there before is removed with it.
+/// What is in a lock file that goes with its lock.
+const PASSING: &[u8] = b"passing";
+
+/// A lock that is held while something is made: a lock file that was not there before is removed with it, or by the next such
+/// lock if its holder was killed.
 #[derive(Debug)]
 pub struct PassingLock {
     lock: Arc<DatadirLock>,
@@ -111,7 +118,17 @@ impl PassingLock {
     /// Takes the lock at `path`, blocking up to `wait` for the present holder to go.
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self, LockError> {
         let (lock, made) = DatadirLock::acquire_or_make(path, wait)?;
-        Ok(PassingLock { lock: Arc::new(lock), made: made.then(|| path.to_owned()) })
+        let io = |source| LockError::Io { path: path.to_owned(), source };
+        if made {
+            lock.file.write_all_at(PASSING, 0).map_err(io)?;
+        }
+        let mut content = [0; PASSING.len()];
+        let passes = match lock.file.read_exact_at(&mut content, 0) {
+            Ok(()) => content == PASSING,
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
+            Err(e) => return Err(io(e)),
+        };
+        Ok(PassingLock { lock: Arc::new(lock), made: passes.then(|| path.to_owned()) })
     }
 
     /// The lock, for those that inherit it.
@@ -131,7 +148,7 @@ impl Drop for PassingLock {
 fn open_or_make(path: &Path) -> io::Result<(File, bool)> {
     let options = || {
         let mut options = OpenOptions::new();
-        options.write(true).mode(0o600);
+        options.read(true).write(true).mode(0o600);
         options
     };
     loop {
@@ -160,7 +177,7 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
 /// Opens a lock file; what is none is not waited for, as an opened pipe would be.
 fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let none = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-    match options.custom_flags(libc::O_NONBLOCK).open(path) {
+    match options.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path) {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Ok(_) => Err(none()),
         Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Err(none()),
@@ -290,6 +307,19 @@ mod tests {
             }
         });
         assert!(!path.exists());
+        // What a killed one has left goes with the next; what a pod has locked stays.
+        std::fs::write(&path, PASSING).unwrap();
+        drop(PassingLock::acquire(&path, SOON).unwrap());
+        assert!(!path.exists());
+        drop(DatadirLock::acquire_file(&path, SOON).unwrap());
+        drop(PassingLock::acquire(&path, SOON).unwrap());
+        assert!(path.exists());
+        std::fs::write(&path, PASSING).unwrap();
+        drop(DatadirLock::acquire_file(&path, SOON).unwrap());
+        drop(PassingLock::acquire(&path, SOON).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        assert!(matches!(PassingLock::acquire(&dir.path().join("link"), SOON), Err(LockError::Io { .. })));
         let held = PassingLock::acquire(&path, SOON).unwrap();
         assert!(matches!(PassingLock::acquire(&path, Duration::ZERO), Err(LockError::Held { .. })));
         drop(held);

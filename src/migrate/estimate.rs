@@ -81,7 +81,7 @@ fn run(
     meter: &Meter,
 ) -> anyhow::Result<Estimate> {
     let started = Instant::now();
-    let mut store = source.open(disk, etcd, &with_suffix(target, &format!(".source.{}", std::process::id())), None)?;
+    let mut store = source.open(disk, etcd, &with_suffix(target, ".dry-run.source"), None)?;
     let extent = store.extent();
     meter.begin(Stage::Copy, extent.keys_at_most);
     let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };

@@ -137,7 +137,8 @@ fn moved<T: Target>(
         let ready = scope.spawn(move || T::ready(etcd));
         let copy = commit::with_suffix(journey.target.path(), ".source");
         // It is of the folder that has the journal, and the source's too if that lies there.
-        let beside = parent_of(journey.source.path()) == parent_of(&journey.journal);
+        let folder = |path: &Path| parent_of(path).canonicalize().ok();
+        let beside = folder(journey.source.path()) == folder(&journey.journal);
         let lock = journey.lock.as_ref().filter(|_| beside);
         let store = journey.source.open(disk, &journey.etcd, &copy, lock);
         (store, ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -4,6 +4,7 @@
 //! is not ready for as long as the fence stands, and the source's Service drops it. Its own name in the headless service still
 //! leads to it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -44,9 +45,10 @@ impl Ways {
         &self.endpoints[0]
     }
 
-    /// A way by which the cluster answers now.
+    /// A way by which a majority of the cluster answers now.
     pub async fn open(&self, patience: Duration) -> Result<EtcdEndpoint, ClientError> {
-        self.patiently(patience, async |_, etcd| Ok(etcd.clone())).await
+        self.patiently(patience, async |mut client, etcd| client.linearizable_read(ANSWER).await.map(|_| etcd.clone()))
+            .await
     }
 
     /// Asks by one way after the other until there is an answer of the cluster, or one that asking again does not change.
@@ -58,17 +60,18 @@ impl Ways {
         patience: Duration,
         mut ask: impl AsyncFnMut(EtcdClient, &EtcdEndpoint) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let (mut tries, mut others) = (self.endpoints.iter().cycle(), 0);
+        let mut tries = self.endpoints.iter().enumerate().cycle();
+        let mut elsewhere = BTreeSet::new();
         let asked = patiently(patience, async || {
-            let Some(etcd) = tries.next() else { return Err(ClientError::Malformed { what: "find a way" }) };
+            let Some((way, etcd)) = tries.next() else { return Err(ClientError::Malformed { what: "find a way" }) };
             let mut client = EtcdClient::connect(etcd).await?;
             let found = client.status(ANSWER).await?.cluster;
             if found != self.cluster {
-                others += 1;
-                let last = others >= self.endpoints.len();
+                elsewhere.insert(way);
+                let last = elsewhere.len() == self.endpoints.len();
                 return Err(ClientError::OtherCluster { found, wanted: self.cluster, last });
             }
-            others = 0;
+            elsewhere.remove(&way);
             ask(client, etcd).await
         });
         Box::pin(asked).await

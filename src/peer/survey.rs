@@ -357,8 +357,8 @@ impl Survey {
     /// Asks those that say that they serve for a linearizable list, until one gives it.
     async fn list(&mut self, dial: &Dial, settings: &Settings) {
         let mut why = "no pod serves".to_owned();
-        for (ordinal, word) in &self.words {
-            let (Some(PeerState::Serving { .. }), Some(pod)) = (&word.state, self.pods.get(ordinal)) else { continue };
+        for ordinal in serving(&self.words) {
+            let Some(pod) = self.pods.get(&ordinal) else { continue };
             let asked = async { anyhow::Ok(dial.etcd(pod).await?.member_list(DEADLINE).await?) };
             match asked.await {
                 Ok(list) => {
@@ -373,6 +373,22 @@ impl Survey {
     }
 }
 
+/// The pods that say that they serve: those of a cluster that another has replaced last, those of the one that most serve first.
+fn serving(words: &BTreeMap<Ordinal, Word>) -> Vec<Ordinal> {
+    let of = |word: &Word| match word.state {
+        Some(PeerState::Serving { cluster, .. }) => Some(cluster),
+        _ => None,
+    };
+    let served = || words.values().filter_map(of);
+    let replaced = |cluster| words.values().any(|word| word.superseded.contains(&cluster));
+    let mut found: Vec<_> = words.iter().filter_map(|(ordinal, word)| Some((*ordinal, of(word)?))).collect();
+    found.sort_by_key(|(ordinal, cluster)| {
+        let pods = served().filter(|other| other == cluster).count();
+        (replaced(*cluster), std::cmp::Reverse(pods), *ordinal)
+    });
+    found.into_iter().map(|(ordinal, _)| ordinal).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
@@ -380,6 +396,7 @@ mod tests {
     use rustls::{AlertDescription, CertificateError, Error};
 
     use super::*;
+    use crate::ids::{ClusterId, MemberId};
 
     /// Stale DNS, found by the model: the seed's volume was lost, and the answer is from before the pod that has the data came
     /// again, which is no longer wanted and serves on.
@@ -391,6 +408,23 @@ mod tests {
         assert!(of_now(own, &[other], None).unknown().is_some());
         let elsewhere = Some("vc-0 resolves to 10.0.0.4: an earlier pod's record?".to_owned());
         assert!(of_now(own, &[own], elsewhere).unknown().is_some_and(|why| why.contains("earlier pod's record")));
+    }
+
+    #[test]
+    fn the_list_is_asked_of_the_cluster_that_most_serve_and_of_a_replaced_one_last() {
+        let own = |n: u32, cluster, superseded: &[u64]| {
+            let own = crate::peer::Own::new(Ordinal(n));
+            let superseded = superseded.iter().copied().map(ClusterId).collect();
+            own.volume(None, &crate::boot::Notes { superseded, ..Default::default() });
+            own.runs(Some((MemberId(n.into()), ClusterId(cluster))));
+            let health = crate::serve::health::Health { datastore_ready: true, ..Default::default() };
+            (Ordinal(n), own.word(health))
+        };
+        let asked = |words: &[(Ordinal, Word)]| serving(&words.iter().cloned().collect());
+        let (a, b, c) = (own(0, 1, &[]), own(1, 2, &[]), own(2, 2, &[]));
+        assert_eq!(asked(&[a.clone(), b.clone(), c.clone()]), [Ordinal(1), Ordinal(2), Ordinal(0)]);
+        assert_eq!(asked(&[own(0, 1, &[2]), b, c]), [Ordinal(0), Ordinal(1), Ordinal(2)]);
+        assert_eq!(asked(&[a]), [Ordinal(0)]);
     }
 
     #[test]

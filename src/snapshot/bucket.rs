@@ -59,7 +59,8 @@ impl Bucket {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         // Credentials are no part of a place, and may have slashes.
-        if text.contains('@') {
+        let user = text.split_once('@').map(|(before, _)| before);
+        if user.is_some_and(|before| before.contains(':') || !before.contains('/')) {
             return Err(format!("{} has credentials in it: name them in the environment", without_user(text)));
         }
         let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));

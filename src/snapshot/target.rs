@@ -142,7 +142,8 @@ mod tests {
         for other in ["ftp://x", "S3://backups", "s3://"] {
             assert!(other.parse::<Target>().is_err(), "{other}");
         }
-        for secret in ["s3://id:s3cret@backups/vc", "s3://id:s3cret/x/y@backups/vc", "s3://s3cret/x@backups"] {
+        assert!("s3://backups/team@corp".parse::<Target>().is_ok());
+        for secret in ["s3://id:s3cret@backups/vc", "s3://id:s3cret/x/y@backups/vc", "s3://s3cret@backups"] {
             let error = secret.parse::<Target>().unwrap_err();
             assert!(!error.contains("s3cret") && error.contains("credentials"), "{error}");
         }

@@ -413,6 +413,11 @@ impl Boot<'_> {
             tokio::time::sleep(WAIT_FIRST).await;
             return Ok(());
         }
+        // By hand nobody could ask the others; here their own word, or the host API's, has said that they do not come back.
+        if !facts.notes.resetting && self.pod.host.is_none() {
+            let others = facts.log.present().map(|log| log.others.iter().map(|m| m.id).collect());
+            self.note_dropped(others.unwrap_or_default())?;
+        }
         self.pod.own.runs(None);
         super::reset::carry_out(self.pod, member, cluster, facts.log.present()).await
     }

@@ -12,7 +12,7 @@ use super::boot::SAY_EVERY;
 use super::leader::{CAUGHT_UP, quiet, states};
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::timing::moved;
-use crate::boot::Member;
+use crate::boot::{Desired, Member};
 use crate::etcd::client::Status;
 use crate::ids::{MemberId, Ordinal};
 use crate::peer::list_of;
@@ -24,7 +24,7 @@ use crate::supervise::spec::ChildSpec;
 /// Between two looks while it is not this pod's turn, at first and at most.
 const AGAIN: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
-/// So long a pod has said that it is due before it goes: the others look at least as often.
+/// So long a pod has said that it is due before it goes.
 const ANNOUNCED: Duration = Duration::from_secs(2);
 /// A quiet moment for leadership to move in is waited for so long.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
@@ -36,6 +36,8 @@ const STOPS_WITHIN: Duration = Duration::from_secs(15);
 enum Turn {
     /// It is another pod's turn, or the others cannot go on without this one.
     Wait,
+    /// Leadership, once nothing is on its way to the leader.
+    WaitForQuiet,
     /// Leadership first.
     MoveLeader(MemberId),
     /// Start etcd again.
@@ -70,16 +72,17 @@ fn turn(
     }
 }
 
-/// Runs etcd by the new settings whenever they ask for another command line, in its turn. `spec` makes that of a restart. Never
-/// ends, and holds the receiver, which is what keeps the values file watched.
+/// Runs etcd by the new settings whenever they ask for another command line, in its turn. `started_by`: what it was started by;
+/// `spec` makes that of a restart. Never ends, and holds the receiver, which is what keeps the values file watched.
 pub async fn follow(
     pod: &Pod,
+    started_by: &Settings,
     spec: impl Fn(&Settings) -> anyhow::Result<Option<ChildSpec>>,
     control: &Control,
 ) -> Infallible {
     let (mut changed, mut serving) = (pod.now.clone(), pod.health.subscribe());
-    let mut runs_by = changed.borrow().clone();
-    let (mut since, mut said): (Option<Instant>, Option<Instant>) = (None, None);
+    let mut runs_by = started_by.clone();
+    let (mut since, mut said, mut moves): (Option<Instant>, Option<Instant>, Option<Instant>) = (None, None, None);
     let mut again = AGAIN;
     // The command line of a restart would not form the cluster that a first start is about to form.
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
@@ -87,14 +90,15 @@ pub async fn follow(
         let due = change::between(&runs_by, &new).iter().any(|change| change.effect == Effect::EtcdRestart);
         pod.own.due(due);
         if !due {
-            (since, again) = (None, AGAIN);
+            (since, moves, again) = (None, None, AGAIN);
             if changed.changed().await.is_err() {
                 break;
             }
             continue;
         }
         let waits = since.get_or_insert_with(Instant::now).elapsed();
-        let next = Box::pin(look(pod, waits)).await.unwrap_or_else(|error| {
+        let patient = moves.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
+        let next = Box::pin(look(pod, waits, patient)).await.unwrap_or_else(|error| {
             tracing::debug!("whose turn it is cannot be seen: {error:#}");
             Turn::Wait
         });
@@ -107,6 +111,10 @@ pub async fn follow(
                 }
                 again = (again * 3 / 2).min(AGAIN_MOST);
                 again
+            }
+            Turn::WaitForQuiet => {
+                moves.get_or_insert_with(Instant::now);
+                AGAIN
             }
             Turn::MoveLeader(to) => moved(pod, to).await,
             Turn::Go => {
@@ -134,8 +142,8 @@ pub async fn follow(
     std::future::pending().await
 }
 
-/// `waits`: for how long this pod has said that it is due.
-async fn look(pod: &Pod, waits: Duration) -> anyhow::Result<Turn> {
+/// `waits`: for how long this pod has said that it is due; `patient`: leadership is moved in a quiet moment alone.
+async fn look(pod: &Pod, waits: Duration, patient: bool) -> anyhow::Result<Turn> {
     if pod.surveyor.is_none() {
         return Ok(Turn::Go);
     }
@@ -150,9 +158,17 @@ async fn look(pod: &Pod, waits: Duration) -> anyhow::Result<Turn> {
     let states = states(pod, &list, &status, &survey).await.into_iter();
     let well = states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect();
     let due = survey.words.iter().filter(|(_, word)| word.restarts).map(|(ordinal, _)| *ordinal).collect();
-    let next = turn(status.member, status.leader, &list_of(&pod.settings, &list).members, &well, &due);
-    let loud = matches!(next, Turn::MoveLeader(_)) && waits < QUIET_WITHIN && !quiet(&mut etcd, &status).await?;
-    Ok(if loud { Turn::Wait } else { next })
+    let members = list_of(&pod.settings, &list).members;
+    // Who leaves, or is to, needs the others as they are.
+    let wanted = Desired::Values(pod.now.borrow().etcd.replicas);
+    let stays = |ordinal: Ordinal| wanted.wants(pod.seed(), ordinal) != Some(false);
+    let leaves = members.iter().filter_map(|member| member.ordinal).any(|ordinal| !stays(ordinal));
+    if leaves || survey.words.values().any(|word| word.request.is_some()) {
+        return Ok(Turn::Wait);
+    }
+    let next = turn(status.member, status.leader, &members, &well, &due);
+    let loud = matches!(next, Turn::MoveLeader(_)) && patient && !quiet(&mut etcd, &status).await?;
+    Ok(if loud { Turn::WaitForQuiet } else { next })
 }
 
 #[cfg(test)]

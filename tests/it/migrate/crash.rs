@@ -113,10 +113,7 @@ fn killed_at_every_crash_point_it_converges() {
             }
             assert_eq!(status.signal(), Some(libc::SIGKILL), "{point} was not reached: {status}");
             fixture.check_in_between(point);
-            let done = *point == "migrate-journal-done";
-            if rename || !done {
-                fixture.finish(rename, point);
-            }
+            fixture.finish(rename, point);
             fixture.check_end(rename, point);
         }
     }
@@ -133,7 +130,7 @@ fn a_data_dir_in_place_whose_source_kept_its_name_is_never_built_anew() {
     fixture.finish(false, "after the flip");
     assert!(mark.exists(), "a data dir that was in use was removed");
     let again = fixture.command(false).output().expect("run syncer");
-    assert_eq!(again.status.code(), Some(3), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(mark.exists(), "a data dir that was in use was removed");
     fixture.check_end(false, "after the flip");
 }
