@@ -517,10 +517,10 @@ fn sqlite(facts: &Facts) -> Option<Refusal> {
     }
 }
 
-/// Why SQLite may not begin with an empty store: the cluster has one somewhere.
+/// Why SQLite may not begin with an empty store: the cluster has one somewhere. An API server on another datastore begins none.
 fn begins_empty(facts: &Facts) -> Option<Refusal> {
     match &facts.fence {
-        _ if !facts.stores.state_dbs.is_empty() => None,
+        _ if !facts.stores.state_dbs.is_empty() || facts.sqlite.is_none() => None,
         FenceFact::Kept { source } => Some(Refusal::MovedButNoDataDir(source.clone())),
         FenceFact::Lifted { source } => Some(Refusal::MoveUnfinished(source.clone())),
         _ if facts.written_back => Some(Refusal::WrittenBackButGone),

@@ -177,7 +177,7 @@ fn each_refusal_has_its_facts() {
             Refusal::NotTheSeed { ordinal: Ordinal(1), stores: vec![db()], seed: Ordinal(0), of_seed: None },
         ),
     ];
-    let off = || Facts { enabled: false, ..facts() };
+    let off = || Facts { enabled: false, sqlite: Some(db()), ..facts() };
     let deployed = || "https://vc-etcd:2379".to_owned();
     let emptied = [
         (Facts { written_back: true, ..off() }, Refusal::WrittenBackButGone),
@@ -190,6 +190,10 @@ fn each_refusal_has_its_facts() {
     let elsewhere = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
     let other = Facts { sqlite: Some(uses.clone()), stores: elsewhere, ..off() };
     let other = [(other, Refusal::OtherStore { found: db(), uses })];
+    // On another datastore than SQLite nothing begins empty.
+    for (facts, _) in emptied.iter().filter(|(facts, _)| !facts.enabled) {
+        assert_eq!(decide(&Facts { sqlite: None, ..facts.clone() }), BootDecision::RunOnSqlite);
+    }
     for (facts, want) in table.into_iter().chain(emptied).chain(other) {
         assert_eq!(decide(&facts), BootDecision::Refuse(want.clone()), "{facts:?}");
         assert!(!want.what().is_empty() && !want.remedy().is_empty());
@@ -283,6 +287,7 @@ fn no_combination_of_facts_breaks_a_rule() {
                             migrate_back: bit(2),
                             migrate_from: bit(3),
                             written_back: bit(10),
+                            sqlite: bit(6).then(db),
                             data_dir: data_dir.clone(),
                             journal: journal.clone(),
                             stores: StoresFact {
@@ -320,11 +325,14 @@ fn check(f: &Facts) {
     let forms = matches!(decision, BootDecision::Form | BootDecision::Import { .. } | BootDecision::MigrateFrom);
     if forms || decision == BootDecision::RunOnSqlite {
         assert_eq!(f.distro_store, None, "a store is begun beside the distro's own: {f:?}");
+        // On another datastore than SQLite nothing begins empty but by the journal of a store that was here.
+        let begins = f.enabled || f.sqlite.is_some();
         let told_of = matches!(&f.journal, JournalFact::Importing { .. } | JournalFact::Done { .. })
-            || matches!(&f.fence, FenceFact::Kept { .. })
-            || (matches!(&f.fence, FenceFact::Lifted { .. }) && decision != BootDecision::MigrateFrom)
-            || f.written_back
-            || (f.migrate_back && !f.enabled);
+            || begins
+                && (matches!(&f.fence, FenceFact::Kept { .. })
+                    || (matches!(&f.fence, FenceFact::Lifted { .. }) && decision != BootDecision::MigrateFrom)
+                    || f.written_back
+                    || (f.migrate_back && !f.enabled));
         assert!(!told_of || !f.stores.state_dbs.is_empty(), "an empty store replaces one that was there: {f:?}");
     }
     if matches!(decision, BootDecision::Start { .. }) && matches!(f.journal, JournalFact::Importing { .. }) {

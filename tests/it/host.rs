@@ -508,10 +508,22 @@ fn three_at_once_where_one_ran_sqlite() {
         set.wait("one pod on SQLite", CHANGE, |s| s.settled && s.pods.len() == 1)
             .unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-0")));
         assert!(shared(&set, "etcd-ca.key").is_empty());
+        let seed = set.status().expect("a status").pods[&0].incarnation;
 
         values("pro: true\nembeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 3\n");
+        // A Role that does not let them: none is ready, so that the one that serves is not replaced.
+        allow_secrets(&set, false);
         let upgrade = r#"{"spec": {"replicas": 3, "template": {"metadata": {"annotations": {"upgraded": "yes"}}}}}"#;
         set.kubectl(&["patch", "statefulset", "vc", "--type=merge", "-p", upgrade]);
+        let denied = || set.log("vc-1").contains("this pod may not use Secret").then_some(());
+        poll("it may not use the Secret", CHANGE, denied);
+        let began = Instant::now();
+        while began.elapsed() < NOTHING {
+            let now = set.status().expect("a status");
+            assert_eq!((now.ready(), now.pods[&0].incarnation), (vec![0], seed), "{policy:?}{}", set.log("vc-1"));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        allow_secrets(&set, true);
         let three = |s: &Status| s.settled && s.pods.len() == 3;
         set.wait("three pods", CHANGE * 2, three)
             .unwrap_or_else(|e| panic!("{policy:?}: {e:#}{}{}{}", set.log("vc-0"), set.log("vc-1"), set.log("vc-2")));

@@ -105,6 +105,7 @@ fn no_combination_of_a_fence_and_other_facts_breaks_a_rule() {
                             enabled: bit(1),
                             migrate_from: bit(2),
                             migrate_back: bit(3),
+                            sqlite: bit(5).then(db),
                             host_configured: bit(4),
                             fence: fence.clone(),
                             data_dir: data_dir.clone(),
