@@ -3,7 +3,7 @@
 
 mod by_host;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ const SETTLED: Duration = Duration::from_millis(1100);
 /// A learner that has neither applied an entry nor received a byte for so long is stuck.
 const STALLED: Duration = Duration::from_secs(5 * 60);
 /// So many entries behind the leader a member counts as caught up: less than a busy API server writes in a second.
-pub(super) const CAUGHT_UP: u64 = 500;
+const CAUGHT_UP: u64 = 500;
 /// No entry in this time: moving leadership stalls nobody.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -292,6 +292,13 @@ pub(super) async fn states(
         states.insert(member.id, state);
     }
     states
+}
+
+/// The members that answer and have caught up with `own`.
+pub(super) async fn well(pod: &Pod, list: &MemberList, own: &Status, survey: &Survey) -> BTreeSet<MemberId> {
+    let caught_up = |state: &Status| own.applied.0.saturating_sub(state.applied.0) <= CAUGHT_UP;
+    let states = states(pod, list, own, survey).await.into_iter();
+    states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect()
 }
 
 /// How far a member has come: the most that was seen of it, as one that begins anew again and again comes no further.

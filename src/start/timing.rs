@@ -8,10 +8,9 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use super::leader::{CAUGHT_UP, quiet, states};
+use super::leader::{quiet, well};
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::Member;
-use crate::etcd::client::Status;
 use crate::etcd::launch;
 use crate::ids::{MemberId, Ordinal};
 use crate::peer::list_of;
@@ -145,9 +144,7 @@ async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
         return Ok(TimingStep::Wait);
     }
     let survey = pod.survey([]).await;
-    let caught_up = |state: &Status| status.applied.0.saturating_sub(state.applied.0) <= CAUGHT_UP;
-    let states = states(pod, &list, &status, &survey).await.into_iter();
-    let well = states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect();
+    let well = well(pod, &list, &status, &survey).await;
     let next = step(status.member, status.leader, &members, &wanted, &well);
     let moves = matches!(next, TimingStep::MoveLeader(_));
     let loud = moves && patient && !quiet(&mut etcd, &status).await?;

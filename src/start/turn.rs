@@ -9,11 +9,10 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use super::boot::SAY_EVERY;
-use super::leader::{CAUGHT_UP, quiet, states};
+use super::leader::{quiet, well};
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::timing::moved;
 use crate::boot::{Desired, Member};
-use crate::etcd::client::Status;
 use crate::ids::{MemberId, Ordinal};
 use crate::peer::list_of;
 use crate::settings::Settings;
@@ -44,16 +43,36 @@ enum Turn {
     Go,
 }
 
-/// Whose turn it is. `well`: the other members that answer and have caught up; `due`: the other pods that are due too.
-fn turn(
+/// What whose turn it is rests on.
+struct Seen<'a> {
+    /// This pod's member.
     own: MemberId,
+    /// Who leads.
     leader: Option<MemberId>,
-    members: &[Member],
-    well: &BTreeSet<MemberId>,
-    due: &BTreeSet<Ordinal>,
-) -> Turn {
-    let others: Vec<_> = members.iter().filter(|m| m.id != own && !m.learner).collect();
-    let Some(me) = members.iter().find(|m| m.id == own) else { return Turn::Wait };
+    /// The members.
+    members: &'a [Member],
+    /// Those of the others that answer and have caught up.
+    well: BTreeSet<MemberId>,
+    /// The other pods that are due too.
+    due: BTreeSet<Ordinal>,
+    /// The lowest ordinal of the StatefulSet.
+    seed: Ordinal,
+    /// Desired replicas.
+    desired: Desired,
+    /// Whether any pod asks to be added, or was told to stop.
+    asked: bool,
+}
+
+/// Whose turn it is.
+fn turn(seen: &Seen<'_>) -> Turn {
+    let Seen { own, leader, members, well, due, .. } = seen;
+    let Some(me) = members.iter().find(|m| m.id == *own) else { return Turn::Wait };
+    // Who comes, leaves, or is to, needs the others as they are.
+    let unwanted = |ordinal| seen.desired.wants(seen.seed, ordinal) == Some(false);
+    if seen.asked || members.iter().filter_map(|member| member.ordinal).any(unwanted) {
+        return Turn::Wait;
+    }
+    let others: Vec<_> = members.iter().filter(|m| m.id != *own && !m.learner).collect();
     if me.learner || others.is_empty() {
         return Turn::Go;
     }
@@ -154,19 +173,18 @@ async fn look(pod: &Pod, waits: Duration, patient: bool) -> anyhow::Result<Turn>
     }
     let status = etcd.status(ETCD_DEADLINE).await?;
     let survey = pod.survey([]).await;
-    let caught_up = |state: &Status| status.applied.0.saturating_sub(state.applied.0) <= CAUGHT_UP;
-    let states = states(pod, &list, &status, &survey).await.into_iter();
-    let well = states.filter(|(_, state)| state.as_ref().is_some_and(caught_up)).map(|(id, _)| id).collect();
-    let due = survey.words.iter().filter(|(_, word)| word.restarts).map(|(ordinal, _)| *ordinal).collect();
-    let members = list_of(&pod.settings, &list).members;
-    // Who leaves, or is to, needs the others as they are.
-    let wanted = Desired::Values(pod.now.borrow().etcd.replicas);
-    let stays = |ordinal: Ordinal| wanted.wants(pod.seed(), ordinal) != Some(false);
-    let leaves = members.iter().filter_map(|member| member.ordinal).any(|ordinal| !stays(ordinal));
-    if leaves || survey.words.values().any(|word| word.request.is_some()) {
-        return Ok(Turn::Wait);
-    }
-    let next = turn(status.member, status.leader, &members, &well, &due);
+    let well = well(pod, &list, &status, &survey).await;
+    let seen = Seen {
+        own: status.member,
+        leader: status.leader,
+        members: &list_of(&pod.settings, &list).members,
+        well,
+        due: survey.words.iter().filter(|(_, word)| word.restarts).map(|(ordinal, _)| *ordinal).collect(),
+        seed: pod.seed(),
+        desired: Desired::Values(pod.now.borrow().etcd.replicas),
+        asked: survey.words.values().any(|word| word.request.is_some()),
+    };
+    let next = turn(&seen);
     let loud = matches!(next, Turn::MoveLeader(_)) && patient && !quiet(&mut etcd, &status).await?;
     Ok(if loud { Turn::WaitForQuiet } else { next })
 }
@@ -180,12 +198,35 @@ mod tests {
         (0..count).map(voter).collect()
     }
 
+    fn seen<'a>(own: u64, leader: u64, members: &'a [Member], down: &[u64], due: &[u32]) -> Seen<'a> {
+        Seen {
+            own: MemberId(own),
+            leader: Some(MemberId(leader)),
+            members,
+            well: members.iter().map(|m| m.id).filter(|id| !down.contains(&id.0)).collect(),
+            due: due.iter().copied().map(Ordinal).collect(),
+            seed: Ordinal(0),
+            desired: Desired::Values(5),
+            asked: false,
+        }
+    }
+
+    #[test]
+    fn nobody_is_started_again_while_the_members_change() {
+        let three = voters(3);
+        for (own, leader, turns) in [(3, 1, Turn::Go), (1, 1, Turn::MoveLeader(MemberId(2)))] {
+            let with = |desired, asked| turn(&Seen { desired, asked, ..seen(own, leader, &three, &[], &[]) });
+            assert_eq!(with(Desired::Values(3), false), turns);
+            assert_eq!(with(Desired::Values(3), true), Turn::Wait);
+            assert_eq!(with(Desired::Values(2), false), Turn::Wait);
+            assert_eq!(with(Desired::Values(0), false), Turn::Wait);
+        }
+    }
+
     #[test]
     fn one_after_the_other_the_highest_first_and_never_as_the_leader() {
         let of = |own: u64, leader: u64, members: &[Member], down: &[u64], due: &[u32]| {
-            let well = members.iter().map(|m| m.id).filter(|id| !down.contains(&id.0)).collect();
-            let due = due.iter().copied().map(Ordinal).collect();
-            turn(MemberId(own), Some(MemberId(leader)), members, &well, &due)
+            turn(&seen(own, leader, members, down, due))
         };
         let (go, wait, moves) = (Turn::Go, Turn::Wait, |to| Turn::MoveLeader(MemberId(to)));
         let three = voters(3);
@@ -208,7 +249,7 @@ mod tests {
         // Nobody counts on a learner, and it is in nobody's way.
         let learner = [voters(2), vec![Member { learner: true, ..five[2].clone() }]].concat();
         assert_eq!((of(3, 1, &learner, &[1], &[]), of(2, 1, &learner, &[1], &[])), (go, wait));
-        assert_eq!(turn(MemberId(2), None, &three, &three.iter().map(|m| m.id).collect(), &BTreeSet::new()), wait);
+        assert_eq!(turn(&Seen { leader: None, ..seen(2, 1, &three, &[], &[]) }), wait);
         assert_eq!(of(9, 1, &three, &[], &[]), wait);
     }
 }
