@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::pod::{Look, Pod};
 use crate::boot::{DataDirFact, Desired, Facts, Known, PeerFact, PodFact};
 use crate::host::statefulset::{self, StatefulSet};
-use crate::host::{self, Host};
+use crate::host::{self, Host, share};
 use crate::ids::Ordinal;
 use crate::membership::ready::{self, PodManagement};
 use crate::peer::survey::Survey;
@@ -50,6 +50,18 @@ pub enum Lacks {
     Others,
     /// An answer of the API, or its leave.
     Api,
+}
+
+impl Lacks {
+    /// By what it waits for. `never_formed`: the marker was read, and says that no cluster has been formed.
+    pub fn of<I>(wait: &share::Wait<I>, never_formed: bool) -> Lacks {
+        match wait {
+            // It makes nothing while it runs by an older revision, and is replaced when this pod is ready.
+            share::Wait::ForSeed(..) if never_formed => Lacks::Seeds,
+            share::Wait::ForSeed(..) | share::Wait::Formed(..) => Lacks::Others,
+            share::Wait::Away(_) | share::Wait::Denied(_) => Lacks::Api,
+        }
+    }
 }
 
 /// Says whether this pod, which waits for a Secret, is ready all the same: who puts into it what this pod lacks may be one that
@@ -137,6 +149,21 @@ mod tests {
 
     fn pod(current: bool) -> Known<PodFact> {
         Known::Present(PodFact { terminating: false, current_revision: Some(current) })
+    }
+
+    #[test]
+    fn what_the_seed_makes_is_lacked_only_where_nothing_was_formed_with_it() {
+        use share::Wait::{Away, Denied, ForSeed, Formed};
+        let formed = Formed("ca", crate::ids::ClusterId(1));
+        for (wait, never_formed, lacks) in [
+            (ForSeed("ca", Ordinal(0)), true, Lacks::Seeds),
+            (ForSeed("ca", Ordinal(0)), false, Lacks::Others),
+            (formed, false, Lacks::Others),
+            (Away("timeout".into()), true, Lacks::Api),
+            (Denied("403".into()), true, Lacks::Api),
+        ] {
+            assert_eq!(Lacks::of(&wait, never_formed), lacks, "{wait:?}");
+        }
     }
 
     #[test]

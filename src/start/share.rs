@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::host::Host;
 use crate::host::client::Failure;
 use crate::host::secret::{SecretObject, SecretSeen};
-use crate::host::share::{self, Access, Facts, Local, Sharing, Step, Wait};
+use crate::host::share::{self, Access, Facts, Local, Sharing, Step};
 use crate::host::statefulset;
 use crate::pki::plan::Input;
 use crate::pki::shared::SharedPki;
@@ -64,12 +64,7 @@ pub async fn obtain<S: Sharing>(
             let step = round.next(what, secret, with).await?;
             // Who has it may come only after this pod is ready.
             if let Step::Wait(wait) = &step {
-                let lacks = match wait {
-                    // It makes nothing while it runs by an older revision, and is replaced when this pod is ready.
-                    Wait::ForSeed(..) if round.never_formed => Lacks::Seeds,
-                    Wait::ForSeed(..) | Wait::Formed(..) => Lacks::Others,
-                    Wait::Away(_) | Wait::Denied(_) => Lacks::Api,
-                };
+                let lacks = Lacks::of(wait, round.never_formed);
                 readiness::without_secret(with.settings, with.host, lacks, health).await;
             }
             anyhow::Ok(step)
