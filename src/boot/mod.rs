@@ -83,7 +83,8 @@ pub enum BootDecision {
         /// Which cluster it belongs to.
         cluster: ClusterId,
     },
-    /// Make this data dir's member the only one, by [`reset::steps`]; then decide again.
+    /// Unless that was begun before, note every other member as dropped; then make this data dir's member the only one, by
+    /// [`reset::steps`]; then decide again.
     Reset {
         /// Whose data dir it is.
         member: MemberId,
@@ -127,9 +128,9 @@ pub enum Record {
     Withdrawn(MarkerWrite),
     /// Remove the note `stopped`: no marker is left to take anything back from.
     WithdrawnAlready,
-    /// Write the marker.
+    /// Write the marker; once that is known to be done, note whom it drops.
     Survivor(MarkerWrite),
-    /// Write the marker.
+    /// Write the marker, and note that nobody is dropped.
     NoSurvivor(MarkerWrite),
     /// Write the marker: the cluster that it names is SQLite's again.
     Released(MarkerWrite),

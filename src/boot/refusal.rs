@@ -243,6 +243,7 @@ impl Refusal {
             }
             Refusal::ResetOvertaken { member, cluster, others } => {
                 let others: Vec<_> = others.iter().map(ToString::to_string).collect();
+                let others = if others.is_empty() { vec!["that are not known now".to_owned()] } else { others };
                 format!(
                     "a reset was to make member {member} of cluster {cluster} the only one, and members {}, which it drops, have \
                      a quorum or are served from",

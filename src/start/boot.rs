@@ -236,11 +236,8 @@ impl Boot<'_> {
                 }
             }
             Record::Survivor(write) => {
-                // What the marker says is known from here on, whatever the API says when the reset is done.
-                let dropped: Vec<_> =
-                    facts.log.present().map(|log| log.others.iter().map(|m| m.id).collect()).unwrap_or_default();
-                if self.mark(&write).await? && facts.dropped.is_empty() {
-                    self.note_dropped(dropped)?;
+                if self.mark(&write).await? {
+                    self.note_dropped(write.marker.dropped)?;
                 }
             }
             Record::NoSurvivor(write) => {
@@ -413,8 +410,8 @@ impl Boot<'_> {
             tokio::time::sleep(WAIT_FIRST).await;
             return Ok(());
         }
-        // By hand nobody could ask the others; here their own word, or the host API's, has said that they do not come back.
-        if !facts.notes.resetting && self.pod.host.is_none() {
+        // One that was begun by hand has asked nobody whether they come back.
+        if !facts.notes.resetting {
             let others = facts.log.present().map(|log| log.others.iter().map(|m| m.id).collect());
             self.note_dropped(others.unwrap_or_default())?;
         }

@@ -31,7 +31,8 @@ impl World {
                 Record::FormingDone => Act::Write(None, Note::Formed),
                 Record::Withdrawn(write) => Act::Write(Some(write), Note::Withdrawn),
                 Record::WithdrawnAlready => Act::Write(None, Note::Withdrawn),
-                Record::Survivor(write) | Record::NoSurvivor(write) => Act::Write(Some(write), Note::None),
+                Record::Survivor(write) => Act::Write(Some(write), Note::Survivor),
+                Record::NoSurvivor(write) => Act::Write(Some(write), Note::NoSurvivor),
                 Record::ResetDone => Act::Write(None, Note::ResetDone),
                 Record::Dropped(_) => Act::Write(None, Note::Dropped),
                 Record::Overtaken(_) => Act::Write(None, Note::Overtaken),
@@ -124,6 +125,7 @@ impl World {
                 if note == Note::Forming {
                     self.volumes[o].notes.forming = true;
                 }
+                let marked = write.as_ref().map(|write| write.marker.dropped.clone()).unwrap_or_default();
                 if let Some(write) = write {
                     if late {
                         self.late = Some(write);
@@ -137,6 +139,8 @@ impl World {
                 let mine = self.dir(o).map(|d| MemberId(d.member.into()));
                 let notes = &mut self.volumes[o].notes;
                 match note {
+                    Note::Survivor => notes.dropped = marked,
+                    Note::NoSurvivor => notes.dropped.clear(),
                     Note::Dropped => notes.dropped = dropped,
                     Note::Overtaken => notes.overtaken = mine,
                     Note::Formed => notes.forming = false,
@@ -196,6 +200,8 @@ impl World {
                 if self.volumes[o].notes.resetting {
                     self.force_alone(o);
                 } else {
+                    let others = self.dir(o).map(|d| d.fact().others).unwrap_or_default();
+                    self.volumes[o].notes.dropped = others.into_iter().map(|other| other.id).collect();
                     self.begin_reset(c, o);
                 }
             }

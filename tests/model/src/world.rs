@@ -159,6 +159,8 @@ pub enum Note {
     Formed,
     Withdrawn,
     ResetDone,
+    Survivor,
+    NoSurvivor,
     Dropped,
     Overtaken,
     None,
