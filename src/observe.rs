@@ -18,7 +18,7 @@ use crate::migrate::{fence, journal};
 use crate::peer::ordinal_of;
 use crate::reset;
 use crate::restore;
-use crate::serve::k0s;
+use crate::serve::{distro, k0s};
 use crate::settings::{Distro, Settings};
 
 /// Everything that can be seen from this volume. `schema` is the newest backend that the etcd at hand can open.
@@ -91,20 +91,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
 
 /// The SQLite store of the distro that this pod runs; `None` where its API server may have another datastore.
 fn sqlite_of(settings: &Settings) -> Option<PathBuf> {
-    let programs = &settings.programs;
-    let commands = programs.vcluster.iter().chain(&programs.apiserver);
-    let given = commands.flat_map(|command| command.command.iter().chain(&command.args));
-    let flags = ["datastore-endpoint", "etcd-servers"];
-    let elsewhere = |arg: &String| {
-        let name = arg.trim_start_matches('-').split('=').next().unwrap_or_default().replace('_', "-");
-        arg.starts_with('-') && flags.contains(&name.as_str())
-    };
-    let ours = settings.distro != Distro::None
-        && settings.wrapped.is_none()
-        && programs.k0s_config.is_none()
-        // k3s' own way to say the same.
-        && std::env::var_os("K3S_DATASTORE_ENDPOINT").is_none()
-        && !given.chain(&programs.apiserver_extra_args).any(elsewhere);
+    let ours = settings.distro != Distro::None && settings.wrapped.is_none() && !distro::may_have_another(settings);
     settings.state_db_candidates().into_iter().next().filter(|_| ours)
 }
 

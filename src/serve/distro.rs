@@ -22,6 +22,7 @@ use std::time::Duration;
 use super::flags::Flags;
 use super::health::Serves;
 use super::{k0s, k3s, k8s};
+use crate::settings::env::{Env, ProcessEnv};
 use crate::settings::{Distro, DistroCommand, Settings};
 use crate::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
 
@@ -214,6 +215,17 @@ pub(super) fn is_embedded_etcd(settings: &Settings, value: &str) -> bool {
                 .iter()
                 .any(|host| address == format!("{host}:{}", settings.listen.client_port))
         })
+}
+
+/// Whether the API server's command, or k3s' environment, names a datastore, or k0s' own configuration may.
+pub fn may_have_another(settings: &Settings) -> bool {
+    let programs = &settings.programs;
+    let of = |command: &DistroCommand| Flags(command.command.iter().chain(&command.args).cloned().collect());
+    let commands = programs.vcluster.iter().chain(&programs.apiserver).map(of);
+    let named = |flags: Flags| ["datastore-endpoint", "etcd-servers"].iter().any(|name| flags.has(name));
+    programs.k0s_config.is_some()
+        || ProcessEnv.get_os("K3S_DATASTORE_ENDPOINT").is_some()
+        || commands.chain([Flags(programs.apiserver_extra_args.clone())]).any(named)
 }
 
 /// Splits a command of the charts into program and flags.
