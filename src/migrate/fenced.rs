@@ -282,16 +282,15 @@ impl Fenced {
         self.ways.given()
     }
 
-    /// A way by which it answers, on a thread of its own.
+    /// A way by which it answers.
     fn reachable(&self) -> anyhow::Result<EtcdEndpoint> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        runtime.block_on(self.ways.open(PATIENCE_FENCED)).map_err(|error| no_answer(self.given(), error))
+        let asked = async { self.ways.open(PATIENCE_FENCED).await.map_err(|error| no_answer(self.given(), error)) };
+        waited_for(asked)
     }
 
-    /// As [`Fenced::held`], on a thread of its own.
+    /// As [`Fenced::held`].
     fn answers(&self) -> anyhow::Result<Revision> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-        runtime.block_on(self.held())
+        waited_for(self.held())
     }
 
     /// Makes sure that the fence holds, and gives the revision that a majority agrees on.
@@ -324,6 +323,12 @@ impl Fenced {
             "leave the alarms of the source alone until the move is done, then try again",
         ))
     }
+}
+
+/// Waits on the journey's own thread.
+fn waited_for<T>(asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    runtime.block_on(asked)
 }
 
 /// Takes the fence of `record` down, and records that. It is not asked again for longer than `patience`.

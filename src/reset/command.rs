@@ -339,8 +339,9 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
     }
     let mut moved: Vec<PathBuf> = Vec::new();
     moved.extend(quarantine::set_aside(disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?);
-    use crate::migrate::journal::{BACK_FILE_NAME, FILE_NAME};
-    let mut records = vec![journal::FILE_NAME, FILE_NAME, BACK_FILE_NAME];
+    let of_migrations = [crate::migrate::journal::FILE_NAME, crate::migrate::journal::BACK_FILE_NAME];
+    let mut records = vec![journal::FILE_NAME];
+    records.extend(of_migrations);
     records.extend(fence.is_some().then_some(fence::FILE_NAME));
     for name in records {
         moved.extend(
