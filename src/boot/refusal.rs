@@ -358,8 +358,9 @@ impl Refusal {
                  and if the marker names it, the ConfigMap <name>-etcd too"
                 .into(),
             Refusal::ResetOvertaken { .. } => "nothing was changed: to keep what they serve, delete this volume, or move \
-                 its reset.journal and etcd away, and this pod joins them; to keep this one, give `syncer recover --cluster-id ID` \
-                 on this volume again, with the others' volumes deleted or their data dirs set aside"
+                 its reset.journal and etcd away, and this pod joins them; to keep this one and give up what they took, give \
+                 `syncer recover --cluster-id ID --accept-loss` on this volume, with the others' volumes deleted or their data dirs \
+                 set aside"
                 .into(),
             Refusal::ResetVanished => "put it back: a copy of it as it was stands beside it (etcd.aside-TIME); to go on \
                  without it, move reset.journal away"

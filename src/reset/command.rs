@@ -59,6 +59,9 @@ pub struct Args {
     pub output: Output,
 }
 
+/// What the note of a member that was overtaken says.
+const OVERTAKEN: &str = "others were seen to serve it since this member was, or was to be, made the only one";
+
 /// What was found, and what was done.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -78,6 +81,8 @@ struct Report {
     /// An interrupted reset.
     #[serde(skip_serializing_if = "Option::is_none")]
     interrupted: Option<Phase>,
+    /// Others were seen to serve the cluster since this member was, or was to be, made the only one.
+    overtaken: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     done: Option<Done>,
 }
@@ -126,12 +131,19 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
             "give the command without --cluster-id to see what is there; nothing has been changed",
         ));
     }
-    // Who names it again has looked after the others' volumes.
-    notes::change(disk, &data_dir, |notes| notes.overtaken = None)?;
-    if report.log.is_alone() && report.interrupted.is_none() {
+    if report.overtaken && !args.accept_loss {
+        return Err(refuse(
+            Exit::RefusedMembership,
+            format!("what others of cluster {cluster} have acknowledged since would be lost: {OVERTAKEN}"),
+            "start those that have served it, with their volumes; if they are gone for good, or to give up what they took, add \
+             --accept-loss",
+        ));
+    }
+    if report.log.is_alone() && report.interrupted.is_none() && !report.overtaken {
         return shown(args, &report);
     }
     let permission = match (&report.reason, args.accept_loss) {
+        (_, true) if report.overtaken => Permission::LossAccepted { bump: args.bump_revision },
         (None, _) => Permission::TwoVoters,
         (Some(_), true) => Permission::LossAccepted { bump: args.bump_revision },
         // An interrupted reset goes on with what allowed it.
@@ -154,7 +166,13 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
         cluster,
         permission,
     };
-    let ResetOutcome { permission, revision, copy, duration, .. } = reset(disk, &plan)?;
+    let mut outcome = reset(disk, &plan)?;
+    // One that was interrupted goes on with what allowed it; the others had not served then.
+    if report.overtaken && !matches!(outcome.permission, Permission::LossAccepted { .. }) {
+        outcome = reset(disk, &plan)?;
+    }
+    notes::change(disk, &plan.data_dir, |notes| notes.overtaken = None)?;
+    let ResetOutcome { permission, revision, copy, duration, .. } = outcome;
     let lossless = !matches!(permission, Permission::LossAccepted { .. });
     report.done = Some(Done { lossless, revision, copy, seconds: duration.as_secs_f64() });
     shown(args, &report)
@@ -204,6 +222,7 @@ fn look(dir: &UsableDatadir, data_dir: &Path, version: EtcdVersion) -> anyhow::R
         lossless: reason.is_none(),
         reason: reason.map(|e| e.downcast_ref::<crate::exit::ExitError>().map_or(e.to_string(), |e| e.what.clone())),
         interrupted: interrupted.map(|journal| journal.phase),
+        overtaken: notes::load(data_dir)?.overtaken == Some(log.member),
         members: stored.members.into_iter().map(listed).collect(),
         log,
         done: None,
@@ -262,6 +281,17 @@ fn text(report: &Report) -> String {
                  have; without that API, or on another volume than the lowest ordinal's, set the data dirs of the other volumes \
                  aside instead; then scale up"
                     .into(),
+            );
+        }
+        (None, _) if report.overtaken => {
+            line("loss", format!("what they have acknowledged: {OVERTAKEN}"));
+            line(
+                "next",
+                format!(
+                    "start those that have served it, with their volumes; to keep this one all the same: --cluster-id {} \
+                     --accept-loss; a copy is kept",
+                    report.cluster
+                ),
             );
         }
         (None, _) if report.interrupted.is_some() => {

@@ -78,9 +78,20 @@ pub struct ResetJournal {
     pub bump_to: Option<Revision>,
     /// The store's revision at the end.
     pub after: Option<Revision>,
+    /// Whom earlier resets of the same member have dropped.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub dropped_before: BTreeSet<MemberId>,
 }
 
 impl ResetJournal {
+    /// The members that are dropped with this reset and with those before it.
+    pub fn drops(&self) -> BTreeSet<MemberId> {
+        let memberships = self.before.memberships.iter().chain(&self.before.before_change);
+        let ids = memberships.flat_map(|membership| membership.voters.iter().chain(&membership.learners)).copied();
+        let others = ids.filter(|id| *id != self.before.member);
+        others.chain(self.dropped_before.iter().copied()).collect()
+    }
+
     /// Whether `next` may replace `self`.
     pub fn may_become(&self, next: &ResetJournal) -> bool {
         let same = (self.before.member, self.before.cluster) == (next.before.member, next.before.cluster);
@@ -110,16 +121,15 @@ pub fn pending(data_dir: &Path) -> Result<Option<ResetJournal>, RecordError> {
     Ok(load(data_dir)?.filter(|journal| matches!(journal.phase, Phase::Resetting | Phase::Bumping)))
 }
 
-/// The members that the reset which made `member` of `cluster` the only one has dropped; none if there was no such.
+/// The members that the resets which made `member` of `cluster` the only one have dropped; none if there was no such.
 pub fn dropped(data_dir: &Path, member: MemberId, cluster: ClusterId) -> Result<Vec<MemberId>, RecordError> {
-    let done = load(data_dir)?.filter(|journal| journal.phase == Phase::Done).map(|journal| journal.before);
-    let Some(before) = done.filter(|before| (before.member, before.cluster) == (member, cluster)) else {
-        return Ok(Vec::new());
-    };
-    let memberships = before.memberships.iter().chain(&before.before_change);
-    let ids = memberships.flat_map(|membership| membership.voters.iter().chain(&membership.learners)).copied();
-    let others: BTreeSet<_> = ids.filter(|id| *id != member).collect();
-    Ok(others.into_iter().collect())
+    let of = load(data_dir)?.filter(|journal| (journal.before.member, journal.before.cluster) == (member, cluster));
+    Ok(match of {
+        Some(journal) if journal.phase == Phase::Done => journal.drops().into_iter().collect(),
+        // Another is about to begin; what was done before stands.
+        Some(journal) if journal.phase == Phase::Copying => journal.dropped_before.into_iter().collect(),
+        _ => Vec::new(),
+    })
 }
 
 /// Removes the journal in `data_dir`, if there is one: the data dir that it is of is about to be set aside.
@@ -178,7 +188,32 @@ mod tests {
             finished: None,
             bump_to: None,
             after: None,
+            dropped_before: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn whom_an_earlier_reset_has_dropped_stays_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |member| dropped(dir.path(), MemberId(member), ClusterId(2)).unwrap();
+        let mut present = journal(Phase::Copying, 1);
+        for (phase, expected) in
+            [(Phase::Copying, vec![]), (Phase::Resetting, vec![]), (Phase::Done, vec![MemberId(9)])]
+        {
+            present.phase = phase;
+            store(&RealDisk, dir.path(), &present).unwrap();
+            assert_eq!((of(1), of(3)), (expected, vec![]), "{phase:?}");
+        }
+        let mut next = journal(Phase::Copying, 1);
+        next.dropped_before = present.drops();
+        next.before.memberships.iter_mut().for_each(|membership| membership.voters = vec![MemberId(1), MemberId(8)]);
+        store(&RealDisk, dir.path(), &next).unwrap();
+        assert_eq!(of(1), [MemberId(9)], "while the second is only begun");
+        for phase in [Phase::Resetting, Phase::Done] {
+            next.phase = phase;
+            store(&RealDisk, dir.path(), &next).unwrap();
+        }
+        assert_eq!(of(1), [MemberId(8), MemberId(9)]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The steps of a reset, from wherever it stands.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,10 +85,10 @@ pub fn reset(disk: &dyn Disk, plan: &ResetPlan<'_>) -> anyhow::Result<ResetOutco
             journal
         }
         interrupted => {
-            if let Some(journal) = interrupted {
+            if let Some(journal) = &interrupted {
                 forget_partial(disk, &plan.data_dir.join(&journal.copy)).context("remove a half-made copy")?;
             }
-            begin(disk, plan)?
+            begin(disk, plan, interrupted.as_ref())?
         }
     };
     loop {
@@ -143,8 +144,8 @@ fn pending(data_dir: &Path) -> anyhow::Result<Option<ResetJournal>> {
     })
 }
 
-/// Looks at everything that can be refused, and writes the journal.
-fn begin(disk: &dyn Disk, plan: &ResetPlan<'_>) -> anyhow::Result<ResetJournal> {
+/// Looks at everything that can be refused, and writes the journal. `earlier`: the journal that it takes the place of.
+fn begin(disk: &dyn Disk, plan: &ResetPlan<'_>, earlier: Option<&ResetJournal>) -> anyhow::Result<ResetJournal> {
     let dir = usable(&plan.data_dir, plan.version)?;
     same(plan, dir.member(), dir.cluster())?;
     not_open(dir.path())?;
@@ -165,7 +166,24 @@ fn begin(disk: &dyn Disk, plan: &ResetPlan<'_>) -> anyhow::Result<ResetJournal> 
     let copy = free_name(&plan.data_dir.join("etcd"), SystemTime::now()).context("name the copy")?;
     let copy = copy.file_name().and_then(|name| name.to_str()).context("name the copy")?.to_owned();
     let (phase, permission, started) = (Phase::Copying, plan.permission, unix_seconds());
-    let journal = ResetJournal { phase, permission, before, copy, started, finished: None, bump_to: None, after: None };
+    let of =
+        earlier.filter(|earlier| (earlier.before.member, earlier.before.cluster) == (before.member, before.cluster));
+    let dropped_before = match of {
+        Some(done) if done.phase == Phase::Done => done.drops(),
+        Some(begun) => begun.dropped_before.clone(),
+        None => BTreeSet::new(),
+    };
+    let journal = ResetJournal {
+        phase,
+        permission,
+        before,
+        copy,
+        started,
+        finished: None,
+        bump_to: None,
+        after: None,
+        dropped_before,
+    };
     journal::store(disk, &plan.data_dir, &journal)?;
     crash_point!("reset-journal-begun");
     Ok(journal)

@@ -17,7 +17,7 @@ use syncer::disk::RealDisk;
 use syncer::ids::{ClusterId, MemberId};
 use syncer::migrate::fence::{self, FencePhase, FenceRecord};
 use syncer::observe::notes;
-use syncer::reset::{Permission, pending};
+use syncer::reset::{Permission, journal, pending};
 
 use super::lossless::joins_and_agrees;
 use super::pods::{cluster, copy_of, home_of, keys_of, log_of, reset_member, start_alone};
@@ -126,11 +126,35 @@ fn check_pair(line: &'static str) {
     // Given again, there is nothing to do.
     let shown = done(recover(&spec, &["--cluster-id", &id]));
     assert!(shown.contains("nothing is to be recovered") && shown.contains("nothing has been changed"), "{shown}");
+    let copy = copy_of(&spec, "overtaken");
+    fs::copy(journal::path_in(&home_of(&spec)), journal::path_in(&home_of(&copy))).expect("copy the journal");
+    check_overtaken(&copy, &id);
     let alone = start_alone(&spec, &before);
     assert_eq!(keys_of(&alone).len(), 31);
     for args in [&[][..], &["--cluster-id", &id]] {
         assert!(refused(recover(&spec, args), 8).contains("another process has"), "in use");
     }
+}
+
+/// Others have served since: only who gives up what they took goes on with this one, and those that it dropped stay dropped.
+fn check_overtaken(spec: &EtcdSpec, id: &str) {
+    let (volume, (_, before)) = (home_of(spec), log_of(spec));
+    let dropped = || syncer::reset::dropped(&volume, before.member, before.cluster).expect("read the journal");
+    let first = dropped();
+    assert_eq!(first.len(), 1);
+    notes::change(&RealDisk, &volume, |notes| notes.overtaken = Some(before.member)).expect("note");
+    let as_found = fingerprint(&volume);
+    let shown = done(recover(spec, &[]));
+    assert!(shown.contains("others were seen to serve it") && shown.contains("nothing has been changed"), "{shown}");
+    let error = refused(recover(spec, &["--cluster-id", id]), 5);
+    assert!(error.contains("others were seen to serve it") && error.contains("--accept-loss"), "{error}");
+    assert_eq!(fingerprint(&volume), as_found, "looking and refusing change nothing");
+
+    let shown = done(recover(spec, &["--cluster-id", id, "--accept-loss"]));
+    assert!(shown.contains("this is the only member now") && !shown.contains("nothing has been changed"), "{shown}");
+    assert_eq!(notes::load(&volume).expect("read the notes").overtaken, None);
+    assert!(log_of(spec).1.revision.0 > 1_000_000_000, "clients have seen what the others took");
+    assert_eq!(dropped(), first);
 }
 
 fn check_three(line: &'static str) {
