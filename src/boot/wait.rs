@@ -105,7 +105,10 @@ impl Wait {
     /// What brings it on.
     pub fn remedy(&self) -> String {
         match self {
-            Wait::HostAway(_) => "make the host cluster's API reachable, and the StatefulSet readable".into(),
+            Wait::HostAway(_) => "make the host cluster's API reachable, with a Role that may get and watch the StatefulSet, list pods \
+                 and PersistentVolumeClaims, and get, create and patch ConfigMaps; a ConfigMap <name>-etcd that was damaged by hand is \
+                 to be restored (deleted, it is made anew of what the volumes have, and forgets a reset that is under way)"
+                .into(),
             Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service (it needs publishNotReadyAddresses) and this pod's dnsPolicy (or name a server by --dns-server); or \
                  give the pods the host cluster's API, which says it too (a service account with the chart's Role)"
                 .into(),

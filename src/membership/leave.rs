@@ -85,6 +85,8 @@ pub enum LeaveWait {
     Surplus,
     /// For the other pods to have stopped: the seed goes last.
     Others,
+    /// For the marker to be readable, in which the last entry is to be noted.
+    Marker,
 }
 
 /// The next step.
@@ -162,7 +164,10 @@ fn pausing(l: &Leaving, me: MemberId, hurry: bool, rules: Rules) -> (LeaveStep, 
         }
     } else {
         match (l.last, &l.marker) {
-            (Some(_), _) if l.host_configured && !l.noted => LeaveStep::NoteStopped,
+            // Noted before it is known that a record can be made, it would have to be withdrawn from a marker that
+            // perhaps nobody can read at the next start either.
+            (Some(_), Known::Present(_)) if l.host_configured && !l.noted => LeaveStep::NoteStopped,
+            (Some(_), Known::Unknown(_)) if l.host_configured && !hurry => LeaveStep::Wait(LeaveWait::Marker),
             (Some(last), Known::Present(seen)) if !announced(seen, me, last) => {
                 LeaveStep::Announce(seen.stopping(me, last))
             }

@@ -104,10 +104,12 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
                 (LeaveStep::Announce(write), _, Some(host)) => {
                     let written = host.write_marker(&write).await;
                     tracing::info!(?written, "the last entry was noted in the marker");
-                    if written == Written::Outdated {
-                        continue;
+                    match written {
+                        Written::Done => return Ok(()),
+                        Written::Outdated => continue,
+                        // The next look shows whether it was made.
+                        Written::Unknown(_) => {}
                     }
-                    return Ok(());
                 }
                 _ => return Ok(()),
             }
