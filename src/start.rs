@@ -110,12 +110,13 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let (health, watched) = watch::channel(Health::default());
     let apiserver = Apiserver::default();
-    let front = match front::wanted(&settings) {
-        true => {
+    let front = match settings.wrapped {
+        None => {
             let listener = front::bind(settings.listen.address, settings.listen.front_port).await?;
             Some(tokio::spawn(Front::new(&settings, None).to_be_told(Arc::clone(&apiserver)).serve(listener, watched)))
         }
-        false => None,
+        Some(_) if others => Some(tokio::spawn(front::until_served(settings.clone(), watched))),
+        Some(_) => None,
     };
     if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
         let with = share::With { host, settings: &settings, disk: &disk };
@@ -236,7 +237,7 @@ async fn live(
         let among_others = pod.surveyor.is_some();
         let anew = Anew { unserved: joins, refused: among_others, damaged: among_others };
         let datastore = bootstrap.map(|bootstrap| etcd_spec(pod, &now, bootstrap)).transpose()?.flatten();
-        let alone = datastore.as_ref().is_some_and(launch::is_alone) && !now.etcd.timing_set;
+        let alone = watch::Sender::new(datastore.as_ref().is_some_and(|spec| launch::chosen_alone(spec, &now)));
         let replaced = if among_others { pod.replaced() } else { BTreeSet::new() };
         let (control, commands) = supervise::control();
         let (depart, told) = oneshot::channel();
@@ -261,8 +262,8 @@ async fn live(
             crate::pki::follow(settings.clone(), pod.disk, &pod.pki, |roles| reads_at_start(&control, roles));
         let stopped = tokio::select! {
             stopped = supervise::run(plan, stop, pod.health.clone()) => stopped?,
-            never = turn::follow(pod, &now, |now| etcd_spec(pod, now, Bootstrap::Restart), &control) => match never {},
-            never = timing::follow(pod, alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
+            never = turn::follow(pod, &now, &alone, |now| etcd_spec(pod, now, Bootstrap::Restart), &control) => match never {},
+            never = timing::follow(pod, &alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
             never = share::keep(pod) => match never {},

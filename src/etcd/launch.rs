@@ -116,6 +116,11 @@ pub fn is_alone(spec: &ChildSpec) -> bool {
     spec.role == Role::Etcd && spec.args.iter().any(|arg| *arg == *election)
 }
 
+/// Whether this etcd, started by these settings, has that timing by our choice, and not by the user's.
+pub fn chosen_alone(spec: &ChildSpec, settings: &Settings) -> bool {
+    is_alone(spec) && !settings.etcd.timing_set
+}
+
 /// The timing as set, or the quick one of a member that is alone; `start::timing` sees to it once it is not any more.
 fn timing(settings: &Settings, alone: bool) -> EtcdTiming {
     let etcd = &settings.etcd;

@@ -226,9 +226,23 @@ enum Route {
     Answer(Health, bool, OwnedSemaphorePermit),
 }
 
-/// Whether a front is wanted: a wrapped command may have the port for itself.
-pub fn wanted(settings: &Settings) -> bool {
-    settings.wrapped.is_none()
+/// Answers on the port that a wrapped command is to have, while it does not run: from a pod that waits for others those must
+/// hear that it stands by, or in order they would never be created. The command is started once the datastore serves; from
+/// then on probes are its own affair. Never ends.
+pub async fn until_served(settings: Settings, mut health: watch::Receiver<Health>) -> std::convert::Infallible {
+    let (address, port) = (settings.listen.address, settings.listen.front_port);
+    while health.wait_for(|health| !health.datastore_ready).await.is_ok() {
+        // The command may run on while the datastore is started anew.
+        let Ok(listener) = TcpListener::bind((address, port)).await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        tokio::select! {
+            never = Front::new(&settings, None).serve(listener, health.clone()) => match never {},
+            _ = async { health.clone().wait_for(|health| health.datastore_ready).await.map(drop) } => {}
+        }
+    }
+    std::future::pending().await
 }
 
 /// Listens on the front port.

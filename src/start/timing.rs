@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::leader::{quiet, well};
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::Member;
@@ -58,29 +60,41 @@ fn step(
     }
 }
 
-/// Starts etcd again with the timing of one among others, if `runs` is not and others have joined. `anew` makes the spec of
-/// a restart. Never ends.
+/// Starts etcd again with the timing of one among others once others have joined, whenever it runs `alone`, which is kept up to
+/// date by whoever starts it anew. `anew` makes the spec of a restart. Never ends.
 pub async fn follow(
     pod: &Pod,
-    runs: bool,
+    alone: &watch::Sender<bool>,
     anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>,
     control: &Control,
 ) -> Infallible {
-    if !runs || pod.surveyor.is_none() {
-        return std::future::pending().await;
+    let mut runs = alone.subscribe();
+    while pod.surveyor.is_some() && runs.wait_for(|alone| *alone).await.is_ok() {
+        restarted(pod, alone, &anew, control).await;
     }
+    std::future::pending().await
+}
+
+/// Until it runs alone no more.
+async fn restarted(
+    pod: &Pod,
+    alone: &watch::Sender<bool>,
+    anew: &impl Fn() -> anyhow::Result<Option<ChildSpec>>,
+    control: &Control,
+) {
     let mut serving = pod.health.subscribe();
     let mut due: Option<Instant> = None;
-    while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() {
+    while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() && *alone.borrow() {
         let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
         let wait = match Box::pin(look(pod, patient)).await {
-            Ok(next @ (TimingStep::MoveLeader(_) | TimingStep::Restart)) => match (among_others(&anew), next) {
+            Ok(next @ (TimingStep::MoveLeader(_) | TimingStep::Restart)) => match (among_others(anew), next) {
                 (None, _) => AT_REST,
                 (Some(_), TimingStep::MoveLeader(to)) => moved(pod, to).await,
                 (Some(spec), _) => {
                     if control.replace(spec) {
                         tracing::info!("starting etcd with the timing of one among others");
-                        break;
+                        alone.send_replace(false);
+                        return;
                     }
                     AT_REST
                 }
@@ -100,12 +114,11 @@ pub async fn follow(
         };
         tokio::time::sleep(wait).await;
     }
-    std::future::pending().await
 }
 
 /// The spec with the timing of one among others. `None`: it would be started as it runs, as the list on the disk may be a moment
 /// behind, and arguments of the user's own may say the same.
-fn among_others(anew: impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> Option<ChildSpec> {
+fn among_others(anew: &impl Fn() -> anyhow::Result<Option<ChildSpec>>) -> Option<ChildSpec> {
     match anew() {
         Ok(spec) => spec.filter(|spec| !launch::is_alone(spec)),
         Err(error) => {

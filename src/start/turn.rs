@@ -8,11 +8,14 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use super::boot::SAY_EVERY;
 use super::leader::{quiet, well};
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::timing::moved;
 use crate::boot::{Desired, Member};
+use crate::etcd::launch;
 use crate::ids::{MemberId, Ordinal};
 use crate::peer::list_of;
 use crate::settings::Settings;
@@ -92,10 +95,11 @@ fn turn(seen: &Seen<'_>) -> Turn {
 }
 
 /// Runs etcd by the new settings whenever they ask for another command line, in its turn. `started_by`: what it was started by;
-/// `spec` makes that of a restart. Never ends, and holds the receiver, which is what keeps the values file watched.
+/// `spec` makes that of a restart; `alone` is told what it is started by ([`super::timing`]). Never ends, and holds the receiver, which is what keeps the values file watched.
 pub async fn follow(
     pod: &Pod,
     started_by: &Settings,
+    alone: &watch::Sender<bool>,
     spec: impl Fn(&Settings) -> anyhow::Result<Option<ChildSpec>>,
     control: &Control,
 ) -> Infallible {
@@ -141,8 +145,10 @@ pub async fn follow(
                     tracing::error!("{error:#}; etcd runs on by the old settings");
                     None
                 });
+                let is_alone = spec.as_ref().is_some_and(|spec| launch::chosen_alone(spec, &new));
                 match spec.map(|spec| control.replace(spec)) {
                     Some(true) => {
+                        alone.send_replace(is_alone);
                         let stopped = serving.wait_for(|health| !health.datastore_ready);
                         let _ = tokio::time::timeout(STOPS_WITHIN, stopped).await;
                         runs_by = new;

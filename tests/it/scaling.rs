@@ -20,6 +20,7 @@ mod joining;
 mod others;
 mod processes;
 mod upgrade;
+mod wrapped;
 
 /// One try of a write or a question.
 const TRY: Duration = Duration::from_secs(2);
