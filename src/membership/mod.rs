@@ -8,6 +8,8 @@ pub mod leave;
 pub mod observed;
 pub mod ready;
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{Known, PeerState};
@@ -196,21 +198,24 @@ fn caught_up(o: &Observed, rules: Rules) -> Pass {
     }
 }
 
-/// The lowest pod that asks to be added, is wanted, and is in nobody's place.
+/// The lowest pod that asks to be added, is wanted or comes back in its own place, and is in nobody else's.
 fn joining(o: &Observed, rules: Rules) -> Pass {
     let joins = |pod: &&PodView| {
         matches!(pod.request, Some(Request::Join { .. }))
             && pod.state == Known::Present(PeerState::Empty)
             && !o.members.iter().any(|m| m.member.ordinal == Some(pod.ordinal))
     };
-    let ordinal = o.pods.iter().filter(joins).map(|pod| pod.ordinal).min()?;
-    match o.wants(ordinal) {
-        _ if !rules.on(Rule::NeverAddSurplus) => {}
-        Some(true) => {}
-        Some(false) => return hold(Hold::NotWanted(ordinal), Rule::NeverAddSurplus),
-        None if o.replacing == Some(ordinal) => {}
-        None => return hold(Hold::DesiredUnknown(ordinal), Rule::NeverAddSurplus),
-    }
+    let asking: BTreeSet<_> = o.pods.iter().filter(joins).map(|pod| pod.ordinal).collect();
+    let refused = |ordinal: Ordinal| match o.wants(ordinal) {
+        _ if !rules.on(Rule::NeverAddSurplus) => None,
+        Some(true) => None,
+        Some(false) => Some(Hold::NotWanted(ordinal)),
+        None if o.replacing.contains(&ordinal) => None,
+        None => Some(Hold::DesiredUnknown(ordinal)),
+    };
+    let Some(ordinal) = asking.iter().copied().find(|ordinal| refused(*ordinal).is_none()) else {
+        return hold(refused(*asking.first()?)?, Rule::NeverAddSurplus);
+    };
     if rules.on(Rule::OneLearner) && o.members.iter().any(|m| m.member.learner) {
         return hold(Hold::AnotherLearner(ordinal), Rule::OneLearner);
     }

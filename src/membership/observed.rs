@@ -1,5 +1,7 @@
 //! What the membership plan rests on: seen by the syncer beside the etcd leader, in one pass.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{Desired, Known, Member, MemberList, PeerState, PodFact};
@@ -25,9 +27,9 @@ pub struct Observed {
     pub settled: bool,
     /// No proposal is in flight and none was a moment ago: moving leadership stalls nobody.
     pub quiet: bool,
-    /// An ordinal whose member this leader has removed to add it anew, and has not added yet.
+    /// The ordinals whose members this leader has removed to add them anew, and has not added yet.
     #[serde(default)]
-    pub replacing: Option<Ordinal>,
+    pub replacing: BTreeSet<Ordinal>,
     /// The leader is the only member and its listed peer URL is not that of this pod.
     #[serde(default)]
     pub own_url_differs: bool,

@@ -42,7 +42,7 @@ fn observed(desired: u32, members: Vec<MemberFact>, pods: Vec<PodView>) -> Obser
         pods,
         settled: true,
         quiet: true,
-        replacing: None,
+        replacing: BTreeSet::new(),
         own_url_differs: false,
     }
 }
@@ -208,8 +208,16 @@ fn a_replaced_pod_is_added_anew_a_second_later_and_without_asking_the_host_api()
     expect(&o, Plan::Do(Step::AddLearner(Ordinal(2))), Rule::AskLeader);
     o.desired = Desired::Unknown("timeout".into());
     expect(&o, Plan::Wait(Hold::DesiredUnknown(Ordinal(2))), Rule::NeverAddSurplus);
-    o.replacing = Some(Ordinal(2));
+    o.replacing.insert(Ordinal(2));
     expect(&o, Plan::Do(Step::AddLearner(Ordinal(2))), Rule::AskLeader);
+    // One of whom nobody knows whether it is wanted does not stand in its way.
+    o.pods[1] = joins(1, None);
+    o.members.remove(1);
+    expect(&o, Plan::Do(Step::AddLearner(Ordinal(2))), Rule::AskLeader);
+    o.replacing.insert(Ordinal(1));
+    expect(&o, Plan::Do(Step::AddLearner(Ordinal(1))), Rule::AskLeader);
+    o.replacing.clear();
+    expect(&o, Plan::Wait(Hold::DesiredUnknown(Ordinal(1))), Rule::NeverAddSurplus);
 }
 
 #[test]
@@ -389,14 +397,19 @@ mod leaving {
         assert_eq!(leave(&Leaving { leader: Known::Present(id(1)), ..l.clone() }), LeaveStep::MoveLeader(id(0)));
         let mut l = stopped(l);
         assert_eq!(leave(&l), LeaveStep::NoteStopped);
+        // Nothing is noted on the volume that no record could be made of: nothing would ever take it back.
+        for noted in [false, true] {
+            let l = Leaving { noted, ..l.clone() };
+            assert_eq!(leave(&Leaving { marker: Known::Absent, ..l.clone() }), LeaveStep::Exit);
+            let l = Leaving { marker: Known::default(), ..l };
+            assert_eq!(leave(&l), LeaveStep::Wait(LeaveWait::Marker));
+            assert_eq!(leave(&Leaving { left: FOR_ETCD, ..l }), LeaveStep::Exit);
+        }
         l.noted = true;
         let LeaveStep::Announce(write) = leave(&l) else { panic!() };
         assert_eq!(write.marker.stopped, [Stopped { member: id(1), last: LogPosition::default() }]);
         l.marker = Known::Present(MarkerSeen { version: "8".into(), marker: write.marker });
         assert_eq!(leave(&l), LeaveStep::Exit);
-        for marker in [Known::Absent, Known::default()] {
-            assert_eq!(leave(&Leaving { marker, ..l.clone() }), LeaveStep::Exit);
-        }
         assert_eq!(
             leave(&Leaving { host_configured: false, marker: Known::default(), noted: false, ..l }),
             LeaveStep::Exit

@@ -2,6 +2,7 @@
 //! again. Beside a follower it does nothing but see that it is one.
 
 mod by_host;
+mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -21,6 +22,7 @@ use crate::peer::{list_of, peer_url_of};
 use crate::rules::Rules;
 use crate::telemetry;
 use by_host::{ByHost, HostView};
+use refused::Refused;
 
 /// Between two passes while nothing is to be done: among other pods, and without any; and while something is.
 const AT_REST: Duration = Duration::from_secs(5);
@@ -44,9 +46,10 @@ pub async fn look_after(pod: &Pod) -> Infallible {
         etcd: None,
         changed: None,
         fenced: None,
-        replacing: None,
+        replacing: BTreeSet::new(),
         progress: BTreeMap::new(),
         said: None,
+        refused: Refused::default(),
         space: Keeper::default(),
         by_host: ByHost::default(),
     };
@@ -91,10 +94,11 @@ struct Leader<'a> {
     changed: Option<Instant>,
     /// The term in which it has fenced what was changed before; nobody else changes anything while it lasts.
     fenced: Option<Term>,
-    replacing: Option<Ordinal>,
+    replacing: BTreeSet<Ordinal>,
     /// How far each member has come, and since when it is there.
     progress: BTreeMap<MemberId, Progress>,
     said: Option<Plan>,
+    refused: Refused,
     space: Keeper,
     by_host: ByHost,
 }
@@ -117,7 +121,7 @@ impl Leader<'_> {
             self.said = None;
             // What another leader sees meanwhile is not seen here.
             self.progress.clear();
-            self.replacing = None;
+            self.replacing.clear();
             return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;
@@ -147,6 +151,7 @@ impl Leader<'_> {
         let step = match plan {
             Plan::Do(step) => step,
             Plan::Wait(_) | Plan::Nothing => {
+                self.refused.ends();
                 let look = space::Look { own: &status, states: &states, observed: &observed, survey: &survey, rests };
                 let stepped = self.space.pass(pod, &mut etcd, &look).await?;
                 return Ok(if stepped || !rests { AT_WORK } else { at_rest });
@@ -193,18 +198,23 @@ impl Leader<'_> {
         // etcd's own no has changed nothing; no answer in time may have.
         let refused = matches!(taken, Err(ClientError::Etcd { .. }));
         match step {
-            Step::Remove(id) if !refused => self.replacing = observed.makes_room(id),
-            Step::AddLearner(_) if taken.is_ok() => self.replacing = None,
+            Step::Remove(id) if !refused => self.replacing.extend(observed.makes_room(id)),
+            Step::AddLearner(ordinal) if taken.is_ok() => drop(self.replacing.remove(&ordinal)),
             _ => {}
         }
         if !refused && !matches!(step, Step::MoveLeader(_)) {
             self.changed = Some(Instant::now());
         }
         match taken {
-            Ok(()) => tracing::info!(?step, "membership changed"),
+            Ok(()) => {
+                self.refused.ends();
+                tracing::info!(?step, "membership changed");
+            }
             Err(error) => {
                 // Often "not yet": an unhealthy cluster, a learner that is still behind.
-                tracing::debug!(?step, "{:#}", anyhow::Error::from(error));
+                let error = anyhow::Error::from(error);
+                tracing::debug!(?step, "{error:#}");
+                self.refused.again(&step, observed, &error);
                 tokio::time::sleep(AT_WORK).await;
             }
         }
@@ -260,7 +270,7 @@ impl Leader<'_> {
             pods: survey.peers.iter().map(|peer| pod_view(peer, survey, view)).collect(),
             settled: self.changed.is_none_or(|at| at.elapsed() >= SETTLED),
             quiet,
-            replacing: self.replacing,
+            replacing: self.replacing.clone(),
             own_url_differs,
         })
     }
@@ -280,8 +290,11 @@ pub(super) async fn states(
             continue;
         }
         let peer = member.ordinal.and_then(|ordinal| survey.pods.get(&ordinal));
+        let word = member.ordinal.and_then(|ordinal| survey.words.get(&ordinal));
         let state = match peer {
-            // Its client port opens seconds after its start, and gRPC keeps whoever is refused waiting.
+            // It takes clients seconds after its start, and those who connect before wait: gRPC where they are refused, TLS
+            // where nobody accepts yet. Until then its word tells how far it is.
+            Some(_) if member.learner && word.is_some_and(|w| w.applied_as(member.id, own.cluster).is_some()) => None,
             Some(peer) if member.learner && !dial.listens(peer).await => None,
             Some(peer) => {
                 let asked = async { anyhow::Ok(dial.etcd(peer).await?.status(ETCD_DEADLINE).await?) };

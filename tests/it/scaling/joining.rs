@@ -9,7 +9,7 @@ use super::{Access, CHANGE, Scene, ask, runtime};
 use crate::statefulset_box::protocol::{Config, Policy, Program};
 use crate::support::kine_db::{Era, History};
 use crate::support::pod::child_running;
-use crate::support::statefulset::TestBox;
+use crate::support::statefulset::{TestBox, can_be_held_back};
 use crate::support::{part, poll, syncer};
 
 /// An etcd of pod 1 that hangs at its first start as a joiner, until the file `go` is there.
@@ -68,6 +68,26 @@ fn a_joiner_that_fails_before_it_has_written_anything_looks_at_the_members_anew(
     assert_eq!(scene.set.status().expect("a status").pods[&1].pid, before, "{}", scene.set.log("vc-1"));
     let said = poll("the members", CHANGE, || ask(&Access::of(&scene.set, 1)));
     assert!(!said.voters.contains(&u64::from_str_radix(learner, 16).expect("an ID")), "a removed ID was used again");
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// etcd takes nobody in while a member is down. Whoever scaled up is told which, and what to do.
+#[test]
+fn a_scale_up_beside_a_member_that_is_down_says_which_and_goes_on_once_it_is_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| can_be_held_back(config, folder.path()));
+    let mut scene = Scene::of(3, set);
+    let held = folder.path().join("hold-vc-2");
+    std::fs::write(&held, "").expect("write a file");
+    scene.set.kill9(2).expect("kill");
+    scene.set.scale(5).expect("scale up");
+    let (refused, silent) = ("etcd refuses it: ", "\"silent\":\"pod 2's ");
+    let lines = || scene.set.log("vc-0");
+    poll("the leader's pod says what is in the way", CHANGE, || {
+        lines().lines().any(|line| line.contains(refused) && line.contains(silent)).then_some(())
+    });
+    std::fs::remove_file(held).expect("let it go");
+    scene.rests("the member is back", 5);
     assert!(!scene.writer.finish().is_empty());
 }
 

@@ -275,7 +275,7 @@ pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> 
         // Otherwise an addition is put off, as by a pass that comes later.
         settled: true,
         quiet: dir.commit == dir.log.len(),
-        replacing: w.pods[by].replacing.map(|o| Ordinal(o.into())),
+        replacing: w.pods[by].replacing.map(|o| Ordinal(o.into())).into_iter().collect(),
         own_url_differs: false,
     })
 }
