@@ -177,7 +177,8 @@ pub struct StartArgs {
     #[command(flatten)]
     pub flags: Flags,
 
-    /// A command to run in the API server's place, once etcd serves and the store is moved.
+    /// A command to run in the API server's place, once etcd serves and the store is moved. In a pod, port 8443 is its own from
+    /// then on, with the probes: that they do not depend on the datastore is its affair.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }

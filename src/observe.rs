@@ -123,6 +123,11 @@ fn log(settings: &Settings, found: &InspectedDatadir) -> Known<LogFact> {
     }
 }
 
+/// Whether the volume has a log of etcd's.
+pub fn has_wal(settings: &Settings) -> bool {
+    settings.etcd_dir().join("member/wal").exists()
+}
+
 /// The newest backend that an etcd of this version opens; without etcd, any that syncer knows.
 pub fn schema(version: Option<EtcdVersion>) -> SchemaVersion {
     version.map_or(SchemaVersion { major: 3, minor: 7 }, EtcdVersion::schema)

@@ -135,6 +135,16 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
     let mut remarks = Vec::new();
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
+    let host = Host::of(settings).filter(|_| settings.pod.in_pod);
+    let mut view = match &host {
+        Some(host) => Some(host.view(true, observe::has_wal(settings)).await),
+        None => None,
+    };
+    let mut settings = settings.clone();
+    if let Some(set) = view.as_ref().and_then(|view| view.set.present()) {
+        settings.etcd.replicas = set.replicas;
+    }
+    let settings = &settings;
     let used = in_use(&settings.data_dir)?;
     if used {
         remarks.push("syncer or etcd runs on this volume: so it would decide if it started now".to_owned());
@@ -154,30 +164,32 @@ pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<Strin
         remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
     }
     if settings.pod.in_pod && settings.etcd.enabled {
-        match survey(settings, &facts).await {
+        let seed = view.as_ref().and_then(|view| view.set.present()).map_or(facts.seed, |set| set.start);
+        facts.peers.retain(|peer| peer.ordinal >= seed);
+        match survey(settings, &facts, view.as_ref()).await {
             Ok(survey) => survey.add_to(&mut facts),
             Err(error) => {
                 remarks.push(format!("the other pods cannot be asked: {error:#}"));
                 facts.named = Known::Unknown("they cannot be asked".to_owned());
             }
         }
-        if let Some(host) = Host::of(settings) {
-            let (set, marker) = tokio::join!(host.set(), host.marker());
-            let claims = host.claims(&set).await;
-            let pods = host.pods(facts.peers.iter().map(|peer| peer.ordinal), &set).await;
-            let seed = facts.seed;
-            host::View { set, marker, claims, pods }.add_to(&mut facts, seed);
+        if let (Some(host), Some(view)) = (&host, &mut view) {
+            view.pods = host.pods(facts.peers.iter().map(|peer| peer.ordinal), &view.set).await;
+            view.add_to(&mut facts, seed);
         }
     }
     show(facts, remarks, output)
 }
 
-/// Of the wanted pods, and those that the log calls members, as `syncer start` does.
-async fn survey(settings: &Settings, facts: &Facts) -> anyhow::Result<Survey> {
+/// Of the wanted pods, those that the log calls members, and those that have a claim, as `syncer start` does.
+async fn survey(settings: &Settings, facts: &Facts, view: Option<&host::View>) -> anyhow::Result<Survey> {
     let discovery = Discovery::new(settings, Pace::default())?;
     let surveyor = Surveyor::new(settings.clone(), discovery, PkiPaths::new(&settings.pki_dir).etcd_tls());
     let members = facts.log.present().into_iter().flat_map(|log| log.others.iter().filter_map(|other| other.ordinal));
-    surveyor.look((0..settings.etcd.replicas).map(Ordinal).chain(members)).await
+    let start = view.and_then(|view| view.set.present()).map_or(0, |set| set.start.0);
+    let wanted = (0..settings.etcd.replicas).map(|n| Ordinal(start.saturating_add(n)));
+    let claims = view.and_then(|view| view.claims.present()).into_iter().flatten().copied();
+    surveyor.look(wanted.chain(members).chain(claims)).await
 }
 
 fn show(facts: Facts, remarks: Vec<String>, output: Output) -> anyhow::Result<String> {

@@ -66,6 +66,18 @@ impl Host {
             .then(|| Host { client: Arc::new(Client::new(settings)), last: watch::Sender::new(None) })
     }
 
+    /// The StatefulSet and the marker; with `claims` the claims too, unless the marker knows of a cluster and this volume has a
+    /// log of etcd's (`has_wal`): then nothing is decided by them.
+    pub async fn view(&self, claims: bool, has_wal: bool) -> View {
+        let (set, marker) = tokio::join!(self.set(), self.marker());
+        let mut view = View { set, marker, ..View::default() };
+        let formed = view.marker.present().is_some_and(|seen| seen.marker.formed().is_some());
+        if claims && !(formed && has_wal) {
+            view.claims = self.claims(&view.set).await;
+        }
+        view
+    }
+
     /// The StatefulSet, asked for now.
     pub async fn set(&self) -> Known<StatefulSet> {
         let set = statefulset::get(&self.client).await;

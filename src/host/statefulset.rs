@@ -19,8 +19,8 @@ const WATCH: Duration = Duration::from_secs(240);
 /// Between two tries, at first and at most.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(20);
-/// No StatefulSet of this kind has more replicas, or an ordinal above this.
-const REPLICAS_MAX: u32 = 10_000;
+/// No StatefulSet of this kind has more replicas; what says so is a slip, and is acted upon by nobody.
+const REPLICAS_MAX: u32 = 64;
 
 /// What is looked at of a StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl StatefulSet {
     /// The ordinals that are wanted.
     pub fn ordinals(&self) -> impl Iterator<Item = Ordinal> + use<> {
         let start = self.start.0;
-        (0..self.replicas.min(REPLICAS_MAX)).map(move |n| Ordinal(start.saturating_add(n)))
+        (0..self.replicas).map(move |n| Ordinal(start.saturating_add(n)))
     }
 
     /// Without templates no claim tells where data is: then each wanted pod but `own` may have some. `None`: claims tell.
@@ -158,6 +158,10 @@ fn read(object: &DynamicObject) -> Known<StatefulSet> {
         Ok(None) => return Known::Unknown("the StatefulSet has no spec".to_owned()),
         Err(error) => return Known::Unknown(format!("the StatefulSet's spec cannot be read: {error}")),
     };
+    if spec.replicas > REPLICAS_MAX {
+        let why = format!("the StatefulSet wants {} replicas, more than {REPLICAS_MAX}: scale it down", spec.replicas);
+        return Known::Unknown(why);
+    }
     let status: Status = part("status").and_then(|status| serde_json::from_value(status).ok()).unwrap_or_default();
     let current = status.observed_generation.is_some() && status.observed_generation == object.metadata.generation;
     Known::Present(StatefulSet {
@@ -201,7 +205,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_is_unknown_and_never_none_wanted() {
-        for spec in [serde_json::json!({}), serde_json::json!({"replicas": -1}), serde_json::json!("x")] {
+        let many = serde_json::json!({"replicas": REPLICAS_MAX + 1});
+        for spec in [serde_json::json!({}), serde_json::json!({"replicas": -1}), serde_json::json!("x"), many] {
             assert!(read(&object(spec.clone())).unknown().is_some(), "{spec}");
             assert_eq!(desired(&read(&object(spec))).known(), None);
         }

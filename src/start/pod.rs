@@ -128,12 +128,7 @@ impl Pod {
     /// volumes too, if there is no cluster's marker.
     pub async fn look(&self, others: impl IntoIterator<Item = Ordinal>, claims: bool) -> Look {
         let Some(host) = &self.host else { return Look { survey: self.survey(others).await, host: None } };
-        let (set, marker) = tokio::join!(host.set(), host.marker());
-        let mut view = host::View { set, marker, ..host::View::default() };
-        let formed = view.marker.present().is_some_and(|seen| seen.marker.formed().is_some());
-        if claims && !(formed && self.has_wal()) {
-            view.claims = host.claims(&view.set).await;
-        }
+        let mut view = host.view(claims, observe::has_wal(&self.settings)).await;
         let survey = self.survey(others.into_iter().chain(view.claims.present().into_iter().flatten().copied())).await;
         view.pods = host.pods(survey.peers.iter().map(|peer| peer.ordinal), &view.set).await;
         Look { survey, host: Some(view) }
@@ -152,10 +147,6 @@ impl Pod {
     /// The clusters that a restore has replaced, as was known when what runs was decided.
     pub fn replaced(&self) -> BTreeSet<ClusterId> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn has_wal(&self) -> bool {
-        self.settings.etcd_dir().join("member/wal").exists()
     }
 
     /// The facts of now, etcd not running.

@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 
 use crate::host::Host;
 use crate::settings::Settings;
+use crate::settings::values::replicas_warning;
 
 /// Watches the StatefulSet too, if there is a host API. The tasks end with the set.
 pub fn follow(mut files: watch::Receiver<Settings>, host: Option<&Host>) -> (watch::Receiver<Settings>, JoinSet<()>) {
@@ -23,6 +24,9 @@ pub fn follow(mut files: watch::Receiver<Settings>, host: Option<&Host>) -> (wat
             let new = merged(&files.borrow_and_update(), &mut sets);
             if sender.borrow().etcd.replicas != new.etcd.replicas {
                 tracing::info!(replicas = new.etcd.replicas, "the StatefulSet was scaled");
+                if let Some(warning) = replicas_warning(new.etcd.replicas) {
+                    tracing::warn!("{warning}");
+                }
             }
             sender.send_replace(new);
         }
