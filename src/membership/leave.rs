@@ -11,6 +11,11 @@ use crate::rules::{Rule, Rules};
 
 /// What must be left of the grace for stopping etcd itself.
 pub const FOR_ETCD: Duration = Duration::from_secs(2);
+/// How long it is asked whether this pod is wanted: an API that answers late once must not cost the others their quorum, and one
+/// that is away holds up no restart for longer.
+pub const ASKS_FOR: Duration = Duration::from_secs(5);
+/// What must be left of the grace meanwhile, to leave and to stop.
+pub const TO_LEAVE: Duration = Duration::from_millis(3500);
 
 /// What is known while stopping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +27,8 @@ pub struct Leaving {
     pub seed: Ordinal,
     /// Desired replicas, asked for after the signal.
     pub desired: Desired,
+    /// For how long that has been asked.
+    pub asked_for: Duration,
     /// Whether a host API is configured.
     pub host_configured: bool,
     /// This pod's member; `None`: it has no data dir.
@@ -77,6 +84,8 @@ pub enum LeaveStep {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum LeaveWait {
+    /// For an answer on whether this pod is wanted.
+    Desired,
     /// For a quorum that could remove it.
     Quorum,
     /// For another member to lead.
@@ -104,6 +113,10 @@ pub fn explained(l: &Leaving, rules: Rules) -> (LeaveStep, Rule) {
         return (LeaveStep::StopApiServer, Rule::StopOnly);
     }
     let hurry = l.left <= FOR_ETCD;
+    let unknown = matches!(l.desired, Desired::Unknown(_)) && l.host_configured && l.etcd;
+    if unknown && l.asked_for < ASKS_FOR && l.left > TO_LEAVE {
+        return (LeaveStep::Wait(LeaveWait::Desired), Rule::StopOnly);
+    }
     let wanted = l.desired.wants(l.seed, l.ordinal);
     match l.desired.known() {
         Some(0) if rules.on(Rule::PauseKeeps) => pausing(l, me, hurry, rules),

@@ -287,7 +287,7 @@ mod leaving {
 
     use super::*;
     use crate::boot::{LogPosition, Marker, MarkerPhase, MarkerSeen, Stopped};
-    use crate::membership::leave::{FOR_ETCD, LeaveStep, LeaveWait, Leaving, explained, leave};
+    use crate::membership::leave::{ASKS_FOR, FOR_ETCD, LeaveStep, LeaveWait, Leaving, TO_LEAVE, explained, leave};
 
     /// Pod `n` of three healthy voters led by pod 0, told to stop, its API server gone.
     fn pod(n: u32, desired: u32) -> Leaving {
@@ -296,6 +296,7 @@ mod leaving {
             ordinal: Ordinal(n),
             seed: Ordinal(0),
             desired: Desired::Host(desired),
+            asked_for: Duration::ZERO,
             host_configured: true,
             member: Some(id(n)),
             apiserver: false,
@@ -373,13 +374,28 @@ mod leaving {
     #[test]
     fn who_is_wanted_only_stops_and_hands_leadership_on() {
         for desired in [Desired::Host(3), Desired::Values(3), Desired::Unknown("timeout".into())] {
-            let l = Leaving { desired, ..pod(0, 3) };
+            let l = Leaving { desired, asked_for: ASKS_FOR, ..pod(0, 3) };
             assert_eq!(explained(&l, Rules::ALL), (LeaveStep::MoveLeader(id(1)), Rule::StopOnly));
             assert_eq!(leave(&Leaving { stopping: vec![id(1)], ..l.clone() }), LeaveStep::MoveLeader(id(2)));
             assert_eq!(leave(&Leaving { leader: Known::Present(id(1)), ..l.clone() }), LeaveStep::StopEtcd);
             assert_eq!(leave(&Leaving { members: Known::default(), ..l.clone() }), LeaveStep::StopEtcd);
             assert_eq!(leave(&stopped(l)), LeaveStep::Exit);
         }
+    }
+
+    #[test]
+    fn whether_it_is_wanted_is_asked_for_a_while_before_a_stop_is_only_a_stop() {
+        let l = Leaving { desired: Desired::Unknown("late".into()), ..pod(1, 3) };
+        assert_eq!(explained(&l, Rules::ALL), (LeaveStep::Wait(LeaveWait::Desired), Rule::StopOnly));
+        assert_eq!(leave(&Leaving { apiserver: true, ..l.clone() }), LeaveStep::StopApiServer);
+        for over in [
+            Leaving { asked_for: ASKS_FOR, ..l.clone() },
+            Leaving { left: TO_LEAVE, ..l.clone() },
+            Leaving { host_configured: false, ..l.clone() },
+        ] {
+            assert_eq!(leave(&over), LeaveStep::StopEtcd, "{over:?}");
+        }
+        assert_eq!(leave(&stopped(l)), LeaveStep::Exit);
     }
 
     #[test]

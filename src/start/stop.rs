@@ -13,7 +13,7 @@ use crate::datadir::inspect::{InspectedDatadir, inspect};
 use crate::datadir::log_tail::log_tail;
 use crate::host::marker::Written;
 use crate::ids::Ordinal;
-use crate::membership::leave::{self, LeaveStep, Leaving};
+use crate::membership::leave::{self, LeaveStep, LeaveWait, Leaving};
 use crate::membership::{MemberFact, Request};
 use crate::observe::{self, notes};
 use crate::peer::list_of;
@@ -37,13 +37,16 @@ pub async fn departure(
 ) -> Infallible {
     if let Ok(by) = told.await {
         ends_by.set(Some(by));
+        let begun = Instant::now();
         let (mut said, mut asked, mut desired) = (None, None::<Instant>, None);
         loop {
             let refused = asked.is_some_and(|at| at.elapsed() >= REFUSED);
-            let leaving = Leaving { refused, ..look(pod, desired, by).await };
-            // Whether a host API that did not answer does so now is not waited for again: the grace is short.
-            desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
+            let looked = look(pod, desired, by).await;
+            let leaving = Leaving { refused, asked_for: begun.elapsed(), ..looked };
             let (step, rule) = leave::explained(&leaving, Rules::ALL);
+            // Once it is no more waited for it is not asked for either: the grace is short.
+            let unknown = matches!(leaving.desired, Desired::Unknown(_)) && step != LeaveStep::Wait(LeaveWait::Desired);
+            desired = unknown.then_some(leaving.desired);
             if said.as_ref() != Some(&step) {
                 tracing::info!(?step, %rule, "stopping");
             }
@@ -178,6 +181,7 @@ async fn look(pod: &Pod, known: Option<Desired>, by: Instant) -> Leaving {
         ordinal: pod.settings.pod.ordinal,
         seed: pod.seed(),
         desired,
+        asked_for: Duration::ZERO,
         host_configured: pod.host.is_some(),
         member: me.map(|(id, _)| id),
         apiserver: false,

@@ -21,7 +21,11 @@ use super::kubelet::Listed;
 use super::network::{GATEWAY, Network};
 use super::pod::dies_with_parent;
 use super::protocol::{ApiMood, Config, Policy};
+use super::way::Way;
 
+/// How late answers are; a pod waits two seconds for one, four after a write.
+const SLOW: Duration = Duration::from_millis(1200);
+const LATE: Duration = Duration::from_secs(6);
 /// The API server's port.
 pub const PORT: u16 = 6443;
 /// The only node.
@@ -42,6 +46,8 @@ pub struct Host {
     apiserver_args: Vec<String>,
     parts: PathBuf,
     dir: PathBuf,
+    /// How pods reach it.
+    way: Way,
 }
 
 /// The host cluster's API, as its administrator.
@@ -78,7 +84,7 @@ pub struct Reported {
 }
 
 impl Host {
-    /// Brings it up: to be asked from inside at `https://10.244.0.1:6443`. `certs` is a `syncer`, which issues the PKI.
+    /// Brings it up: to be asked from inside at `https://10.244.0.1:6443`, and by pods at 443 ([`super::way`]). `certs` is a `syncer`, which issues the PKI.
     pub fn up(network: &Network, dir: &Path, parts: &Path, certs: &Path, config: &Config) -> anyhow::Result<Host> {
         let pki = dir.join("pki");
         fs::create_dir_all(dir)?;
@@ -103,6 +109,7 @@ impl Host {
             apiserver_args: Vec::new(),
             parts: parts.to_owned(),
             dir: dir.to_owned(),
+            way: Way::open(network, PORT)?,
         };
         host.start(
             network,
@@ -197,14 +204,19 @@ impl Host {
         let child = self.children.get_mut(APISERVER).context("the API server was started")?;
         let pid = Pid::from_raw(i32::try_from(child.id())?);
         let runs = child.try_wait()?.is_none();
+        self.way.delays(match mood {
+            ApiMood::Slow => SLOW,
+            ApiMood::Late => LATE,
+            ApiMood::Well | ApiMood::Hangs | ApiMood::Gone => Duration::ZERO,
+        });
         match mood {
             ApiMood::Hangs if runs => kill(pid, Signal::SIGSTOP)?,
-            ApiMood::Well if runs => kill(pid, Signal::SIGCONT)?,
+            ApiMood::Well | ApiMood::Slow | ApiMood::Late if runs => kill(pid, Signal::SIGCONT)?,
             ApiMood::Gone if runs => {
                 child.kill()?;
                 child.wait()?;
             }
-            ApiMood::Well => {
+            ApiMood::Well | ApiMood::Slow | ApiMood::Late => {
                 let args = self.apiserver_args.clone();
                 *child = spawn(network, &self.parts, &self.dir, "kube-apiserver", &args)?;
             }

@@ -31,3 +31,4 @@ pub mod pod;
 pub mod probe;
 pub mod protocol;
 pub mod stand_in;
+pub mod way;

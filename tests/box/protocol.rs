@@ -142,6 +142,10 @@ pub enum Request {
 pub enum ApiMood {
     /// It answers.
     Well,
+    /// Pods hear its answers late, and soon enough for most.
+    Slow,
+    /// It does what pods ask for, and they hear that when they have given up.
+    Late,
     /// It takes requests and says nothing.
     Hangs,
     /// Nobody listens.

@@ -12,12 +12,13 @@ use nix::sys::signal::Signal;
 
 use super::super::container::{Container, Due};
 use super::super::controller::{Action, Event};
-use super::super::host::{self, Host};
+use super::super::host::Host;
 use super::super::network::GATEWAY;
 use super::super::pod::{self, PodSpec, Said, Sandbox};
 use super::super::probe::{self, Every, Finding};
 use super::super::protocol::Program;
 use super::super::stand_in;
+use super::super::way;
 use super::driver::Driver;
 use super::{Daemon, Message, rename};
 
@@ -225,7 +226,7 @@ impl Daemon {
         env.insert("POD_REVISION".to_owned(), revision.to_string());
         if matches!(self.driver, Driver::Host(_)) {
             env.insert("KUBERNETES_SERVICE_HOST".to_owned(), GATEWAY.to_string());
-            env.insert("KUBERNETES_SERVICE_PORT".to_owned(), host::PORT.to_string());
+            env.insert("KUBERNETES_SERVICE_PORT".to_owned(), way::PORT.to_string());
         }
         let mut own_dns = Vec::new();
         if !self.network.namespaces() {

@@ -299,6 +299,7 @@ pub fn leaving(w: &World, c: &Config, o: usize, patience: Patience) -> Leaving {
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
         desired: desired(w, c),
+        asked_for: if patience == Patience::None || patience == Patience::Refused { Duration::MAX } else { Duration::ZERO },
         host_configured: c.host,
         member: dir.map(|d| MemberId(d.member.into())),
         apiserver: false,
