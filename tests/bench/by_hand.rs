@@ -2,7 +2,7 @@
 //! time.
 
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,105 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::peers::{Running, free_port};
-use crate::scale::{Fleet, mtls};
+use crate::scale::{Fleet, Grows, mtls};
 use crate::store::program;
 use crate::writers::Endpoints;
 
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// etcdctl, with the certificates of ours.
+pub struct Etcdctl {
+    /// Whom it asks.
+    pub endpoint: String,
+    /// The folder of etcd's certificates.
+    pub pki: PathBuf,
+}
+
+impl Etcdctl {
+    /// What it answers.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let file = |flag: &str, name: &str| format!("--{flag}={}", self.pki.join(name).display());
+        let output = Command::new(program("SYNCER_PARTS", "etcdctl")?)
+            .args([format!("--endpoints={}", self.endpoint), "--write-out=json".to_owned()])
+            .args([
+                file("cacert", "ca.crt"),
+                file("cert", "healthcheck-client.crt"),
+                file("key", "healthcheck-client.key"),
+            ])
+            .args(args)
+            .output()
+            .context("run etcdctl")?;
+        ensure!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        // `move-leader` prints a line whatever is asked for.
+        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    /// Asks until it is done: etcd refuses for five seconds after a member connected, and while a learner lags.
+    pub fn insist(&self, args: &[&str]) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while let Err(error) = self.run(args) {
+            ensure!(began.elapsed() < PATIENCE, "{error:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// The ID of the member with this peer URL. IDs are numbers in etcdctl's JSON and hexadecimal in its arguments.
+    pub fn id(&self, peer_url: &str) -> anyhow::Result<String> {
+        let list = self.run(&["member", "list"])?;
+        let members = list["members"].as_array().context("no members")?;
+        let member = members.iter().find(|m| m["peerURLs"][0] == *peer_url).context("it is not listed")?;
+        Ok(format!("{:x}", member["ID"].as_u64().context("no ID")?))
+    }
+}
+
+/// How an etcd is started by hand.
+pub struct Plan<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its data dir.
+    pub data_dir: &'a Path,
+    /// The address that it listens on.
+    pub listens: &'a str,
+    /// The name that it is reached by.
+    pub host: &'a str,
+    /// For clients and for peers.
+    pub ports: (u16, u16),
+    /// The folder of etcd's certificates.
+    pub pki: &'a Path,
+    /// `--initial-cluster`.
+    pub cluster: &'a str,
+    /// `--initial-cluster-state`.
+    pub state: &'a str,
+}
+
+/// With our timing and with mTLS.
+pub fn etcd_args(plan: &Plan<'_>) -> Vec<String> {
+    let Plan { name, data_dir, listens, host, ports: (client, peer), pki, cluster, state } = plan;
+    let file = |flag: &str, name: &str| format!("--{flag}={}", pki.join(name).display());
+    vec![
+        "--heartbeat-interval=100".into(),
+        "--election-timeout=1000".into(),
+        "--quota-backend-bytes=8589934592".into(),
+        format!("--name={name}"),
+        format!("--initial-cluster={cluster}"),
+        format!("--data-dir={}", data_dir.display()),
+        format!("--listen-client-urls=https://{listens}:{client}"),
+        format!("--advertise-client-urls=https://{host}:{client}"),
+        format!("--listen-peer-urls=https://{listens}:{peer}"),
+        format!("--initial-advertise-peer-urls=https://{host}:{peer}"),
+        "--client-cert-auth".into(),
+        "--peer-client-cert-auth".into(),
+        file("trusted-ca-file", "ca.crt"),
+        file("peer-trusted-ca-file", "ca.crt"),
+        file("cert-file", "server.crt"),
+        file("key-file", "server.key"),
+        file("peer-cert-file", "peer.crt"),
+        file("peer-key-file", "peer.key"),
+        format!("--initial-cluster-state={state}"),
+        "--log-level=error".into(),
+    ]
+}
 
 struct Member {
     client: u16,
@@ -56,10 +150,6 @@ impl ByHand {
         Ok(fleet)
     }
 
-    fn pki(&self, name: &str) -> PathBuf {
-        self.dir.path().join("pki/etcd").join(name)
-    }
-
     fn member(&self, ordinal: u32) -> anyhow::Result<&Member> {
         self.members.get(ordinal as usize).context("no such member")
     }
@@ -71,20 +161,17 @@ impl ByHand {
     fn start(&mut self, ordinal: u32, state: &str, cluster: &str) -> anyhow::Result<()> {
         let member = self.member(ordinal)?;
         let (client, peer) = (member.client, member.peer);
-        let file = |flag: &str, name: &str| format!("--{flag}={}", self.pki(name).display());
         let etcd = Command::new(program("SYNCER_PARTS", "etcd")?)
-            .args(["--heartbeat-interval=100", "--election-timeout=1000", "--quota-backend-bytes=8589934592"])
-            .args([format!("--name=m{ordinal}"), format!("--initial-cluster={cluster}")])
-            .arg(format!("--data-dir={}", self.dir.path().join(format!("m{ordinal}")).display()))
-            .arg(format!("--listen-client-urls=https://127.0.0.1:{client}"))
-            .arg(format!("--advertise-client-urls=https://localhost:{client}"))
-            .arg(format!("--listen-peer-urls=https://127.0.0.1:{peer}"))
-            .arg(format!("--initial-advertise-peer-urls=https://localhost:{peer}"))
-            .args(["--client-cert-auth", "--peer-client-cert-auth"])
-            .args([file("trusted-ca-file", "ca.crt"), file("peer-trusted-ca-file", "ca.crt")])
-            .args([file("cert-file", "server.crt"), file("key-file", "server.key")])
-            .args([file("peer-cert-file", "peer.crt"), file("peer-key-file", "peer.key")])
-            .args([format!("--initial-cluster-state={state}"), "--log-level=error".to_owned()])
+            .args(etcd_args(&Plan {
+                name: &format!("m{ordinal}"),
+                data_dir: &self.dir.path().join(format!("m{ordinal}")),
+                listens: "127.0.0.1",
+                host: "localhost",
+                ports: (client, peer),
+                pki: &self.dir.path().join("pki/etcd"),
+                cluster,
+                state,
+            }))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -94,27 +181,16 @@ impl ByHand {
     }
 
     fn ctl(&self, ordinal: u32, args: &[&str]) -> anyhow::Result<Value> {
-        let output = Command::new(program("SYNCER_PARTS", "etcdctl")?)
-            .args([&*format!("--endpoints=https://localhost:{}", self.member(ordinal)?.client), "--write-out=json"])
-            .arg(format!("--cacert={}", self.pki("ca.crt").display()))
-            .arg(format!("--cert={}", self.pki("healthcheck-client.crt").display()))
-            .arg(format!("--key={}", self.pki("healthcheck-client.key").display()))
-            .args(args)
-            .output()
-            .context("run etcdctl")?;
-        ensure!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        // `move-leader` prints a line whatever is asked for.
-        Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
+        self.etcdctl(ordinal)?.run(args)
     }
 
-    /// Asks until it is done: etcd refuses for five seconds after a member connected, and while a learner lags.
     fn insist(&self, args: &[&str]) -> anyhow::Result<()> {
-        let began = Instant::now();
-        while let Err(error) = self.ctl(0, args) {
-            ensure!(began.elapsed() < PATIENCE, "{error:#}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
+        self.etcdctl(0)?.insist(args)
+    }
+
+    fn etcdctl(&self, ordinal: u32) -> anyhow::Result<Etcdctl> {
+        let endpoint = format!("https://localhost:{}", self.member(ordinal)?.client);
+        Ok(Etcdctl { endpoint, pki: self.dir.path().join("pki/etcd") })
     }
 
     fn serves(&self, ordinal: u32) -> anyhow::Result<()> {
@@ -129,13 +205,8 @@ impl ByHand {
         }
     }
 
-    /// IDs are numbers in etcdctl's JSON and hexadecimal in its arguments.
     fn id(&self, ordinal: u32) -> anyhow::Result<String> {
-        let list = self.ctl(0, &["member", "list"])?;
-        let url = format!("https://localhost:{}", self.member(ordinal)?.peer);
-        let members = list["members"].as_array().context("no members")?;
-        let member = members.iter().find(|m| m["peerURLs"][0] == *url).context("it is not listed")?;
-        Ok(format!("{:x}", member["ID"].as_u64().context("no ID")?))
+        self.etcdctl(0)?.id(&format!("https://localhost:{}", self.member(ordinal)?.peer))
     }
 
     /// Leadership to member `to` if `from` has it.
@@ -159,7 +230,7 @@ impl ByHand {
     }
 }
 
-impl Fleet for ByHand {
+impl Grows for ByHand {
     fn endpoints(&self, replicas: u32) -> anyhow::Result<Endpoints> {
         let urls = self.members.iter().take(replicas as usize).map(|m| format!("https://localhost:{}", m.client));
         Ok(Endpoints { urls: urls.collect(), options: mtls(&self.dir.path().join("pki"))? })
@@ -181,7 +252,9 @@ impl Fleet for ByHand {
         }
         Ok(())
     }
+}
 
+impl Fleet for ByHand {
     fn led_by_the_lowest(&mut self) -> anyhow::Result<()> {
         let running = (1..).zip(self.members.iter().skip(1)).filter(|(_, member)| member.etcd.is_some());
         running.map(|(ordinal, _)| ordinal).try_for_each(|ordinal| self.lead(ordinal, 0))

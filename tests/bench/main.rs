@@ -5,6 +5,7 @@
 //! syncer costs at rest; `scale` compares members that come and go by themselves with the same steps by hand.
 
 mod by_hand;
+mod by_hand_boxed;
 mod contender;
 mod journeys;
 mod migrate;

@@ -10,6 +10,7 @@ use etcd_client::{Certificate, Client as Etcd, ConnectOptions, GetOptions, Ident
 use serde_json::{Value, json};
 
 use crate::by_hand::ByHand;
+use crate::by_hand_boxed::BoxedByHand;
 use crate::peers::Running;
 use crate::sample::summary;
 use crate::statefulset_box::client::{self, Client};
@@ -24,12 +25,16 @@ const AT_REST_RUNS: usize = 3;
 /// etcd refuses to change the members when one has been connected for less than five seconds.
 const ETCD_SETTLES: Duration = Duration::from_secs(6);
 
-/// Some pods or members that are scaled: ours, or those that a person looks after.
-pub trait Fleet {
+/// Some pods or members that come and go: ours, or those that a person looks after.
+pub trait Grows {
     /// How to write to the members `0..replicas`.
     fn endpoints(&self, replicas: u32) -> anyhow::Result<Endpoints>;
     /// Goes from `from` to `to` members, and returns when the last one has come or gone.
     fn scale(&mut self, from: u32, to: u32) -> anyhow::Result<()>;
+}
+
+/// That are rolled too.
+pub trait Fleet: Grows {
     /// Restarts all members, one after the other.
     fn roll(&mut self, replicas: u32) -> anyhow::Result<()>;
     /// Returns when leadership rests on the lowest ordinal.
@@ -89,10 +94,11 @@ pub fn run(runs: usize, join_runs: usize, join_mib: u64) -> anyhow::Result<Value
         left.push(left_with_apiserver()?);
     }
     eprintln!("bench: scale: pods with an API server have left");
-    let (mut our_joins, mut hand_joins) = (Vec::new(), Vec::new());
+    let (mut our_joins, mut hand_joins, mut loopback_joins) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..if join_mib == 0 { 0 } else { join_runs } {
         our_joins.push(join(&mut Boxed::up(1)?, join_mib)?);
-        hand_joins.push(join(&mut ByHand::up(1)?, join_mib)?);
+        hand_joins.push(join(&mut BoxedByHand::up()?, join_mib)?);
+        loopback_joins.push(join(&mut ByHand::up(1)?, join_mib)?);
     }
     Ok(json!({
         "bench": "scale",
@@ -100,12 +106,13 @@ pub fn run(runs: usize, join_runs: usize, join_mib: u64) -> anyhow::Result<Value
         "writers": "8, a try limited to 100 ms, on the members that stay",
         "syncer": ours.json(),
         "by_hand": hand.json(),
-        "by_hand_differs": "on loopback, no DNS; ours in a network of namespaces, with names",
+        "by_hand_differs": "on loopback, no DNS; ours in a network of namespaces, with names (but for joins, which have both)",
         "left_with_apiserver_seconds": summary(&left),
         "join": {
             "store_mib": join_mib,
             "syncer_seconds": summary(&our_joins),
             "by_hand_seconds": summary(&hand_joins),
+            "by_hand_on_loopback_seconds": summary(&loopback_joins),
         },
         "dns_queries_a_minute_at_rest": {
             "syncer": queries.iter().map(|(ours, _)| ours).collect::<Vec<_>>(),
@@ -167,7 +174,7 @@ fn left_with_apiserver() -> anyhow::Result<f64> {
 }
 
 /// Seconds until a second member votes, beside a store of so many MiB.
-fn join(fleet: &mut impl Fleet, mib: u64) -> anyhow::Result<f64> {
+fn join(fleet: &mut impl Grows, mib: u64) -> anyhow::Result<f64> {
     let to = fleet.endpoints(1)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -286,7 +293,7 @@ impl Drop for Boxed {
     }
 }
 
-impl Fleet for Boxed {
+impl Grows for Boxed {
     fn endpoints(&self, replicas: u32) -> anyhow::Result<Endpoints> {
         let urls = (0..replicas).map(|ordinal| self.url(ordinal)).collect::<anyhow::Result<_>>()?;
         Ok(Endpoints { urls, options: self.options.clone() })
@@ -299,7 +306,9 @@ impl Fleet for Boxed {
         }
         self.voters(to)
     }
+}
 
+impl Fleet for Boxed {
     fn led_by_the_lowest(&mut self) -> anyhow::Result<()> {
         let (began, url) = (Instant::now(), self.url(0)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
