@@ -46,7 +46,7 @@ impl Refused {
 
     /// For how long it has been refused, if that is to be said now.
     fn is_due(&mut self, step: &Step, now: Instant) -> Option<Duration> {
-        let (of, since, said) = self.0.get_or_insert_with(|| (*step, now, None));
+        let (of, since, said) = self.0.get_or_insert((*step, now, None));
         if of != step {
             self.0 = Some((*step, now, None));
             return None;
