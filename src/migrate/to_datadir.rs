@@ -129,6 +129,20 @@ impl DatadirTarget {
         Revision(source.extent().revision.max(self.least).0.saturating_add(self.bump))
     }
 
+    /// The refusal of a data dir that came here since an attempt that keeps its source was killed: it may be in use.
+    fn not_of(&self, journey: &Journey<Self>) -> anyhow::Error {
+        let (path, journal, staging) = (self.path.display(), journey.journal.display(), self.staging());
+        refuse(
+            Exit::RefusedDataDir,
+            format!("{path} holds what the import that {journal} says was begun has not put there"),
+            format!(
+                "if {path} is in use, leave it, and move {journal} away, and {} if it is there; otherwise move {path} away and \
+                 give the same command again",
+                staging.display()
+            ),
+        )
+    }
+
     /// Where the verification keeps its files.
     fn scratch(&self) -> PathBuf {
         with_suffix(&self.path, ".verify")
@@ -179,7 +193,15 @@ impl Target for DatadirTarget {
                     "import that one, or move the journal and the data dir beside it aside",
                 ))
             }
-            Some(_) => Ok(()),
+            // Where the source is renamed in the end, it is the truth as long as it bears its name, and what is here never was.
+            Some(earlier) if earlier.renames => Ok(()),
+            Some(earlier) => match inspect(&self.path, NEWEST)? {
+                InspectedDatadir::Empty => Ok(()),
+                InspectedDatadir::Usable(found) if earlier.written.is_some_and(|w| w.cluster == found.cluster()) => {
+                    Ok(())
+                }
+                _ => Err(self.not_of(journey)),
+            },
             None => match inspect(&self.path, NEWEST)? {
                 InspectedDatadir::Empty => Ok(()),
                 _ => Err(refuse(
@@ -195,7 +217,7 @@ impl Target for DatadirTarget {
         EtcdVersion::of(etcd).map_err(VersionError::refused)
     }
 
-    fn clear(&self, disk: &dyn Disk, _: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
+    fn clear(&self, disk: &dyn Disk, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
         remove_scratch(disk, &self.scratch())?;
         let staging = self.staging();
         if earlier.is_some() {
@@ -221,6 +243,7 @@ impl Target for DatadirTarget {
             }
             // Without a journal it came since it was looked at, and is refused in the end.
             _ if earlier.is_none() => self.is_vacant(),
+            _ if earlier.is_some_and(|earlier| !earlier.renames) => Err(self.not_of(journey)),
             other => {
                 let kept = set_aside(disk, &self.path, SystemTime::now()).context("keep a data dir")?;
                 tracing::warn!(?kept, found = ?other, "a data dir that the journal does not know was set aside");

@@ -232,6 +232,35 @@ fn a_data_dir_that_the_journal_does_not_know_is_kept() {
     assert_live(&served("3.6", &fixture.etcd_dir(), fixture.history.revision(), false), &fixture.history.live());
 }
 
+/// A source that keeps its name is no truth: who was killed while reading it may have restored the store otherwise since.
+#[test]
+fn a_data_dir_that_came_since_a_copy_was_killed_is_refused_and_stays() {
+    let fixture = fixture(50);
+    let (other_dir, other_db) = volume();
+    let used = busy(Era::V0_1, 30);
+    used.write_cold(&other_db);
+    let other = other_dir.path().join("etcd");
+    assert!(output(&mut migrate(&other_db, &other)).status.success());
+    let status = fixture.command(false).env("SYNCER_CRASH_AT", "migrate-backend-written").status().expect("run syncer");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    copy_dir(&other, &fixture.etcd_dir());
+    // But for the lock of whoever was killed.
+    let there = || names(fixture.dir.path()).into_iter().filter(|name| !name.starts_with('.')).collect::<Vec<_>>();
+    let before = there();
+    for argument in ["--dry-run", "--verify=hash", "--rename-source"] {
+        let out = fixture.command(false).arg(argument).output().expect("run syncer");
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(3), "{argument}: {error}");
+        assert!(error.contains("has not put there") && error.contains("etcd.migration.journal away"), "{error}");
+        assert_eq!(there(), before, "{argument}");
+    }
+    assert_live(&served("3.6", &fixture.etcd_dir(), used.revision(), false), &used.live());
+    // As the remedy says.
+    std::fs::rename(fixture.etcd_dir(), fixture.dir.path().join("away")).unwrap();
+    fixture.finish(false, "with the other moved away");
+    assert_live(&served("3.6", &fixture.etcd_dir(), fixture.history.revision(), false), &fixture.history.live());
+}
+
 fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
