@@ -16,7 +16,7 @@ mod restore;
 pub mod restored;
 pub mod wait;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -392,18 +392,14 @@ fn without_data(facts: &Facts, rules: Rules) -> Verdict {
     if told && facts.notes.left.is_some() && !facts.stores.state_dbs.is_empty() {
         return (BootDecision::Record(Record::WentBack), Rule::JournalTrue);
     }
-    if let JournalFact::Done { source } = &facts.journal {
-        return refuse(Refusal::MigratedButNoDataDir(source.clone()), Rule::JournalTrue);
+    if let Some(refusal) = lost(facts) {
+        return refuse(refusal, Rule::JournalTrue);
     }
-    match &facts.fence {
-        FenceFact::Kept { source } => {
-            return refuse(Refusal::MovedButNoDataDir(source.clone()), Rule::JournalTrue);
-        }
-        // The cluster's data is there; a new one would be empty.
-        FenceFact::Lifted { source } if !facts.migrate_from => {
-            return refuse(Refusal::MoveUnfinished(source.clone()), Rule::JournalTrue);
-        }
-        _ => {}
+    // The cluster's data is there; a new one would be empty.
+    if let FenceFact::Lifted { source } = &facts.fence
+        && !facts.migrate_from
+    {
+        return refuse(Refusal::MoveUnfinished(source.clone()), Rule::JournalTrue);
     }
     if facts.written_back && facts.stores.state_dbs.is_empty() {
         return refuse(Refusal::WrittenBackButGone, Rule::JournalTrue);
@@ -493,6 +489,19 @@ fn vanished(facts: &Facts) -> Option<PathBuf> {
     (!there).then(|| source.clone())
 }
 
+/// The store that was moved into a data dir, which is not there. The journal of a move from a deployed etcd names that etcd,
+/// and so does the fence, which stays around it.
+fn lost(facts: &Facts) -> Option<Refusal> {
+    match (&facts.fence, &facts.journal) {
+        (FenceFact::Kept { source }, _) => Some(Refusal::MovedButNoDataDir(source.clone())),
+        (FenceFact::Lifted { source }, JournalFact::Done { source: moved }) if *moved == Path::new(source) => {
+            Some(Refusal::MovedButNoDataDir(source.clone()))
+        }
+        (_, JournalFact::Done { source }) => Some(Refusal::MigratedButNoDataDir(source.clone())),
+        _ => None,
+    }
+}
+
 /// Why the API server may not run on SQLite.
 fn sqlite(facts: &Facts) -> Option<Refusal> {
     if let Some(dir) = &facts.distro_store {
@@ -502,10 +511,8 @@ fn sqlite(facts: &Facts) -> Option<Refusal> {
     if let Some(source) = vanished(facts) {
         return Some(Refusal::SourceVanished(source));
     }
-    if let JournalFact::Done { source } = &facts.journal
-        && facts.stores.state_dbs.is_empty()
-    {
-        return Some(Refusal::MigratedButNoDataDir(source.clone()));
+    if matches!(facts.journal, JournalFact::Done { .. }) && facts.stores.state_dbs.is_empty() {
+        return lost(facts);
     }
     if let (Some(uses), Some(found)) = (&facts.sqlite, facts.stores.state_dbs.first())
         && !facts.stores.state_dbs.contains(uses)

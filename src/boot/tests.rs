@@ -190,11 +190,15 @@ fn each_refusal_has_its_facts() {
     let elsewhere = StoresFact { state_dbs: vec![db()], ..StoresFact::default() };
     let other = Facts { sqlite: Some(uses.clone()), stores: elsewhere, ..off() };
     let other = [(other, Refusal::OtherStore { found: db(), uses })];
+    // With the journal that such a move has left.
+    let journal = JournalFact::Done { source: deployed().into() };
+    let moved = Facts { fence: FenceFact::Kept { source: deployed() }, journal, ..off() };
+    let moved = [(moved, Refusal::MovedButNoDataDir(deployed()))];
     // On another datastore than SQLite nothing begins empty.
     for (facts, _) in emptied.iter().filter(|(facts, _)| !facts.enabled) {
         assert_eq!(decide(&Facts { sqlite: None, ..facts.clone() }), BootDecision::RunOnSqlite);
     }
-    for (facts, want) in table.into_iter().chain(emptied).chain(other) {
+    for (facts, want) in table.into_iter().chain(emptied).chain(moved).chain(other) {
         assert_eq!(decide(&facts), BootDecision::Refuse(want.clone()), "{facts:?}");
         assert!(!want.what().is_empty() && !want.remedy().is_empty());
         assert!(!matches!(want.exit(), crate::exit::Exit::Ok | crate::exit::Exit::Fault | crate::exit::Exit::Usage));

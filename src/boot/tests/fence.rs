@@ -16,6 +16,11 @@ fn fences() -> [FenceFact; 5] {
     ]
 }
 
+/// A move that was committed: its journal is done, and the fence stays.
+fn committed(f: Facts) -> Facts {
+    Facts { fence: FenceFact::Kept { source: source() }, journal: JournalFact::Done { source: source().into() }, ..f }
+}
+
 /// A first start that is to move from a deployed etcd.
 fn moves() -> Facts {
     Facts { migrate_from: true, ..facts() }
@@ -46,9 +51,9 @@ fn the_seed_moves_and_the_others_wait_and_join() {
 
 #[test]
 fn with_a_data_dir_the_setting_does_nothing() {
-    for fence in [FenceFact::Absent, FenceFact::Kept { source: source() }] {
+    for facts in [facts(), committed(facts())] {
         for migrate_from in [false, true] {
-            let f = Facts { data_dir: valid(), migrate_from, fence: fence.clone(), ..facts() };
+            let f = Facts { data_dir: valid(), migrate_from, ..facts.clone() };
             assert!(matches!(decide(&f), BootDecision::Start { .. }), "{f:?}");
         }
     }
@@ -78,8 +83,12 @@ fn what_was_begun_and_is_not_asked_for_any_more_is_no_empty_cluster() {
     assert_eq!(decide(&with(lifted.clone())), BootDecision::Refuse(Refusal::MoveUnfinished(source())));
     assert_eq!(decide(&Facts { fence: lifted, ..moves() }), BootDecision::MigrateFrom);
     for f in [facts(), moves()] {
-        let kept = Facts { fence: FenceFact::Kept { source: source() }, ..f };
-        assert_eq!(decide(&kept), BootDecision::Refuse(Refusal::MovedButNoDataDir(source())));
+        // The journal may have been moved away, or the fence lifted before the record of it said that it stays.
+        let kept = Facts { fence: FenceFact::Kept { source: source() }, ..f.clone() };
+        let lifted = Facts { fence: FenceFact::Lifted { source: source() }, ..committed(f.clone()) };
+        for f in [kept, lifted, committed(f)] {
+            assert_eq!(decide(&f), BootDecision::Refuse(Refusal::MovedButNoDataDir(source())));
+        }
     }
     let damaged = Facts { fence: FenceFact::Damaged("x".into()), data_dir: valid(), ..moves() };
     assert_eq!(decide(&damaged), BootDecision::Refuse(Refusal::DamagedJournal("x".into())));
