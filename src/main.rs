@@ -7,9 +7,10 @@ use anyhow::Context;
 use syncer::cli::{Command, ConfigArgs, EXAMPLE_VALUES, Output, Parsed, StartArgs};
 use syncer::disk::RealDisk;
 use syncer::exit::exit_of;
+use syncer::settings::Settings;
 use syncer::settings::env::{Env, NOT_OURS, ProcessEnv};
 use syncer::settings::flags::Flags;
-use syncer::settings::load::{Loader, Surroundings};
+use syncer::settings::load::{Loader, Refused, Surroundings};
 use syncer::snapshot::command::{self as snapshot, SnapshotCommand};
 use syncer::telemetry;
 
@@ -65,10 +66,9 @@ fn loader(flags: Flags, command: Vec<std::ffi::OsString>) -> Loader {
 
 fn start(args: StartArgs, passed_over: &[String]) -> anyhow::Result<()> {
     let loader = loader(args.flags, args.command);
-    let loaded = loader.load()?;
+    let loaded = loader.load_or_refused().map_err(refused)?;
     let settings = loaded.settings;
-    telemetry::init(settings.log_format, &settings.log_level);
-    telemetry::set_pod(&settings.pod.name);
+    log(&settings);
     for flag in passed_over {
         tracing::debug!(flag, "this flag of the charts does not concern syncer");
     }
@@ -84,6 +84,23 @@ fn start(args: StartArgs, passed_over: &[String]) -> anyhow::Result<()> {
     // A snapshot that is being written to a disk that hangs would hold up the end.
     runtime.shutdown_background();
     ended
+}
+
+fn log(settings: &Settings) {
+    telemetry::init(settings.log_format, &settings.log_level);
+    telemetry::set_pod(&settings.pod.name);
+}
+
+/// Settings that are refused at every start would leave an etcd fenced for good that a killed move has fenced.
+fn refused(refused: Refused) -> anyhow::Error {
+    let Some(settings) = &refused.settings else { return refused.error };
+    log(settings);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime");
+    match runtime.and_then(|runtime| runtime.block_on(syncer::start::lift_refused(settings))) {
+        Ok(()) => refused.error,
+        // Both are told: the one is why, the other is what the source is left as.
+        Err(left) => refused.error.context(format!("{left:#}")),
+    }
 }
 
 fn config(args: ConfigArgs) -> anyhow::Result<()> {

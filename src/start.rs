@@ -65,6 +65,7 @@ use crate::supervise::state::FAILURES_MAX;
 use crate::supervise::{self, Anew, Plan, StopSignals, Stopped};
 use crate::telemetry::{self, Phase};
 use boot::Booted;
+pub use migrate_from::lift_refused;
 use pod::Pod;
 
 /// How long the survivors may take to say that this member is gone, etcd having stopped.

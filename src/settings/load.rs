@@ -63,6 +63,21 @@ pub struct Loaded {
     pub provenance: Provenance,
 }
 
+/// Why there are no settings.
+#[derive(Debug)]
+pub struct Refused {
+    /// The refusal.
+    pub error: anyhow::Error,
+    /// What they are in spite of it, where they are refused for the datastore that they ask for.
+    pub settings: Option<Box<Settings>>,
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Self {
+        Refused { error, settings: None }
+    }
+}
+
 impl Loaded {
     /// The settings for a command that is about embedded etcd, which is taken to be on where nothing says otherwise: by
     /// `kubectl exec` a command has the environment of the entrypoint and none of its flags.
@@ -77,10 +92,15 @@ impl Loaded {
 impl Loader {
     /// Reads everything and decides.
     pub fn load(&self) -> anyhow::Result<Loaded> {
+        self.load_or_refused().map_err(|refused| refused.error)
+    }
+
+    /// As [`Loader::load`], for a start: something may be left to do on the volume even of settings that are refused.
+    pub fn load_or_refused(&self) -> Result<Loaded, Refused> {
         match self.values_file()? {
             Some(path) => {
                 let bytes = values::read_bytes(&path).map_err(ValuesError::refuse)?;
-                self.load_from(&path, &bytes)
+                self.resolve_from(&path, &bytes)
             }
             None => self.resolve(None, Values::default()),
         }
@@ -88,6 +108,10 @@ impl Loader {
 
     /// As [`Loader::load`] with the values file's content at hand.
     pub fn load_from(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<Loaded> {
+        self.resolve_from(path, bytes).map_err(|refused| refused.error)
+    }
+
+    fn resolve_from(&self, path: &Path, bytes: &[u8]) -> Result<Loaded, Refused> {
         let values = values::parse(path, bytes).map_err(ValuesError::refuse)?;
         self.resolve(Some(path.to_owned()), values)
     }
@@ -102,7 +126,8 @@ impl Loader {
             |e: std::io::Error| matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory);
         Ok(self.surroundings.values_files.iter().find(|p| !p.symlink_metadata().is_err_and(absent)).cloned())
     }
-    fn resolve(&self, file: Option<PathBuf>, values: Values) -> anyhow::Result<Loaded> {
+
+    fn resolve(&self, file: Option<PathBuf>, values: Values) -> Result<Loaded, Refused> {
         let env_flags = Flags::from_env(&*self.env)?;
         resolve::settings(self, env_flags, file, values)
     }

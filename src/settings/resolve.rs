@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::env::{self, variable_of};
 use super::flags::Flags;
-use super::load::{Loaded, Loader};
+use super::load::{Loaded, Loader, Refused};
 use super::provenance::{Provenance, REDACTED, Source, redacted};
 use super::values::{Era, Spot, Values, ValuesError};
 use super::{Distro, DnsSettings, HostApi, Listen, PodIdentity, Settings, check, find_program};
@@ -18,9 +18,15 @@ use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 
 /// Decides all settings. `values` is the content of `file`, `env_flags` what the `SYNCER_*` variables say.
-pub fn settings(loader: &Loader, env_flags: Flags, file: Option<PathBuf>, values: Values) -> anyhow::Result<Loaded> {
+pub fn settings(loader: &Loader, env_flags: Flags, file: Option<PathBuf>, values: Values) -> Result<Loaded, Refused> {
     let shown = file.as_ref().map(|f| f.display().to_string()).unwrap_or_default();
-    Resolver { loader, env_flags, values, file, shown, notes: Provenance::default() }.settings()
+    let mut resolver = Resolver { loader, env_flags, values, file, shown, notes: Provenance::default(), refused: None };
+    let resolved = resolver.settings();
+    match (resolver.refused, resolved) {
+        (None, Ok(settings)) => Ok(Loaded { settings, provenance: resolver.notes }),
+        (None, Err(error)) => Err(error.into()),
+        (Some(error), resolved) => Err(Refused { error, settings: resolved.ok().map(Box::new) }),
+    }
 }
 
 /// A value and its source.
@@ -33,6 +39,8 @@ struct Resolver<'l> {
     file: Option<PathBuf>,
     shown: String,
     notes: Provenance,
+    /// The first refusal that the other settings do not depend on.
+    refused: Option<anyhow::Error>,
 }
 
 /// What a flag or its variable says.
@@ -52,7 +60,7 @@ mod programs;
 use programs::Commands;
 
 impl Resolver<'_> {
-    fn settings(mut self) -> anyhow::Result<Loaded> {
+    fn settings(&mut self) -> anyhow::Result<Settings> {
         if let Some(path) = &self.file {
             let source = given!(self, values, "values").map_or(Source::Default("the chart's mount"), |(_, s)| s);
             self.notes.note("values", path, source);
@@ -103,7 +111,7 @@ impl Resolver<'_> {
         };
         let log_level = self.take("log.level", level, "", || "info".to_owned());
         check::log_level(&log_level, &self.origin("log.level"))?;
-        let settings = Settings {
+        Ok(Settings {
             name,
             namespace,
             pod,
@@ -121,11 +129,15 @@ impl Resolver<'_> {
             k3s_token,
             shutdown_grace,
             wrapped,
-            values_file: self.file,
+            values_file: self.file.clone(),
             log_format: format.map(|(f, _)| f),
             log_level,
-        };
-        Ok(Loaded { settings, provenance: self.notes })
+        })
+    }
+
+    /// Refuses once the other settings are known.
+    fn refuse_later(&mut self, refusal: anyhow::Error) {
+        self.refused.get_or_insert(refusal);
     }
 
     /// Takes what was given or the default, and notes where it came from.

@@ -14,13 +14,16 @@ use super::pod::Pod;
 use crate::boot::DataDirFact;
 use crate::crash_point;
 use crate::datadir::inspect;
-use crate::disk::parent_of;
+use crate::disk::{Disk, RealDisk, parent_of};
 use crate::etcd::client::EtcdEndpoint;
 use crate::migrate::fence::{self, FencePhase, FenceRecord};
 use crate::migrate::fenced::{self, Gate};
 use crate::migrate::to_datadir::{ImportOutcome, close_kept, forget_killed};
 use crate::migrate::{Origin, journal, space};
 use crate::observe::{self, notes};
+use crate::pki::PkiPaths;
+use crate::settings::Settings;
+use crate::supervise::StopSignals;
 use crate::telemetry;
 
 /// How long a source that does not answer is asked to let a fence be lifted.
@@ -32,7 +35,7 @@ const WITHIN_GRACE: Duration = Duration::from_secs(5);
 pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
     let settings = &pod.settings;
     let url = settings.etcd.migrate_from.as_deref().context("there is nothing to move from")?;
-    let etcd = endpoint(pod, url);
+    let etcd = endpoint(&pod.pki.paths, url);
     let earlier = fence::load(&settings.data_dir).context("read the record of an earlier fence")?;
     tracing::info!(source = url, "moving the store of a deployed etcd");
     let looked = fenced::look(&etcd, earlier.as_ref()).await?;
@@ -92,7 +95,7 @@ async fn moved(pod: &Pod, etcd: &EtcdEndpoint, looked: &fenced::Looked, gate: &G
 pub fn keep(pod: &Pod) -> anyhow::Result<()> {
     let settings = &pod.settings;
     close_kept(&pod.disk, &settings.data_dir.join(journal::FILE_NAME), &settings.etcd_dir())?;
-    let Some(record) = raised(pod)? else { return Ok(()) };
+    let Some(record) = raised(settings)? else { return Ok(()) };
     fence::store(&pod.disk, &settings.data_dir, &FenceRecord { phase: FencePhase::Kept, ..record })?;
     crash_point!("fence-kept");
     Ok(())
@@ -100,19 +103,44 @@ pub fn keep(pod: &Pod) -> anyhow::Result<()> {
 
 /// Lifts the fence, if one was raised and nothing was moved.
 pub async fn lift(pod: &Pod, patience: Duration) -> anyhow::Result<()> {
-    let settings = &pod.settings;
-    let Some(record) = raised(pod)? else { return Ok(()) };
-    let found = inspect(&settings.etcd_dir(), observe::schema(None)).context("inspect etcd's data dir")?;
-    if found.fact() != DataDirFact::Empty {
+    lift_by(&pod.settings, &pod.pki.paths, &pod.disk, patience).await
+}
+
+/// The same for settings that are refused, such as those of before the move: the source is to serve by them again.
+pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
+    if raised(settings)?.is_none() {
+        return Ok(());
+    }
+    let mut stop = StopSignals::new().context("listen for stop signals")?;
+    let _lock = super::lock(settings)?;
+    let pki = PkiPaths::new(&settings.pki_dir);
+    tokio::select! {
+        lifted = lift_by(settings, &pki, &RealDisk, PATIENCE) => lifted,
+        signal = stop.next() => {
+            tracing::warn!(signal, "told to stop before the fence around the source was lifted: the next start lifts it");
+            Ok(())
+        }
+    }
+}
+
+async fn lift_by(settings: &Settings, pki: &PkiPaths, disk: &dyn Disk, patience: Duration) -> anyhow::Result<()> {
+    let Some(record) = raised(settings)? else { return Ok(()) };
+    if in_place(settings)? {
         tracing::warn!(source = record.source, "the data dir is in place: the source stays fenced");
         return Ok(());
     }
-    fenced::lift(&pod.disk, &settings.data_dir, &endpoint(pod, &record.source), &record, patience).await
+    fenced::lift(disk, &settings.data_dir, &endpoint(pki, &record.source), &record, patience).await
+}
+
+/// Whether there is a data dir, which is the commit of a move. An empty directory is none.
+fn in_place(settings: &Settings) -> anyhow::Result<bool> {
+    let found = inspect(&settings.etcd_dir(), observe::schema(None)).context("inspect etcd's data dir")?;
+    Ok(found.fact() != DataDirFact::Empty)
 }
 
 /// Told to stop: a move that is not being committed is given up, and its fence lifted.
 pub async fn give_up(pod: &Pod, gate: &Gate) {
-    match raised(pod) {
+    match raised(&pod.settings) {
         Ok(None) => return,
         // The data dir is put in place next, on the import's thread. Ended before that, the pod would leave a source behind
         // that serves nobody until the next start.
@@ -133,13 +161,34 @@ pub async fn give_up(pod: &Pod, gate: &Gate) {
     }
 }
 
-fn raised(pod: &Pod) -> anyhow::Result<Option<FenceRecord>> {
-    let record = fence::load(&pod.settings.data_dir).context("read the record of the fence")?;
+fn raised(settings: &Settings) -> anyhow::Result<Option<FenceRecord>> {
+    let record = fence::load(&settings.data_dir).context("read the record of the fence")?;
     Ok(record.filter(|record| record.phase == FencePhase::Raised))
 }
 
 /// The source's certificates are those of this virtual cluster: the chart gives its etcd the same ones.
-fn endpoint(pod: &Pod, url: &str) -> EtcdEndpoint {
-    let tls = url.starts_with("https://").then(|| pod.pki.paths.etcd_tls().client());
+fn endpoint(pki: &PkiPaths, url: &str) -> EtcdEndpoint {
+    let tls = url.starts_with("https://").then(|| pki.etcd_tls().client());
     EtcdEndpoint { url: url.to_owned(), tls, server_name: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::load::{Loader, Surroundings};
+
+    #[test]
+    fn an_empty_directory_is_no_commit() {
+        let home = tempfile::tempdir().unwrap();
+        let flags = crate::settings::flags::Flags { data_dir: Some(home.path().to_owned()), ..Default::default() };
+        let surroundings = Surroundings { values_files: Vec::new(), ..Surroundings::of_this_machine() };
+        let env = Box::new(std::collections::BTreeMap::<String, std::ffi::OsString>::new());
+        let settings = Loader { flags, wrapped: None, env, surroundings }.load().unwrap().settings;
+        assert!(!in_place(&settings).unwrap());
+        std::fs::create_dir(settings.etcd_dir()).unwrap();
+        assert!(!in_place(&settings).unwrap());
+        std::fs::create_dir_all(settings.etcd_dir().join("member/snap")).unwrap();
+        std::fs::write(settings.etcd_dir().join("member/snap/db"), "x").unwrap();
+        assert!(in_place(&settings).unwrap());
+    }
 }

@@ -244,6 +244,31 @@ fn the_deployed_etcd_has_its_url() {
     assert_eq!(load(SINCE_020, "--migrate-from=", &[POD]).unwrap().settings.etcd.migrate_from, None);
 }
 
+/// A start by the values of before the move has a fence to lift, whatever they are refused for.
+#[test]
+fn settings_that_are_refused_for_their_datastore_are_known_all_the_same() {
+    let deployed = "controlPlane:\n  backingStore: {etcd: {deploy: {enabled: true}}}\n";
+    let off = "controlPlane:\n  backingStore: {etcd: {embedded: {enabled: false, migrateFromDeployedEtcd: true}}}\n";
+    let three = "  statefulSet: {highAvailability: {replicas: 3}}\n";
+    for (text, why) in [
+        (deployed.to_owned(), "etcd.deploy is enabled"),
+        (format!("{deployed}{three}"), "etcd.deploy is enabled"),
+        (off.to_owned(), "but embedded etcd is off"),
+        (format!("{off}{three}"), "SQLite has one writer"),
+        ("embeddedEtcd: {enabled: false, migrateFromEtcd: true}\n".to_owned(), "but embedded etcd is off"),
+    ] {
+        let mut loader = loader(&[POD, ("VCLUSTER_DISTRO", "k8s")]);
+        loader.flags = flags("--data-dir=/volume");
+        let refused = loader.resolve_from(Path::new("v.yaml"), text.as_bytes()).unwrap_err();
+        let of_load = loader.load_from(Path::new("v.yaml"), text.as_bytes()).unwrap_err();
+        for error in [&refused.error, &of_load] {
+            assert!(exit_of(error) == Exit::Usage && error.to_string().contains(why), "{text}: {error}");
+        }
+        let settings = refused.settings.unwrap();
+        assert_eq!((settings.data_dir.as_path(), settings.etcd.enabled), (Path::new("/volume"), false), "{text}");
+    }
+}
+
 #[test]
 fn what_tells_no_era_is_read_all_the_same() {
     for text in ["serviceCIDR: 10.97.0.0/16\n", "serviceCIDR: 10.97.0.0/16\nservice: {}\ncontrolPlane: ~\n"] {

@@ -47,7 +47,8 @@ impl Resolver<'_> {
         };
         let enabled = self.take("etcd.enabled", given, why, || default);
         if let Some(spot) = other.filter(|_| ours_as_external.is_none()) {
-            return Err(self.other_store(&spot));
+            let refusal = self.other_store(&spot);
+            self.refuse_later(refusal);
         }
         if alone && !enabled {
             let (distro, off) = (self.origin("distro"), self.origin("etcd.enabled"));
@@ -191,10 +192,11 @@ impl Resolver<'_> {
                 self.origin("etcd.replicas")
             );
             let remedy = "set controlPlane.backingStore.etcd.embedded.enabled: true, or replicas: 1";
-            return Err(match &self.values.replicas {
+            let refusal = match &self.values.replicas {
                 Some(spot) => self.refuse_at(spot.line, what, remedy),
                 None => refuse(Exit::Usage, what, remedy),
-            });
+            };
+            self.refuse_later(refusal);
         }
         Ok(replicas)
     }
@@ -221,7 +223,7 @@ impl Resolver<'_> {
                 );
                 let remedy =
                     "enable embedded etcd too; in the 0.19 charts that needs pro: true and embeddedEtcd.enabled: true";
-                return Err(refuse(Exit::Usage, what, remedy));
+                self.refuse_later(refuse(Exit::Usage, what, remedy));
             }
         }
         Ok(url)

@@ -136,6 +136,43 @@ fn killed_while_the_fence_is_lifted_it_is_lifted_by_the_next_start() {
     assert_eq!(moved(&pod), want);
 }
 
+/// The values of before the move are refused, at every start: the source serves by them again.
+#[test]
+fn killed_and_reverted_the_fence_is_lifted_before_the_values_are_refused() {
+    let (etcd, source) = ("controlPlane:\n  backingStore:\n    etcd:\n", Deployed::start("3.6", 1, None));
+    source.fill(20);
+    for (reverted, why) in [
+        ("      embedded: {enabled: false}\n      deploy: {enabled: true}\n", "etcd.deploy is enabled"),
+        ("      embedded: {enabled: false, migrateFromDeployedEtcd: true}\n", "but embedded etcd is off"),
+    ] {
+        let mut pod = TestPod::new();
+        killed_at(&mut pod, "migrate-written", &[&from(&source.url())]);
+        assert!(!source.takes_writes());
+        pod.values(&format!("{etcd}{reverted}"));
+        for _ in 0..2 {
+            pod.start("none", &["--", "/bin/sleep", "60"]);
+            assert_eq!(pod.wait_end(Duration::from_secs(60)).code(), Some(2), "{}", pod.log());
+            assert!(pod.log().contains(why), "{}", pod.log());
+            assert!(source.takes_writes(), "the source is left fenced: {}", pod.log());
+        }
+        assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "");
+        let record = fence::load(&pod.data()).expect("read the record").expect("a record");
+        assert_eq!(record.phase, FencePhase::Lifted);
+    }
+    // One that does not answer is said beside the refusal.
+    let mut pod = TestPod::new();
+    killed_at(&mut pod, "fence-raised", &[&from(&source.url())]);
+    drop(source);
+    pod.values(&format!("{etcd}      deploy: {{enabled: true}}\n"));
+    let mut command = pod.command("none", &["--", "/bin/sleep", "60"]);
+    command.env("SYNCER_PATIENCE_SECONDS", "1");
+    pod.spawn(command);
+    assert_eq!(pod.wait_end(Duration::from_secs(60)).code(), Some(2), "{}", pod.log());
+    for said in ["is not lifted, and it may refuse writes", "etcdctl alarm disarm", "etcd.deploy is enabled"] {
+        assert!(pod.log().contains(said), "{said}: {}", pod.log());
+    }
+}
+
 #[test]
 fn told_to_stop_it_lifts_the_fence_unless_it_commits() {
     let source = Deployed::start("3.6", 1, None);
