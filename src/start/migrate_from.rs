@@ -146,10 +146,12 @@ pub async fn give_up(pod: &Pod, gate: &Gate) {
         // that serves nobody until the next start.
         Ok(Some(_)) if !gate.give_up() => {
             let begun = Instant::now();
-            while !pod.settings.etcd_dir().exists() && begun.elapsed() < WITHIN_GRACE {
+            // One that cannot be looked at now is looked at again.
+            let committed = || in_place(&pod.settings).unwrap_or(false);
+            while !committed() && begun.elapsed() < WITHIN_GRACE {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            let committed = pod.settings.etcd_dir().exists();
+            let committed = committed();
             tracing::warn!(committed, "told to stop while a move is committed: the source stays fenced");
             return;
         }

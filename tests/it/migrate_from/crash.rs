@@ -182,7 +182,7 @@ fn told_to_stop_it_lifts_the_fence_unless_it_commits() {
     pod.start("none", &[&url]);
     poll("the source is fenced", Duration::from_secs(60), || pod.log().contains("the source is fenced").then_some(()));
     assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
-    let committed = pod.data().join("etcd").exists();
+    let committed = pod.data().join("etcd/member").exists();
     assert_eq!(source.takes_writes(), !committed, "{}", pod.log());
     let want = source.everything();
     pod.start("none", &[&url]);
