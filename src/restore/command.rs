@@ -136,7 +136,7 @@ impl Look {
         let program = settings.program("etcd");
         let version = EtcdVersion::of(&program).map_err(|e| e.refused())?;
         let facts = runtime.block_on(look::facts(settings, version))?;
-        look::allowed(&facts)?;
+        look::allowed(&facts, &settings.data_dir)?;
         let seen = runtime.block_on(look::seen(settings));
         if seen.is_none() && look::present_cluster(&facts).is_some() {
             tracing::warn!(

@@ -14,6 +14,7 @@ use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::exit::{Exit, refuse};
 use crate::host::{Host, View};
 use crate::ids::{ClusterId, MemberId, Revision};
+use crate::migrate::fence;
 use crate::observe;
 use crate::pki::PkiPaths;
 use crate::settings::Settings;
@@ -89,12 +90,16 @@ pub async fn facts(settings: &Settings, version: EtcdVersion) -> anyhow::Result<
 }
 
 /// Refuses now what a start would refuse.
-pub fn allowed(facts: &Facts) -> anyhow::Result<()> {
+pub fn allowed(facts: &Facts, data_dir: &Path) -> anyhow::Result<()> {
     if let FenceFact::Raised { source } = &facts.fence {
         return Err(refuse(
             Exit::RefusedDataDir,
             format!("the store of {source} is being moved to this volume"),
-            "let the pod finish that, or unset migrateFromEtcd and let it lift its fence; nothing has been changed",
+            format!(
+                "let the pod finish that, or unset migrateFromEtcd and let it lift its fence; or, if that etcd is gone for good, \
+                 move {} away; nothing has been changed",
+                fence::path(data_dir).display()
+            ),
         ));
     }
     if facts.notes.resetting && matches!(facts.data_dir, DataDirFact::Valid { .. }) {
@@ -144,4 +149,21 @@ pub async fn seen(settings: &Settings) -> Option<Revision> {
         last = now;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::exit_of;
+    use crate::ids::Ordinal;
+
+    #[test]
+    fn a_fence_around_an_etcd_that_is_gone_can_be_forgotten() {
+        let facts = |fence| Facts { fence, ..Facts::serving(Ordinal(0), DataDirFact::Empty) };
+        let volume = Path::new("/volume");
+        let error = allowed(&facts(FenceFact::Raised { source: "https://vc-etcd:2379".into() }), volume).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::RefusedDataDir);
+        assert!(error.to_string().contains("gone for good, move /volume/migration.fence away"), "{error}");
+        allowed(&facts(FenceFact::Absent), volume).unwrap();
+    }
 }
