@@ -246,6 +246,31 @@ pub fn close(disk: &dyn Disk, path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Removes the file that a journey was killed with between its flip and its commit, and its journal at `path`, as its source
+/// goes on being used: what is written from now on is not in the file. Gives the file, if there was one at any of `places`.
+///
+/// Nothing is removed that the journal does not prove to be that file, as nobody has used it.
+pub fn abandon(disk: &dyn Disk, path: &Path, places: &[PathBuf]) -> anyhow::Result<Option<PathBuf>> {
+    // One that cannot be read proves nothing.
+    let Ok(Some(journal)) = journal::load(path) else { return Ok(None) };
+    if journal.phase == Phase::Done {
+        return Ok(None);
+    }
+    for place in places {
+        let target = SqliteTarget { path: place.clone() };
+        if target.is_there(&journal)? && target.companions()?.is_empty() {
+            // The file first: without the journal nothing would tell what it is.
+            for gone in [place.as_path(), path] {
+                disk.forget_file(gone)
+                    .and_then(|()| disk.sync_dir(&parent_of(gone)))
+                    .context("remove what an abandoned way back left")?;
+            }
+            return Ok(Some(place.clone()));
+        }
+    }
+    Ok(None)
+}
+
 /// Reads the file as any of kine's would be, with the check of all its pages, and compares.
 fn read_back(
     staging: &Path,
@@ -335,6 +360,22 @@ mod tests {
         put(Phase::Importing);
         clear().unwrap();
         assert!(!target.path.exists(), "nobody has used it");
+        // Its source goes on: whatever is used by now, or is another file, stays.
+        put(Phase::Importing);
+        let places = [place("server/db/state.db"), place("state.db")];
+        std::fs::write(place("state.db-wal"), "what was written since").unwrap();
+        assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), None);
+        std::fs::remove_file(place("state.db-wal")).unwrap();
+        std::fs::rename(place("state.db"), place("ours")).unwrap();
+        std::fs::write(place("state.db"), "a store").unwrap();
+        assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), None);
+        assert!(target.path.exists() && journey.journal.exists());
+        std::fs::rename(place("ours"), place("state.db")).unwrap();
+        assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), Some(place("state.db")));
+        assert!(!target.path.exists() && !journey.journal.exists());
+        put(Phase::Done);
+        assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), None);
+        assert!(target.path.exists());
         // By its journal another journey's flip was its commit.
         put(Phase::Importing);
         let other = Journey { source: Origin::Datadir(place("other")), ..journey.clone() };

@@ -4,6 +4,7 @@
 //! A `state.db` that a killed attempt put in place is known by the journal, taken back and written anew.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +23,7 @@ use crate::migrate::commit::finish_commit;
 use crate::migrate::journey::{self, Commit, Journey};
 use crate::migrate::progress::Show;
 use crate::migrate::sink::Made;
-use crate::migrate::to_sqlite::{SqliteTarget, close};
+use crate::migrate::to_sqlite::{SqliteTarget, abandon, close};
 use crate::migrate::{Origin, Verify, fence, journal};
 use crate::observe::notes;
 use crate::record_file::unix_seconds;
@@ -89,6 +90,19 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
         tracing::warn!("{warning}");
     }
     Ok(())
+}
+
+/// etcd is about to be started: a way back that was killed before its commit is given up, and a `state.db` that it has put in
+/// place, which nobody has used, goes. It would be imported, should the data dir be lost later. Gives that file.
+pub fn give_up(pod: &Pod) -> anyhow::Result<Option<PathBuf>> {
+    let settings = &pod.settings;
+    let journal = settings.data_dir.join(journal::BACK_FILE_NAME);
+    let gone = abandon(&pod.disk, &journal, &settings.state_db_candidates())?;
+    if let Some(file) = &gone {
+        let file = file.display();
+        tracing::warn!(%file, "a way back to SQLite was begun and is not asked for any more: the store it wrote was removed");
+    }
+    Ok(gone)
 }
 
 /// Between two tries to have the marker say that its cluster was left, at first and at most.

@@ -300,7 +300,10 @@ impl Boot<'_> {
         let pod = self.pod;
         telemetry::set_member(Some(member));
         tracing::info!(%cluster, "starting from the data dir");
-        warnings.iter().for_each(warn);
+        let gone = back::give_up(pod)?;
+        let there =
+            |warning: &&Warning| !matches!(warning, Warning::StateDbIgnored(file) if Some(file) == gone.as_ref());
+        warnings.iter().filter(there).for_each(warn);
         if finish {
             let settings = &pod.settings;
             finish_commit(&pod.disk, &settings.data_dir, &settings.state_db_candidates(), unix_seconds())?;

@@ -218,3 +218,56 @@ fn killed_at_every_crash_point_the_way_back_converges() {
         pod.kill_everything();
     }
 }
+
+/// Given up between the flip and the commit: what was written back is no store to go on from, once etcd has been written to.
+#[test]
+fn a_way_back_that_is_given_up_leaves_no_store_to_import_later() {
+    for point in ["back-after-flip", "back-before-commit"] {
+        let mut pod = TestPod::new();
+        pod.start("none", &[]);
+        pod.wait_serving();
+        pod.etcd(async |mut client| drop(client.put("/registry/old", "v", None).await.expect("put")));
+        pod.kill_everything();
+        let (data, db) = (pod.data(), pod.data().join("state.db"));
+        pod.values(BACK);
+        let mut command = pod.command("k8s", &[]);
+        command.env("SYNCER_CRASH_AT", point);
+        pod.spawn(command);
+        let status = pod.wait_end(PATIENCE);
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{point}: {status}\n{}", pod.log());
+        assert!(db.exists() && data.join("etcd").exists(), "{point}");
+
+        pod.values("embeddedEtcd:\n  enabled: true\n");
+        pod.start("none", &[]);
+        pod.wait_serving();
+        assert!(!db.exists() && !data.join("migration-back.journal").exists(), "{point}: {}", pod.log());
+        pod.etcd(async |mut client| drop(client.put("/registry/new", "v", None).await.expect("put")));
+        let want = pod.dump();
+        pod.kill_everything();
+        if point == "back-after-flip" {
+            // The data dir is lost: nothing older takes its place.
+            std::fs::remove_dir_all(data.join("etcd")).expect("lose the data dir");
+            pod.start("none", &[]);
+            pod.wait_serving();
+            assert!(pod.dump().keys.iter().all(|(key, ..)| !key.starts_with(b"/registry/")), "an old store is served");
+            pod.kill_everything();
+            continue;
+        }
+        // And the way back can be gone again.
+        pod.values(BACK);
+        pod.start("k8s", &[]);
+        poll(&format!("{point}: the way back is gone to its end"), PATIENCE, || {
+            pod.assert_running();
+            (!data.join("etcd").exists() && db.exists() && pod.log().contains("kine")).then_some(())
+        });
+        pod.kill_everything();
+        pod.values("embeddedEtcd:\n  enabled: true\n");
+        pod.start("none", &[]);
+        pod.wait_serving();
+        let again = pod.dump();
+        for key in want.keys.iter().filter(|(key, ..)| key.starts_with(b"/registry/")) {
+            assert!(again.keys.contains(key), "{point}: {} is another or gone", key.0.escape_ascii());
+        }
+        pod.kill_everything();
+    }
+}
