@@ -199,13 +199,26 @@ fn journey<T: Target>(args: &Args, source: Origin, target: T) -> Journey<T> {
 /// Goes the journey, or only looks, and reports.
 fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T>) -> anyhow::Result<String> {
     let (from, to) = (journey.source.path().to_owned(), journey.target.path().to_owned());
-    let before = |journal: &Journal| match args.output {
-        Output::Text => format!("{} was moved to {} before; nothing is left to do\n", from.display(), to.display()),
-        Output::Json => format!("{:#}\n", json!({ "movedBefore": true, "journal": journal })),
+    let before = |journey: &Journey<T>, journal: &Journal| match (journey.target.otherwise(journal), args.output) {
+        (Some(otherwise), _) => Err(refuse(
+            Exit::RefusedDataDir,
+            format!("{} was moved to {} before, {otherwise}", from.display(), to.display()),
+            format!(
+                "go on with {} as it is; or, if nothing was served from it, move it and {} aside, and try again",
+                to.display(),
+                journey.journal.display()
+            ),
+        )),
+        (None, Output::Text) => Ok(format!(
+            "{} was moved to {} before; nothing is left to do, whatever member or verification is asked for now\n",
+            from.display(),
+            to.display()
+        )),
+        (None, Output::Json) => Ok(format!("{:#}\n", json!({ "movedBefore": true, "journal": journal }))),
     };
     if args.dry_run {
         if let Some(journal) = journey::is_done(&journey)? {
-            return Ok(before(&journal));
+            return before(&journey, &journal);
         }
         journey::admit(&journey)?;
         let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
@@ -217,7 +230,7 @@ fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T>) -> anyho
     let lock = lock(&to)?;
     journey.lock = Some(lock.shared());
     if let Some(journal) = journey::finish(disk, &journey)? {
-        return Ok(before(&journal));
+        return before(&journey, &journal);
     }
     let outcome = journey::run(disk, &journey)?;
     Ok(match args.output {

@@ -66,6 +66,10 @@ pub trait Target: Sized {
     fn take_back(&self, disk: &dyn Disk) -> anyhow::Result<()>;
     /// Whether what stands in its place is what the journal tells of.
     fn is_there(&self, journal: &Journal) -> anyhow::Result<bool>;
+    /// What of it, by the journal, is not as this target is to be, for people.
+    fn otherwise(&self, _: &Journal) -> Option<String> {
+        None
+    }
 }
 
 /// What only targets of one kind tell.

@@ -320,6 +320,13 @@ impl Target for DatadirTarget {
             _ => false,
         })
     }
+
+    fn otherwise(&self, journal: &Journal) -> Option<String> {
+        // Whoever noted no revision of the source raised none.
+        let from = Some(journal.source_revision.0).filter(|revision| *revision > 0)?.max(self.least.0);
+        let bump = journal.written?.revision.0 - from;
+        (bump != self.bump).then(|| format!("with --bump-revision {bump}, not {}", self.bump))
+    }
 }
 
 impl DatadirTarget {

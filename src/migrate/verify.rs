@@ -19,7 +19,7 @@ use crate::disk::Disk;
 use crate::ids::Revision;
 
 /// How thoroughly the imported store is verified.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Verify {
     /// etcd's own hash over all keys at the imported revision, their number and the revision.

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::look;
-use super::record::{self, RestoreRecord};
+use super::record::{self, MadeBy, RestoreRecord};
 use crate::boot::restored::replaced;
 use crate::crash_point;
 use crate::datadir::DatadirLock;
@@ -87,13 +87,12 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<String> {
         let what = format!("{} lies where restores are staged", snapshot.name());
         return Err(refuse(Exit::Usage, what, "move it elsewhere: what is there is removed"));
     }
-    if args.dry_run {
-        return dry_run(&disk, args, settings, &snapshot, &runtime);
-    }
-    let lock = Arc::new(locked(dir)?);
+    // Whoever changes nothing waits for nobody.
+    let lock = if args.dry_run { None } else { Some(Arc::new(locked(dir)?)) };
     if let Some(present) = record::load(dir).context("read the record of a restore")? {
         return staged_before(args, settings, &present, &snapshot);
     }
+    let Some(lock) = lock else { return dry_run(&disk, args, settings, &snapshot, &runtime) };
     let look = Look::at(args, settings, &runtime)?;
     let (outcome, record) = stage(&disk, args, settings, &snapshot, &look, &runtime, lock)?;
     let mut text = report(args, settings, &record, Some(&outcome));
@@ -210,6 +209,7 @@ fn stage(
         max_request_bytes: outcome.made.max_request_bytes,
         replaces: look.replaces,
         staged: unix_seconds(),
+        made: Some(MadeBy { bump: look.bump, verify: args.verify }),
         begun: None,
     };
     record::store(disk, dir, &record)?;
@@ -285,11 +285,25 @@ fn staged_before(
             "start the pod, which goes through with it; then restore this one",
         ));
     }
-    if (&present.source, present.file) == (&snapshot.name(), snapshot.file) {
+    let what = if (&present.source, present.file) != (&snapshot.name(), snapshot.file) {
+        format!("{} is staged to be restored already", present.source)
+    } else if let Some(otherwise) = present.made.and_then(|made| otherwise(args, made)) {
+        format!("{} is staged to be restored already, {otherwise}", present.source)
+    } else {
         return Ok(report(args, settings, present, None));
-    }
-    let what = format!("{} is staged to be restored already", present.source);
+    };
     Err(refuse(Exit::RefusedDataDir, what, "call that off first: `syncer snapshot restore --cancel`"))
+}
+
+/// What is asked for now that is not so of a staged restore.
+fn otherwise(args: &Args, made: MadeBy) -> Option<String> {
+    match (args.bump_revision, args.verify, made) {
+        (Some(bump), _, MadeBy { bump: was, .. }) if bump != was => {
+            Some(format!("with --bump-revision {was}, not {bump}"))
+        }
+        (_, Verify::Full, MadeBy { verify: Verify::Hash, .. }) => Some("verified by its hash alone".to_owned()),
+        _ => None,
+    }
 }
 
 fn cancel(disk: &dyn Disk, args: &Args, dir: &Path) -> anyhow::Result<String> {
@@ -390,6 +404,12 @@ fn report(args: &Args, settings: &Settings, record: &RestoreRecord, done: Option
             None => "no data dir is here now".to_owned(),
         },
     );
+    if done.is_none() {
+        let minutes = unix_seconds().saturating_sub(record.staged) / 60;
+        let again =
+            if record.file.is_none() { " (an object of this name that came since is not looked at)" } else { "" };
+        line("before", format!("that was done {minutes} minutes ago, and is left as it is{again}"));
+    }
     line("next", next);
     line(
         "then",
@@ -409,6 +429,24 @@ mod tests {
     struct Cli {
         #[command(flatten)]
         args: Args,
+    }
+
+    #[test]
+    fn what_is_staged_otherwise_is_not_the_same() {
+        let asked = |line: &str| {
+            Cli::try_parse_from(["restore", "a.db"].into_iter().chain(line.split_whitespace())).unwrap().args
+        };
+        let made = |bump, verify| MadeBy { bump, verify };
+        for (line, made, want) in [
+            ("", made(BUMP, Verify::Hash), None),
+            ("", made(5, Verify::Full), None),
+            ("--bump-revision 5", made(5, Verify::Hash), None),
+            ("--bump-revision 5", made(BUMP, Verify::Hash), Some("with --bump-revision 1000000000, not 5")),
+            ("--verify full", made(BUMP, Verify::Full), None),
+            ("--verify full", made(BUMP, Verify::Hash), Some("verified by its hash alone")),
+        ] {
+            assert_eq!(otherwise(&asked(line), made).as_deref(), want, "{line} {made:?}");
+        }
     }
 
     #[test]

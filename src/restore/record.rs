@@ -22,6 +22,7 @@ use crate::datadir::members::revision;
 use crate::datadir::{DatadirLock, InspectedDatadir, inspect};
 use crate::disk::Disk;
 use crate::ids::{ClusterId, MemberId, Revision};
+use crate::migrate::Verify;
 use crate::record_file::{self, RecordError};
 
 /// Its name in the directory that also holds `etcd/`.
@@ -62,8 +63,21 @@ pub struct RestoreRecord {
     pub replaces: Option<ClusterId>,
     /// When it was staged, in seconds since 1970.
     pub staged: u64,
+    /// How it was made, for as long as the same command may be given again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<MadeBy>,
     /// It is taking its place, and supersedes these clusters.
     pub begun: Option<Vec<ClusterId>>,
+}
+
+/// What was asked for when a restore was staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MadeBy {
+    /// By how much it is above all that clients may have seen.
+    pub bump: i64,
+    /// How it was verified.
+    pub verify: Verify,
 }
 
 /// The record's file on the volume at `data_dir`.
@@ -164,6 +178,7 @@ mod tests {
             max_request_bytes: 7,
             replaces: Some(ClusterId(9)),
             staged: 10,
+            made: begun.is_none().then_some(MadeBy { bump: 7, verify: Verify::Full }),
             begun,
         }
     }

@@ -72,7 +72,7 @@ pub async fn begin(pod: &Pod, replaced: &[ClusterId]) -> anyhow::Result<()> {
     );
     pod.own.runs(None);
     let begun = present.begun.clone().unwrap_or_else(|| replaced.to_vec());
-    record::store(&pod.disk, dir, &record::RestoreRecord { begun: Some(begun), ..present })?;
+    record::store(&pod.disk, dir, &record::RestoreRecord { begun: Some(begun), made: None, ..present })?;
     crash_point!("restore-begun");
     notes::change(&pod.disk, dir, |notes| {
         let mut superseded = std::mem::take(&mut notes.superseded);

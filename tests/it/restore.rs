@@ -153,8 +153,21 @@ fn a_snapshot_takes_the_place_of_the_store_at_the_next_start() {
     assert_eq!((&staged["stagedBefore"], &again["stagedBefore"]), (&false.into(), &true.into()));
     let other = file.with_file_name("other.db");
     std::fs::copy(&file, &other).expect("copy");
-    let out = restore(&pod, &[text(&other)]);
-    assert!(out.status.code() == Some(3) && error_of(&out).contains("--cancel"), "{}", error_of(&out));
+    // And so says a dry run.
+    for dry in [&[][..], &["--dry-run"]] {
+        for asked in [&[text(&other)][..], &[text(&file), "--bump-revision=7"], &[text(&file), "--verify=full"]] {
+            let out = restore(&pod, &[asked, dry].concat());
+            assert!(
+                out.status.code() == Some(3) && error_of(&out).contains("--cancel"),
+                "{asked:?} {}",
+                error_of(&out)
+            );
+        }
+        let again = json(&restore(&pod, &[&[text(&file), "-o", "json"], dry].concat()));
+        assert_eq!((&again["stagedBefore"], &again["clusterId"]), (&true.into(), &staged["clusterId"]));
+    }
+    let said = String::from_utf8(restore(&pod, &[text(&file)]).stdout).expect("text");
+    assert!(said.contains("minutes ago, and is left as it is"), "{said}");
     assert_eq!(json(&restore(&pod, &["--cancel", "-o", "json"]))["calledOff"], text(&file));
     assert_eq!(names(&pod), listing, "called off, nothing is left");
     assert_eq!(json(&restore(&pod, &["--cancel", "-o", "json"]))["calledOff"], Value::Null);

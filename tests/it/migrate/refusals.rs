@@ -131,6 +131,10 @@ fn a_finished_or_foreign_or_damaged_journal_is_refused() {
     let again = output(&mut migrate(&db, &target));
     let said = String::from_utf8_lossy(&again.stdout).into_owned();
     assert!(again.status.success() && said.contains("before; nothing is left to do"), "{said}");
+    for dry in [&[][..], &["--dry-run"]] {
+        let text = refused(migrate(&db, &target).args(["--bump-revision", "7"]).args(dry), &db, 3);
+        assert!(text.contains("before, with --bump-revision 0, not 7; go on with DIR/etcd as it is"), "{text}");
+    }
     RealDisk.rename(&target, &target.with_extension("away")).unwrap();
     let text = refused(&mut migrate(&db, &target), &db, 3);
     assert!(text.contains("says that an import was completed here"), "{text}");
