@@ -366,11 +366,11 @@ mod tests {
         std::fs::write(place("state.db-wal"), "what was written since").unwrap();
         assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), None);
         std::fs::remove_file(place("state.db-wal")).unwrap();
-        std::fs::rename(place("state.db"), place("ours")).unwrap();
+        RealDisk.rename(&place("state.db"), &place("ours")).unwrap();
         std::fs::write(place("state.db"), "a store").unwrap();
         assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), None);
         assert!(target.path.exists() && journey.journal.exists());
-        std::fs::rename(place("ours"), place("state.db")).unwrap();
+        RealDisk.rename(&place("ours"), &place("state.db")).unwrap();
         assert_eq!(abandon(&RealDisk, &journey.journal, &places).unwrap(), Some(place("state.db")));
         assert!(!target.path.exists() && !journey.journal.exists());
         put(Phase::Done);

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use syncer::disk::Disk;
 
 use super::*;
 use crate::support::kine_db::{Era, History, busy, fingerprint, with};
@@ -256,7 +257,7 @@ fn a_data_dir_that_came_since_a_copy_was_killed_is_refused_and_stays() {
     }
     assert_live(&served("3.6", &fixture.etcd_dir(), used.revision(), false), &used.live());
     // As the remedy says.
-    std::fs::rename(fixture.etcd_dir(), fixture.dir.path().join("away")).unwrap();
+    RealDisk.rename(&fixture.etcd_dir(), &fixture.dir.path().join("away")).unwrap();
     fixture.finish(false, "with the other moved away");
     assert_live(&served("3.6", &fixture.etcd_dir(), fixture.history.revision(), false), &fixture.history.live());
 }
