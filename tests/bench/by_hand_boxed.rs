@@ -24,7 +24,7 @@ case $1 in start) ;; *) exec SYNCER "$@" ;; esac
 for argument in "$@"; do
   case $argument in --data-dir=*) cd "${argument#*=}" ;; esac
 done
-while [ ! -e arguments ]; do sleep 0.02; done
+while [ ! -e go ]; do sleep 0.02; done
 exec ETCD $(cat arguments)
 "#;
 
@@ -93,8 +93,8 @@ impl BoxedByHand {
             cluster,
             state,
         });
-        std::fs::write(volume.join("arguments.new"), arguments.join(" "))?;
-        std::fs::rename(volume.join("arguments.new"), volume.join("arguments")).context("tell the pod")
+        std::fs::write(volume.join("arguments"), arguments.join(" "))?;
+        std::fs::write(volume.join("go"), "").context("tell the pod")
     }
 }
 
