@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
@@ -23,11 +23,14 @@ use crate::etcd::health;
 use crate::exit::{Exit, refuse};
 use crate::pki::EtcdTlsFiles;
 use crate::serve::health::Health;
+use crate::serve::silent::{Place, Silent};
 
 /// A connection, from its first byte to its last: one question, one answer.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Connections at once: a few from each pod.
-const CONNECTIONS_MAX: usize = 64;
+/// Answers at once: a few to each pod.
+const ANSWERS_MAX: usize = 64;
+/// Connections at once that have not shown a certificate of ours yet: the oldest makes room for the newest.
+const STRANGERS_MAX: usize = 128;
 /// For etcd beside us to show its metrics.
 const METRICS_DEADLINE: Duration = Duration::from_millis(300);
 /// Between two tries to accept when the process has no descriptor left.
@@ -58,15 +61,13 @@ pub struct Answers {
 
 /// Answers for ever.
 pub async fn serve(listener: TcpListener, answers: Answers) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (free, mut strangers) = (Arc::new(Semaphore::new(ANSWERS_MAX)), Silent::new(STRANGERS_MAX));
     loop {
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let answers = answers.clone();
+                let (answers, free, place) = (answers.clone(), Arc::clone(&free), strangers.enter().0);
                 tokio::spawn(async move {
-                    let _permit = permit;
-                    match tokio::time::timeout(DEADLINE, answers.connection(stream)).await {
+                    match tokio::time::timeout(DEADLINE, answers.connection(stream, place, &free)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!("a pod's question could not be answered: {error:#}"),
                         Err(_) => tracing::debug!("a pod took too long over its question"),
@@ -82,8 +83,13 @@ pub async fn serve(listener: TcpListener, answers: Answers) {
 }
 
 impl Answers {
-    async fn connection(&self, stream: TcpStream) -> anyhow::Result<()> {
-        let stream = TlsAcceptor::from(tls::server(&self.files)?).accept(stream).await.context("speak TLS")?;
+    async fn connection(&self, stream: TcpStream, place: Place, free: &Semaphore) -> anyhow::Result<()> {
+        let speaks = TlsAcceptor::from(tls::server(&self.files)?).accept(stream);
+        let stream = tokio::select! {
+            stream = speaks => stream.context("speak TLS")?,
+            _ = place => bail!("it was slow to speak TLS, and others came"),
+        };
+        let _permit = free.acquire().await.context("wait for others to be answered")?;
         let service = service_fn(|request| async move { Ok::<_, Infallible>(self.answer(&request).await) });
         hyper::server::conn::http1::Builder::new()
             .max_buf_size(16 << 10)
@@ -130,4 +136,53 @@ impl Answers {
 fn received(etcd_dir: &Path) -> Option<u64> {
     let files = std::fs::read_dir(etcd_dir.join("member/snap")).ok()?;
     Some(files.flatten().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::pki_types::ServerName;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::ids::Ordinal;
+    use crate::pki::throwaway;
+
+    #[tokio::test]
+    async fn strangers_who_say_nothing_keep_no_pod_from_its_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = throwaway(dir.path()).unwrap();
+        let listener = bind(IpAddr::from([127, 0, 0, 1]), 0).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_health, health) = watch::channel(Health::default());
+        let answers = Answers {
+            files: files.clone(),
+            own: Arc::new(Own::new(Ordinal(0))),
+            health,
+            metrics: address,
+            etcd_dir: dir.path().join("etcd"),
+        };
+        let server = tokio::spawn(serve(listener, answers));
+        let mut strangers = Vec::new();
+        for _ in 0..STRANGERS_MAX + ANSWERS_MAX {
+            strangers.push(TcpStream::connect(address).await.unwrap());
+        }
+        let asks = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut tls =
+                tokio_rustls::TlsConnector::from(tls::client(&files).unwrap()).connect(name, tcp).await.unwrap();
+            tls.write_all(b"GET /v1/state HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            // It is closed without a word of TLS, which is no matter here.
+            let _ = tls.read_to_string(&mut answer).await;
+            answer
+        };
+        let answer = tokio::time::timeout(DEADLINE / 2, asks).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        // The first of them had to go for the last.
+        let mut first = strangers.remove(0);
+        let closed = tokio::time::timeout(DEADLINE / 2, first.read(&mut [0])).await.unwrap();
+        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+        server.abort();
+    }
 }

@@ -6,18 +6,18 @@
 //! these is decided for each connection when its first byte comes. Until then it takes up nothing that others could want:
 //! clients that connect and are silent are bounded by themselves, and the oldest makes room for the newest.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::answer::{ServingCertificate, answer};
 use super::health::{Health, Serves};
 use super::pump::{Buffers, pass};
+use super::silent::{Place, Silent};
 use crate::exit::{Exit, refuse};
 use crate::settings::Settings;
 
@@ -179,35 +179,6 @@ impl Front {
     }
 }
 
-/// The connections that have sent nothing yet, oldest first.
-struct Silent {
-    max: usize,
-    places: VecDeque<oneshot::Sender<()>>,
-}
-
-/// A place among them: it is held until it is dropped, or taken back, which closes the connection.
-type Place = oneshot::Receiver<()>;
-
-impl Silent {
-    fn new(max: usize) -> Silent {
-        Silent { max, places: VecDeque::new() }
-    }
-
-    /// A place for a new connection, and whether another had to go for it.
-    fn enter(&mut self) -> (Place, bool) {
-        if self.places.len() >= self.max {
-            self.places.retain(|place| !place.is_closed());
-        }
-        let full = self.places.len() >= self.max;
-        if full {
-            self.places.pop_front();
-        }
-        let (ours, place) = oneshot::channel();
-        self.places.push_back(ours);
-        (place, full)
-    }
-}
-
 /// Whether the client sends something in time, and while it still has its place.
 async fn speaks(client: &TcpStream, place: Place) -> bool {
     let mut first = [0];
@@ -308,22 +279,6 @@ mod tests {
         let (_sender, health) = watch::channel(health);
         let task = Arc::clone(&front).client(client, Silent::new(1).enter().0, health);
         assert!(size_of_val(&task) <= 1536, "{} bytes", size_of_val(&task));
-    }
-
-    #[test]
-    fn the_oldest_of_the_silent_makes_room() {
-        let mut silent = Silent::new(2);
-        let gone = |place: &mut Place| place.try_recv() == Err(oneshot::error::TryRecvError::Closed);
-        let (mut first, dropped) = silent.enter();
-        assert!(!dropped);
-        let (second, dropped) = silent.enter();
-        assert!(!dropped && !gone(&mut first));
-        // It has spoken: its place is free.
-        drop(second);
-        let (mut third, dropped) = silent.enter();
-        assert!(!dropped && !gone(&mut first));
-        let (mut fourth, dropped) = silent.enter();
-        assert!(dropped && gone(&mut first) && !gone(&mut third) && !gone(&mut fourth));
     }
 
     #[test]

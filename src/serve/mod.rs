@@ -11,6 +11,7 @@ mod k3s;
 mod k8s;
 pub mod prepare;
 mod pump;
+pub mod silent;
 #[cfg(test)]
 mod tests;
 pub mod token;
