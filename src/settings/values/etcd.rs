@@ -116,7 +116,8 @@ fn snapshots(section: &Section<'_>) -> Result<SnapshotValues, Fault> {
     if let Some(Spot { value: Target::Directory(Directory(dir)), line }) = &target
         && !dir.is_absolute()
     {
-        let what = format!("{} is {}, which is not absolute", section.name("target"), dir.display());
+        let what =
+            format!("{} is {}, which is not absolute", section.name("target"), short(&dir.display().to_string()));
         return Err(Fault::at(*line, what, "write it from the root, such as /data/snapshots"));
     }
     let keep = section.within("keep", 1, MAX_KEEP, "snapshots")?.map(|spot| spot.map(|n| n as u32));
@@ -126,10 +127,20 @@ fn snapshots(section: &Section<'_>) -> Result<SnapshotValues, Fault> {
 /// A text that means something.
 fn parsed<T: FromStr<Err = String>>(section: &Section<'_>, key: &str, remedy: &str) -> Result<Option<Spot<T>>, Fault> {
     let Some(Spot { value, line }) = section.text(key)? else { return Ok(None) };
-    let shown: String = value.chars().take(200).collect();
-    let value =
-        shown.parse().map_err(|e| Fault::at(line, format!("{}: {e}", section.name(key)), format!("write {remedy}")))?;
+    let value = value.parse().map_err(|e: String| {
+        Fault::at(line, format!("{}: {}", section.name(key), short(&e)), format!("write {remedy}"))
+    })?;
     Ok(Some(Spot { value, line }))
+}
+
+/// A message that may quote all of a long text: its beginning, and its end, which says what is wrong.
+fn short(message: &str) -> String {
+    let chars: Vec<char> = message.chars().collect();
+    if chars.len() <= 300 {
+        return message.to_owned();
+    }
+    let part = |chars: &[char]| chars.iter().collect::<String>();
+    format!("{}...{}", part(&chars[..150]), part(&chars[chars.len() - 150..]))
 }
 
 fn unsign(spot: Spot<i64>) -> Spot<u64> {

@@ -157,6 +157,30 @@ fn wrong_types_and_numbers_are_refused() {
     }
 }
 
+/// Two prefixes that differ only at their ends are two places, or each would remove the other's snapshots.
+#[test]
+fn a_long_place_or_schedule_is_taken_whole() {
+    let prefix = format!("{}/host-cluster-b", "a".repeat(285));
+    let minutes = (0..60).map(|minute| minute.to_string()).collect::<Vec<_>>().join(",");
+    let schedule = format!("{minutes} {} * * *", (0..24).map(|hour| hour.to_string()).collect::<Vec<_>>().join(","));
+    for place in [format!("s3://backups/{prefix}"), format!("/backups/{prefix}")] {
+        for (text, _) in both_eras(&format!("snapshots: {{schedule: \"{schedule}\", target: \"{place}\"}}")) {
+            let snapshots = good(&text).etcd.snapshots;
+            assert_eq!(snapshots.target.unwrap().value.to_string(), place);
+            assert_eq!(snapshots.schedule.unwrap().value.to_string(), schedule);
+        }
+    }
+    for keys in [
+        format!("snapshots: {{target: \"ftp://{prefix}\"}}"),
+        format!("snapshots: {{target: \"s3://{prefix}\"}}"),
+        format!("snapshots: {{target: \"{prefix}\"}}"),
+        format!("snapshots: {{schedule: \"{schedule} 61\"}}"),
+        format!("snapshots: {{schedule: \"{minutes},61 {minutes} * * *\"}}"),
+    ] {
+        both_eras(&keys).iter().for_each(|(text, _)| drop(bad(text.as_bytes())));
+    }
+}
+
 #[test]
 fn a_secret_of_a_wrong_type_is_not_quoted() {
     for (value, type_name) in [
