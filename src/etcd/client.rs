@@ -87,6 +87,11 @@ impl ClientError {
         self.is_denied() || matches!(self, ClientError::OtherCluster { last: true, .. })
     }
 
+    /// Whether etcd has stopped sending a snapshot that it had agreed to send, or never began.
+    pub fn is_stalled(&self) -> bool {
+        matches!(self, ClientError::Deadline { what: SNAPSHOT, .. })
+    }
+
     /// Whether etcd knows us as no user, or as one who may not ask: asking again is no use.
     pub fn is_denied(&self) -> bool {
         let ClientError::Etcd { source, .. } = self else { return false };
@@ -340,7 +345,7 @@ impl EtcdClient {
 
     /// Begins a snapshot of the member's backend: etcd answers when it has read up to this moment's revision.
     pub async fn snapshot(&mut self) -> Result<SnapshotStream, ClientError> {
-        within(SNAPSHOT, STALLED, self.client.snapshot()).await.map(SnapshotStream)
+        within(SNAPSHOT, stalled_after(), self.client.snapshot()).await.map(SnapshotStream)
     }
 
     /// Raises an alarm in the name of `member`; none is raised twice.
@@ -408,13 +413,21 @@ const SNAPSHOT: &str = "take a snapshot";
 /// etcd sends nothing of a snapshot for so long: it hangs.
 const STALLED: Duration = Duration::from_secs(60);
 
+fn stalled_after() -> Duration {
+    #[cfg(feature = "testing")]
+    if let Some(seconds) = std::env::var("SYNCER_SNAPSHOT_STALLED_SECONDS").ok().and_then(|text| text.parse().ok()) {
+        return Duration::from_secs(seconds);
+    }
+    STALLED
+}
+
 /// A snapshot on its way: etcd's backend file, and the SHA-256 of it at the end.
 pub struct SnapshotStream(SnapshotStreaming);
 
 impl SnapshotStream {
     /// The next bytes; `None` after the last.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, ClientError> {
-        let piece = within(SNAPSHOT, STALLED, self.0.message()).await?;
+        let piece = within(SNAPSHOT, stalled_after(), self.0.message()).await?;
         Ok(piece.map(|piece| piece.blob().to_vec()))
     }
 }

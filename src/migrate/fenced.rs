@@ -23,7 +23,7 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::backend::BackendStore;
 use super::fence::{self, FencePhase, FenceRecord};
-use super::remote::{self, Alarms};
+use super::remote::{self, Alarms, Pace};
 use super::ways::{ANSWER, Ways, patiently};
 use crate::crash_point;
 use crate::disk::Disk;
@@ -223,12 +223,13 @@ impl Fenced {
     /// Takes a snapshot into `file`, which has every write that the source has acknowledged, and opens it.
     ///
     /// # Errors
-    /// None was whole, or the source is silent, or the fence is down.
+    /// None was whole, or the source is silent, or too slow, or the fence is down.
     pub fn open(&self, disk: &dyn Disk, file: &Path) -> anyhow::Result<BackendStore> {
         crash_point!("fence-stands");
+        let mut pace = Pace::begin();
         for attempt in 1.. {
             let etcd = if attempt == 1 { self.given().clone() } else { self.reachable()? };
-            let error = match remote::open(disk, &etcd, file, Alarms::OfTheFence) {
+            let error = match remote::open(disk, &etcd, file, Alarms::OfTheFence, Some(&mut pace)) {
                 Ok(store) if store.revision() == self.revision => {
                     crash_point!("fence-snapshot-taken");
                     let fenced = self.clone();
@@ -248,7 +249,7 @@ impl Fenced {
                 Err(error) if exit_of(&error) == Exit::RefusedSpace => return Err(error),
                 Err(error) => error,
             };
-            if attempt == SNAPSHOTS {
+            if attempt == SNAPSHOTS || pace.is_hopeless() {
                 return Err(error);
             }
             tracing::warn!(attempt, "{error:#}; taking another snapshot when the source answers");

@@ -61,7 +61,7 @@ impl Origin {
                 Box::new(datadir::open(disk, path, &replay)?)
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
-            Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy, Alarms::None)?),
+            Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy, Alarms::None, None)?),
             Origin::Fenced(fenced) => Box::new(fenced.open(disk, copy)?),
         })
     }

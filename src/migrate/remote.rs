@@ -7,7 +7,7 @@
 //! it comes first: what was acknowledged before that is in the snapshot.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
@@ -15,7 +15,7 @@ use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
 use super::{fenced, space, ways};
 use crate::disk::{Disk, RealDisk, at, parent_of};
-use crate::etcd::client::{EtcdClient, EtcdEndpoint};
+use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, SnapshotStream};
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::Revision;
 
@@ -29,6 +29,62 @@ pub enum Alarms {
     None,
     /// Those of a fence that the caller has raised and looks after.
     OfTheFence,
+}
+
+/// What a snapshot may take in all, however little the source has.
+const AT_LEAST: Duration = Duration::from_secs(3 * 60);
+/// And for so many bytes of its backend a second more: slow disks and connections do better.
+const SLOWEST: u64 = 4 << 20;
+/// How often a snapshot may stop coming: whoever stops twice has a disk, or a way to it, that will not do.
+const STALLS: u32 = 2;
+
+/// How snapshots come from a source whose writers wait for one, over all attempts.
+pub struct Pace {
+    since: Instant,
+    stalls: u32,
+    spent: bool,
+}
+
+impl Pace {
+    /// The first attempt begins.
+    pub fn begin() -> Pace {
+        Pace { since: Instant::now(), stalls: 0, spent: false }
+    }
+
+    /// Whether another attempt is no use.
+    pub fn is_hopeless(&self) -> bool {
+        self.spent || self.stalls >= STALLS
+    }
+
+    /// What `asked` gives, if it gives it while there is time for a snapshot of so many bytes.
+    async fn within<T>(
+        &mut self,
+        bytes: u64,
+        asked: impl Future<Output = Result<T, ClientError>>,
+    ) -> anyhow::Result<T> {
+        let allowed = allowed(bytes);
+        let left = allowed.saturating_sub(self.since.elapsed());
+        // Where the disk here is what is slow, there always is an answer.
+        let answer = if left.is_zero() { None } else { tokio::time::timeout(left, asked).await.ok() };
+        let Some(answer) = answer else {
+            self.spent = true;
+            anyhow::bail!("its snapshot has not come within {} s", allowed.as_secs());
+        };
+        self.stalls += u32::from(answer.as_ref().is_err_and(ClientError::is_stalled));
+        Ok(answer?)
+    }
+}
+
+fn allowed(bytes: u64) -> Duration {
+    at_least() + Duration::from_secs(bytes / SLOWEST)
+}
+
+fn at_least() -> Duration {
+    #[cfg(feature = "testing")]
+    if let Some(seconds) = std::env::var("SYNCER_SNAPSHOT_SECONDS").ok().and_then(|text| text.parse().ok()) {
+        return Duration::from_secs(seconds);
+    }
+    AT_LEAST
 }
 
 /// A file that goes with its user.
@@ -47,16 +103,23 @@ fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
 }
 
 /// Takes a snapshot into `file` and opens it; the file is removed when the store is dropped. It has everything that was
-/// acknowledged before this is called.
+/// acknowledged before this is called. With a `pace` it is given up where it takes too long in all.
 ///
 /// # Errors
 /// [`Exit::RefusedSource`]: it does not answer, has no quorum, sends less than a whole snapshot, or is corrupt by its own
 /// word.
-pub fn open(disk: &dyn Disk, etcd: &EtcdEndpoint, file: &Path, alarms: Alarms) -> anyhow::Result<BackendStore> {
+pub fn open(
+    disk: &dyn Disk,
+    etcd: &EtcdEndpoint,
+    file: &Path,
+    alarms: Alarms,
+    pace: Option<&mut Pace>,
+) -> anyhow::Result<BackendStore> {
     remove(disk, file)?;
     let kept = Downloaded(file.to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let acknowledged = runtime.block_on(download(disk, etcd, file, alarms)).map_err(|error| refused(etcd, error))?;
+    let acknowledged =
+        runtime.block_on(download(disk, etcd, file, alarms, pace)).map_err(|error| refused(etcd, error))?;
     drop(runtime);
     let mut store = snapshot::open(file)?;
     if !store.has_checksum() {
@@ -92,7 +155,13 @@ fn refused(etcd: &EtcdEndpoint, error: anyhow::Error) -> anyhow::Error {
 
 /// The runtime runs nothing else, so that a slow disk holds up nobody but the stream. Gives a revision up to which
 /// everything is in it.
-async fn download(disk: &dyn Disk, etcd: &EtcdEndpoint, path: &Path, alarms: Alarms) -> anyhow::Result<Revision> {
+async fn download(
+    disk: &dyn Disk,
+    etcd: &EtcdEndpoint,
+    path: &Path,
+    alarms: Alarms,
+    mut pace: Option<&mut Pace>,
+) -> anyhow::Result<Revision> {
     let mut client = EtcdClient::connect(etcd).await?;
     let acknowledged = client.linearizable_read(ways::bounded(PATIENCE)).await?;
     if alarms == Alarms::None {
@@ -102,13 +171,51 @@ async fn download(disk: &dyn Disk, etcd: &EtcdEndpoint, path: &Path, alarms: Ala
     let status = client.status(PATIENCE).await?;
     let volume = parent_of(path);
     space::check(&volume, status.db_size, space::free(&volume)?)?;
-    let mut stream = client.snapshot().await?;
+    let mut stream: SnapshotStream = match &mut pace {
+        Some(pace) => pace.within(status.db_size, client.snapshot()).await?,
+        None => client.snapshot().await?,
+    };
     let mut file = disk.create(path, 0o600).map_err(|e| at(path, e))?;
     let mut length = 0;
-    while let Some(piece) = stream.next().await? {
+    loop {
+        let piece = match &mut pace {
+            Some(pace) => pace.within(status.db_size, stream.next()).await?,
+            None => stream.next().await?,
+        };
+        let Some(piece) = piece else { break };
         file.write_at(&piece, length).map_err(|e| at(path, e))?;
         length += piece.len() as u64;
     }
     ensure!(length > 0, "it sent nothing");
     Ok(acknowledged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_snapshot_may_take_longer() {
+        assert_eq!(allowed(0), AT_LEAST);
+        assert_eq!(allowed(8 << 30), AT_LEAST + Duration::from_secs(2048));
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_stops_twice_or_takes_too_long_is_given_up() {
+        let mut pace = Pace::begin();
+        let answer = async |answer| answer;
+        let broken = || ClientError::Malformed { what: "take a snapshot" };
+        let stalled = || ClientError::Deadline { what: "take a snapshot", deadline: Duration::from_secs(60) };
+        for _ in 0..5 {
+            assert!(pace.within::<()>(0, answer(Err(broken()))).await.is_err() && !pace.is_hopeless());
+        }
+        assert!(pace.within::<()>(0, answer(Err(stalled()))).await.is_err() && !pace.is_hopeless());
+        pace.within(0, answer(Ok(()))).await.expect("an answer");
+        assert!(pace.within::<()>(0, answer(Err(stalled()))).await.is_err() && pace.is_hopeless());
+
+        let Some(long_ago) = Instant::now().checked_sub(AT_LEAST) else { return };
+        let mut pace = Pace { since: long_ago, ..Pace::begin() };
+        let error = pace.within(0, answer(Ok(()))).await.expect_err("no time is left");
+        assert!(pace.is_hopeless() && error.to_string().contains("within 180 s"), "{error}");
+    }
 }

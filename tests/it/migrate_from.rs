@@ -5,6 +5,7 @@ mod crash;
 mod fence;
 mod pods;
 mod refused;
+mod slow;
 mod switch;
 mod trouble;
 mod undo;

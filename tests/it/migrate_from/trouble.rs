@@ -227,7 +227,9 @@ fn a_source_that_hangs_behind_the_fence_holds_up_nothing_for_long() {
     let mut pod = TestPod::new();
     let silent = |pod: &mut TestPod, point: &str, patience: Option<&str>| {
         let mut command = pod.command("none", &[&from(&source.url())]);
-        command.envs(patience.map(|seconds| ("SYNCER_PATIENCE_SECONDS", seconds)));
+        for name in ["SYNCER_PATIENCE_SECONDS", "SYNCER_SNAPSHOT_STALLED_SECONDS"] {
+            command.envs(patience.map(|seconds| (name, seconds)));
+        }
         halted(pod, point, command);
         signal(source.one().pid(), Signal::SIGSTOP);
         goes_on(pod);
