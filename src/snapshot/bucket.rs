@@ -14,11 +14,12 @@ use anyhow::{Context, ensure};
 use futures_util::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as ObjectPath;
-use object_store::{BackoffConfig, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart};
+use object_store::{BackoffConfig, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 
 use super::digest::SnapshotDigest;
 use super::https::Connections;
 use super::name::SnapshotName;
+use super::parts::Parts;
 use super::save::room;
 use super::target::Stored;
 use crate::disk::{Disk, parent_of};
@@ -27,16 +28,10 @@ use crate::migrate::progress::Meter;
 use crate::migrate::space;
 use crate::settings::provenance::without_user;
 
-/// A part's length in bytes; the last may be shorter. S3 allows 10,000 parts of at least 5 MiB: 78 GiB.
-const PART: usize = 8 << 20;
-/// Parts on their way at a time: what a snapshot takes of memory is a few times a part.
-const PARTS_IN_FLIGHT: usize = 2;
 /// A request that fails is sent again for so long.
 const RETRY: Duration = Duration::from_secs(30);
 /// A server that sends nothing for so long hangs.
 const STALLED: Duration = Duration::from_secs(60);
-/// S3 takes minutes to put a large object together, and says so as it goes.
-const COMPLETED: Duration = Duration::from_secs(600);
 
 /// A bucket, and the part of it where snapshots are: `s3://BUCKET/PREFIX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,8 +141,8 @@ impl Bucket {
         }
         let object = self.object(&name.to_string());
         let upload = within(store.put_multipart(&object)).await?.map_err(|e| self.failed(e))?;
-        let parts = WriteMultipart::new_with_chunk_size(upload, PART);
-        Ok(BucketUpload { bucket: self.clone(), store, name, parts, digest: SnapshotDigest::default() })
+        let (bucket, parts, digest) = (self.clone(), Parts::of(upload), SnapshotDigest::default());
+        Ok(BucketUpload { bucket, store, name, parts, digest })
     }
 
     async fn head(&self, store: &AmazonS3, name: &str) -> anyhow::Result<Option<ObjectMeta>> {
@@ -208,12 +203,12 @@ impl Bucket {
 }
 
 /// A snapshot that goes up. Dropped, it leaves parts that nobody lists; buckets have a rule that removes such
-/// (`AbortIncompleteMultipartUpload`).
+/// (`AbortIncompleteMultipartUpload`). [`BucketUpload::abort`] leaves none, nor does a commit that fails.
 pub struct BucketUpload {
     bucket: Bucket,
     store: AmazonS3,
     name: SnapshotName,
-    parts: WriteMultipart,
+    parts: Parts,
     digest: SnapshotDigest,
 }
 
@@ -228,10 +223,8 @@ impl BucketUpload {
     /// # Errors
     /// A part was not taken.
     pub async fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.parts.wait_for_capacity(PARTS_IN_FLIGHT).await.map_err(|e| self.bucket.failed(e))?;
         self.digest.update(bytes);
-        self.parts.write(bytes);
-        Ok(())
+        self.parts.write(bytes).await.map_err(|e| self.bucket.failed(e))
     }
 
     /// Checks that what came is whole, and gives it its name; its length in bytes.
@@ -241,17 +234,12 @@ impl BucketUpload {
     pub async fn commit(self) -> anyhow::Result<u64> {
         let bytes = self.digest.bytes();
         if let Err(error) = self.digest.finish() {
-            forget(self.parts).await;
+            self.parts.abort().await;
             return Err(anyhow::Error::from(error).context("check what etcd has sent"));
         }
         crate::crash_point!("snapshot-before-commit");
-        let BucketUpload { mut parts, bucket, .. } = self;
-        // Each part has a time limit of its own.
-        parts.wait_for_capacity(0).await.map_err(|e| bucket.failed(e))?;
-        let completed = tokio::time::timeout(COMPLETED, parts.finish()).await;
-        completed
-            .with_context(|| format!("wait for {bucket} to put the parts together"))?
-            .map_err(|e| bucket.failed(e))?;
+        let BucketUpload { parts, bucket, .. } = self;
+        parts.complete().await.map_err(|e| bucket.failed(e))?;
         crate::crash_point!("snapshot-committed");
         let name = self.name.to_string();
         let kept = bucket.head(&self.store, &name).await?.map(|meta| meta.size);
@@ -261,13 +249,7 @@ impl BucketUpload {
 
     /// Removes what has gone up.
     pub async fn abort(self) {
-        forget(self.parts).await;
-    }
-}
-
-async fn forget(parts: WriteMultipart) {
-    if let Err(left) = parts.abort().await {
-        tracing::warn!("parts of a snapshot could not be removed from its bucket: {}", said(&left));
+        self.parts.abort().await;
     }
 }
 
@@ -277,7 +259,7 @@ async fn within<T>(answer: impl Future<Output = T>) -> anyhow::Result<T> {
 }
 
 /// An error without the server's document, which may tell the request and its signature again.
-fn said(error: &Error) -> String {
+pub(super) fn said(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

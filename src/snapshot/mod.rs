@@ -13,6 +13,7 @@ pub mod directory;
 pub mod fetched;
 pub mod https;
 pub mod name;
+mod parts;
 pub mod save;
 pub mod schedule;
 pub mod target;

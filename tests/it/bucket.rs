@@ -132,6 +132,21 @@ fn a_save_that_fails_leaves_nothing_that_looks_whole() {
     let name = server.objects("backups", "").remove(0);
     json(&ran(&mut snapshot(&server, &["verify", &format!("s3://backups/{name}"), "-o", "json"])));
 
+    // What a killed one has sent is left to the bucket's lifecycle; one that fails takes it back.
+    let left = server.uploads("backups");
+    assert!(left > 0, "uploads that were begun are not found");
+    let refused: [fn(&str) -> bool; 3] = [
+        |line| line.contains("partNumber=3&"),
+        |line| line.contains("partNumber=4&"),
+        |line| line.starts_with("POST ") && line.contains("uploadId="),
+    ];
+    for (n, refused) in refused.into_iter().enumerate() {
+        let out = ran(snapshot(&server, &save).env("AWS_ENDPOINT_URL", server.refusing(refused)));
+        assert_eq!(out.status.code(), Some(1), "{n}: {}", error_of(&out));
+        assert!(error_of(&out).contains("s3://backups fails"), "{n}: {}", error_of(&out));
+        assert_eq!((server.uploads("backups"), server.objects("backups", "").len()), (left, 1), "{n}");
+    }
+
     let nobody = format!("http://127.0.0.1:{}", free_port());
     for (name, value, place, code, want) in [
         ("AWS_SECRET_ACCESS_KEY", "another", "s3://backups", 2, "403 Forbidden"),

@@ -1,6 +1,8 @@
 //! A real S3 server over a folder, for a test.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -81,6 +83,27 @@ impl VersityGw {
         env
     }
 
+    /// A way to it by which it refuses every request whose first line is such a one; its URL. Without TLS.
+    pub fn refusing(&self, such: fn(&str) -> bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let server = self.port;
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                let Ok(client) = client else { return };
+                std::thread::spawn(move || passed_on(client, server, such));
+            }
+        });
+        format!("http://127.0.0.1:{port}")
+    }
+
+    /// Uploads in parts that are neither completed nor aborted.
+    pub fn uploads(&self, bucket: &str) -> usize {
+        let folders =
+            |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("read").path());
+        folders(self.object(bucket, ".sgwtmp/multipart")).flat_map(folders).count()
+    }
+
     /// The file of an object.
     pub fn object(&self, bucket: &str, key: &str) -> PathBuf {
         self.dir.path().join("objects").join(bucket).join(key)
@@ -98,6 +121,30 @@ impl VersityGw {
         found.sort();
         found
     }
+}
+
+/// Passes one request on, and its answer back.
+fn passed_on(mut client: TcpStream, server: u16, refused: fn(&str) -> bool) -> Option<()> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).ok()?;
+        head.extend(byte);
+    }
+    let head = String::from_utf8(head).ok()?;
+    let header = |line: &str| line.split_once(':').map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
+    let length = head.lines().filter_map(header).find(|(name, _)| name == "content-length");
+    let mut body = vec![0; length.map_or(0, |(_, length)| length.parse().expect("a length"))];
+    client.read_exact(&mut body).ok()?;
+    if refused(head.lines().next()?) {
+        client.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").ok()?;
+        return Some(());
+    }
+    let mut server = TcpStream::connect(("127.0.0.1", server)).ok()?;
+    let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    server.write_all(head.as_bytes()).ok()?;
+    server.write_all(&body).ok()?;
+    std::io::copy(&mut server, &mut client).ok()?;
+    Some(())
 }
 
 fn name_of(path: &Path) -> String {
