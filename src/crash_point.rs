@@ -75,6 +75,9 @@ pub const RESTORE_CRASH_POINTS: &[&str] = &["restore-cleared", "restore-staged",
 pub const RESTORE_BOOT_CRASH_POINTS: &[&str] =
     &["restore-begun", "restore-noted", "restore-set-aside", "restore-in-place", "restore-marked", "restore-done"];
 
+/// Every crash point of a copy that is made of a source elsewhere: of a running etcd's snapshot, and of one in a bucket.
+pub const FETCH_CRASH_POINTS: &[&str] = &["source-half-fetched"];
+
 /// Kills or halts the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
@@ -87,7 +90,8 @@ pub fn reach(name: &str) {
             BACK_BOOT_CRASH_POINTS,
             SNAPSHOT_CRASH_POINTS,
             RESTORE_CRASH_POINTS,
-            RESTORE_BOOT_CRASH_POINTS
+            RESTORE_BOOT_CRASH_POINTS,
+            FETCH_CRASH_POINTS
         ]
         .concat()
         .contains(&name),

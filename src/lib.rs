@@ -64,6 +64,7 @@ pub mod record_file;
 pub mod reset;
 pub mod restore;
 pub mod rules;
+pub mod scratch;
 pub mod serve;
 pub mod settings;
 pub mod snapshot;

@@ -38,7 +38,8 @@ pub struct Args {
     /// k3s (from etcd's stores).
     #[arg(long, value_name = "KIND:PLACE")]
     pub to: Place,
-    /// Read everything and say what would happen; write nothing.
+    /// Read everything and say what would happen; nothing of it stays. The snapshot of a running etcd, and a copy of a data
+    /// dir whose log etcd must replay, are written beside the target for that time; 256 MiB of the volume are left free.
     #[arg(long)]
     pub dry_run: bool,
     /// How thoroughly to compare the target, a running etcd or the file read back, with the source before it is put in

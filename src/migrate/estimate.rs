@@ -1,5 +1,8 @@
-//! A dry run: reads all of a source and says what an import would do, without writing anything.
+//! A dry run: reads all of a source and says what an import would do. Nothing of it stays. What must be read as a file, and is
+//! none, is written beside the target for that time: the snapshot of a running etcd, and the copy of a data dir whose log is
+//! replayed.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,11 @@ use super::space;
 use crate::disk::{Disk, parent_of};
 use crate::ids::Revision;
 use crate::kinds::{Kind, Kinds};
+use crate::scratch::{self, Aside};
+use crate::snapshot::save::LEFT_FREE;
 
+/// Behind the target's name, before the process ID.
+const DRY_RUN: &str = ".dry-run";
 /// What a usual cloud volume writes, in bytes a second, for the estimate of time.
 const USUAL_WRITE: f64 = 150e6;
 /// How long etcd takes to start and stop for the verification, in seconds, and how many keys a second it loads.
@@ -59,7 +66,8 @@ pub struct Estimate {
 /// What a target of so many keys with so many bytes needs, in bytes.
 pub type Needs = fn(u64, u64) -> u64;
 
-/// Reads all of `source` and estimates an import into `target`. Nothing is left behind.
+/// Reads all of `source` and estimates an import into `target`. Nothing is left behind, and [`LEFT_FREE`] of the target's
+/// volume spared meanwhile.
 pub fn estimate(
     disk: &dyn Disk,
     source: &Origin,
@@ -81,7 +89,13 @@ fn run(
     meter: &Meter,
 ) -> anyhow::Result<Estimate> {
     let started = Instant::now();
-    let mut store = source.open(disk, etcd, &with_suffix(target, ".dry-run.source"), None)?;
+    // On a read-only volume nothing is left, and nothing may have to be written.
+    if let Err(error) = forget_left(disk, target) {
+        tracing::debug!("what a killed dry run has left is not removed: {error}");
+    }
+    // An etcd may run on the volume.
+    let aside = Aside { path: with_suffix(target, DRY_RUN), shared: true, spare: LEFT_FREE };
+    let mut store = source.open(disk, etcd, &aside, None)?;
     let extent = store.extent();
     meter.begin(Stage::Copy, extent.keys_at_most);
     let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };
@@ -104,6 +118,12 @@ fn run(
         free_bytes: space::free(&existing(target))?,
         seconds: seconds(read, copied.keys, copied.bytes),
     })
+}
+
+/// Removes what killed dry runs of an import into `target` have left beside it.
+pub(super) fn forget_left(disk: &dyn Disk, target: &Path) -> io::Result<()> {
+    let prefix = with_suffix(target, DRY_RUN);
+    scratch::forget_left(disk, &parent_of(target), &prefix.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// Reading and writing go side by side; then etcd reads what was written.

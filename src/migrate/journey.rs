@@ -24,6 +24,7 @@ use anyhow::Context;
 
 use super::commit::{self, commit, move_strays};
 use super::convert::Warnings;
+use super::estimate;
 use super::journal::{self, Journal, Phase, SourceFile};
 use super::kine::SourceError;
 use super::origin::Origin;
@@ -38,6 +39,7 @@ use crate::disk::{Disk, parent_of};
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
 use crate::record_file::{RecordError, unix_seconds};
+use crate::scratch::Aside;
 
 /// What happens to the source's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +129,9 @@ fn moved<T: Target>(
     meter.begin(Stage::Survey, 0);
     let earlier = earlier(journey)?;
     journey.target.admit(journey, earlier.as_ref())?;
+    if let Err(error) = estimate::forget_left(disk, journey.target.path()) {
+        tracing::warn!("what a killed dry run has left is not removed: {error}");
+    }
     if earlier.is_some() {
         // Of no use to anybody, and the source may need its room.
         journey.target.take_back(disk)?;
@@ -135,7 +140,7 @@ fn moved<T: Target>(
     let (store, ready) = std::thread::scope(|scope| {
         let etcd = &journey.etcd;
         let ready = scope.spawn(move || T::ready(etcd));
-        let copy = commit::with_suffix(journey.target.path(), ".source");
+        let copy = Aside::alone(commit::with_suffix(journey.target.path(), ".source"), journey.spare);
         // It is of the folder that has the journal, and the source's too if that lies there.
         let folder = |path: &Path| parent_of(path).canonicalize().ok();
         let beside = folder(journey.source.path()) == folder(&journey.journal);
@@ -336,12 +341,12 @@ fn take_back<T: Target>(disk: &dyn Disk, journey: &Journey<T>) {
 /// live in it.
 fn check_space<T: Target>(journey: &Journey<T>, store: &dyn Source) -> anyhow::Result<()> {
     let volume = parent_of(journey.target.path());
-    let free = space::free(&volume)?.saturating_sub(journey.spare);
+    let free = space::free(&volume)?;
     let extent = store.extent();
-    if T::needed(extent.keys_at_most, extent.bytes_at_most) <= free {
+    if T::needed(extent.keys_at_most, extent.bytes_at_most).saturating_add(journey.spare) <= free {
         return Ok(());
     }
-    space::check(&volume, T::needed(extent.keys_at_most, store.live_bytes()?), free)
+    space::check(&volume, T::needed(extent.keys_at_most, store.live_bytes()?), journey.spare, free)
 }
 
 /// Refuses if somebody changed the source while it was read, whatever our lock says.

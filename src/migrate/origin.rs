@@ -15,6 +15,7 @@ use crate::datadir::DatadirLock;
 use crate::datadir::writer::backend_of;
 use crate::disk::Disk;
 use crate::etcd::client::EtcdEndpoint;
+use crate::scratch::Aside;
 
 /// How long another process may take to let go of a store: an API server that is just being killed.
 pub const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -51,13 +52,13 @@ impl Origin {
         &self,
         disk: &dyn Disk,
         etcd: &Path,
-        copy: &Path,
+        copy: &Aside,
         lock: Option<&Arc<DatadirLock>>,
     ) -> anyhow::Result<Box<dyn Source>> {
         Ok(match self {
             Origin::Sqlite(path) => Box::new(KineStore::open(path, WAIT_FOR_HOLDER)?),
             Origin::Datadir(path) => {
-                let replay = Replay { etcd: etcd.to_owned(), copy: copy.to_owned(), lock: lock.cloned() };
+                let replay = Replay { etcd: etcd.to_owned(), copy: copy.clone(), lock: lock.cloned() };
                 Box::new(datadir::open(disk, path, &replay)?)
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),

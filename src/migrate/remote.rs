@@ -6,7 +6,7 @@
 //! A member that has lost its majority, or lags behind it, answers Maintenance.Snapshot as well. So a linearizable read of
 //! it comes first: what was acknowledged before that is in the snapshot.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -14,13 +14,18 @@ use anyhow::{Context, ensure};
 use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
 use super::{fenced, space, ways};
+use crate::crash_point;
 use crate::disk::{Disk, RealDisk, at, parent_of};
 use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, SnapshotStream};
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::Revision;
+use crate::scratch::{Aside, Place};
 
 /// How long etcd may take to tell its state.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many bytes are written until it is looked whether there is room for more.
+const LOOK: u64 = 16 << 20;
 
 /// What alarms CORRUPT the source may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +93,12 @@ fn at_least() -> Duration {
 }
 
 /// A file that goes with its user.
-struct Downloaded(PathBuf);
+struct Downloaded(Place);
 
 impl Drop for Downloaded {
     fn drop(&mut self) {
-        if let Err(error) = remove(&RealDisk, &self.0) {
-            tracing::warn!(file = %self.0.display(), error = format!("{error:#}"), "a snapshot was not removed");
+        if let Err(error) = remove(&RealDisk, &self.0.path) {
+            tracing::warn!(file = %self.0.path.display(), error = format!("{error:#}"), "a snapshot was not removed");
         }
     }
 }
@@ -102,7 +107,7 @@ fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
     disk.forget_file(file).context("remove a downloaded snapshot")
 }
 
-/// Takes a snapshot into `file` and opens it; the file is removed when the store is dropped. It has everything that was
+/// Takes a snapshot into `copy` and opens it; the file is removed when the store is dropped. It has everything that was
 /// acknowledged before this is called. With a `pace` it is given up where it takes too long in all.
 ///
 /// # Errors
@@ -111,17 +116,20 @@ fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
 pub fn open(
     disk: &dyn Disk,
     etcd: &EtcdEndpoint,
-    file: &Path,
+    copy: &Aside,
     alarms: Alarms,
     pace: Option<&mut Pace>,
 ) -> anyhow::Result<BackendStore> {
-    remove(disk, file)?;
-    let kept = Downloaded(file.to_owned());
+    let place = copy.place(disk)?;
+    let file = place.path.clone();
+    remove(disk, &file)?;
+    let kept = Downloaded(place);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let acknowledged =
-        runtime.block_on(download(disk, etcd, file, alarms, pace)).map_err(|error| refused(etcd, error))?;
+    let acknowledged = runtime
+        .block_on(download(disk, etcd, &file, copy.spare, alarms, pace))
+        .map_err(|error| refused(etcd, error))?;
     drop(runtime);
-    let mut store = snapshot::open(file)?;
+    let mut store = snapshot::open(&file)?;
     if !store.has_checksum() {
         return Err(refused(etcd, BackendError::CutShort.into()));
     }
@@ -159,6 +167,7 @@ async fn download(
     disk: &dyn Disk,
     etcd: &EtcdEndpoint,
     path: &Path,
+    spare: u64,
     alarms: Alarms,
     mut pace: Option<&mut Pace>,
 ) -> anyhow::Result<Revision> {
@@ -170,7 +179,7 @@ async fn download(
     }
     let status = client.status(PATIENCE).await?;
     let volume = parent_of(path);
-    space::check(&volume, status.db_size, space::free(&volume)?)?;
+    space::check(&volume, status.db_size, spare, space::free(&volume)?)?;
     let mut stream: SnapshotStream = match &mut pace {
         Some(pace) => pace.within(status.db_size, client.snapshot()).await?,
         None => client.snapshot().await?,
@@ -184,7 +193,13 @@ async fn download(
         };
         let Some(piece) = piece else { break };
         file.write_at(&piece, length).map_err(|e| at(path, e))?;
+        let before = length;
         length += piece.len() as u64;
+        crash_point!("source-half-fetched");
+        // Whoever is spared writes too.
+        if spare > 0 && length / LOOK > before / LOOK {
+            space::check(&volume, 0, spare, space::free(&volume)?)?;
+        }
     }
     ensure!(length > 0, "it sent nothing");
     Ok(acknowledged)

@@ -31,15 +31,16 @@ pub fn free(dir: &Path) -> anyhow::Result<u64> {
     Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
-/// Refuses if `free` is less than `needed`.
-pub fn check(dir: &Path, needed: u64, free: u64) -> anyhow::Result<()> {
-    if needed <= free {
+/// Refuses if `free` is less than `needed` and what is to be left.
+pub fn check(dir: &Path, needed: u64, left: u64, free: u64) -> anyhow::Result<()> {
+    if needed.saturating_add(left) <= free {
         return Ok(());
     }
+    let left = if left == 0 { String::new() } else { format!(", and {} MiB are to be left", left.div_ceil(1 << 20)) };
     Err(refuse(
         Exit::RefusedSpace,
         format!(
-            "the volume of {} has {} MiB free and the import needs {} MiB",
+            "the volume of {} has {} MiB free and the import needs {} MiB{left}",
             dir.display(),
             free >> 20,
             needed.div_ceil(1 << 20)
@@ -56,8 +57,10 @@ mod tests {
     #[test]
     fn a_full_volume_is_refused_with_its_own_code() {
         let dir = Path::new("/data");
-        assert!(check(dir, 5, 5).is_ok());
-        let error = check(dir, 300 << 20, 7 << 20).unwrap_err();
+        assert!(check(dir, 5, 0, 5).is_ok() && check(dir, 5, 1, 6).is_ok());
+        let error = check(dir, 5, 256 << 20, 6).unwrap_err();
+        assert!(error.to_string().contains("needs 1 MiB, and 256 MiB are to be left; "), "{error}");
+        let error = check(dir, 300 << 20, 0, 7 << 20).unwrap_err();
         assert_eq!(exit_of(&error), Exit::RefusedSpace);
         assert!(error.to_string().starts_with("the volume of /data has 7 MiB free and the import needs 300 MiB"));
         assert!(free(Path::new("/")).unwrap() > 0);

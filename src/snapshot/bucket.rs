@@ -177,6 +177,7 @@ impl Bucket {
             let piece = piece.map_err(|e| self.failed(e))?;
             file.write_at(&piece, written)?;
             written += piece.len() as u64;
+            crate::crash_point!("source-half-fetched");
             meter.advance(0, piece.len() as u64);
         }
         file.sync()?;

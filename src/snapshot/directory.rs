@@ -1,20 +1,17 @@
 //! Snapshots in a directory. A snapshot gets its name only when it is whole: until then nobody lists it, and what a killed
 //! save leaves is removed by the next. Whoever writes one has its file locked (`flock`), so that several may at a time.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::name::SnapshotName;
 use super::target::Stored;
 use crate::disk::{Disk, DiskFile, at};
+use crate::scratch::{held, left_behind, lockable};
 
 /// The end of the name of a snapshot that is being written.
 const PARTIAL: &str = ".part";
-/// Where files cannot be locked: no save has written nothing for so long.
-const NOBODY_WRITES: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A directory of snapshots, made when it is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,12 +62,8 @@ impl Directory {
             let partial = dir.join(format!("{name}.{:016x}{PARTIAL}", rand::random::<u64>()));
             let file = disk.create(&partial, 0o600)?;
             let lock = lockable(&partial).map_err(|e| at(&partial, e))?;
-            // Where files cannot be locked, nobody takes a young one for a killed save's.
-            if let Err(error) = lock.lock() {
-                tracing::debug!("a snapshot that is being written is not locked: {error}");
-            }
             // One that found it before it was locked took it for a killed one's.
-            if lock.metadata().map_err(|e| at(&partial, e))?.nlink() > 0 {
+            if held(&lock).map_err(|e| at(&partial, e))? {
                 return Ok(Upload { dir: self.clone(), name: name.clone(), partial, file, bytes: 0, _lock: lock });
             }
         }
@@ -95,24 +88,6 @@ impl Directory {
         }
         Ok(())
     }
-}
-
-/// So that it can be locked where that takes a file that is open for writing, as on NFS (flock(2)).
-fn lockable(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).open(path)
-}
-
-/// What a killed save has left, open and locked where that can be done; `None`: somebody writes it, or may.
-fn left_behind(path: &Path) -> io::Result<Option<File>> {
-    let file = lockable(path)?;
-    Ok(match file.try_lock() {
-        Ok(()) => Some(file),
-        Err(TryLockError::WouldBlock) => None,
-        Err(TryLockError::Error(_)) => {
-            let age = file.metadata()?.modified().ok().and_then(|at| at.elapsed().ok());
-            age.is_some_and(|age| age > NOBODY_WRITES).then_some(file)
-        }
-    })
 }
 
 /// Of `NAME.RANDOM.part`, and of `NAME.part`, as earlier releases had it.

@@ -44,7 +44,7 @@ pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
     // Its snapshot, and at least what etcd writes for itself: the import looks closer.
     let volume = parent_of(&settings.etcd_dir());
     let (free, least) = (space::free(&volume)?, looked.db_size.saturating_add(space::needed(0, 0)));
-    space::check(&volume, least, free)?;
+    space::check(&volume, least, 0, free)?;
     // History is not moved; how much of it there is, nobody tells.
     let most = looked.db_size.saturating_add(space::needed(0, looked.in_use));
     if free < most {

@@ -98,6 +98,14 @@ fn one_in_a_bucket_is_what_etcd_has_sent() {
         kill(server.pid(), Signal::SIGCONT).expect("let it go on");
         assert_eq!(json(&verify.wait_with_output().expect("it ends"))["hash"], hash);
 
+        // What a killed one leaves is removed by the next.
+        let killed = ran(snapshot(&server, &["verify", &at])
+            .env("TMPDIR", &scratch)
+            .env("SYNCER_CRASH_AT", "source-half-fetched"));
+        assert!(killed.status.code().is_none() && std::fs::read_dir(&scratch).unwrap().count() == 1);
+        json(&ran(snapshot(&server, &["verify", &at, "-o", "json"]).env("TMPDIR", &scratch)));
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "a killed one's copy is left");
+
         // Damage in the bucket, and what is not there.
         let mut bytes = std::fs::read(&object).unwrap();
         bytes[5_000_000] ^= 1;

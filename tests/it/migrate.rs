@@ -3,6 +3,7 @@
 pub mod back;
 mod backend;
 mod crash;
+mod dry_run;
 mod layouts;
 mod real_kine;
 mod refusals;

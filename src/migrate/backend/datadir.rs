@@ -29,6 +29,7 @@ use crate::migrate::commit::with_suffix;
 use crate::migrate::loopback::{LoopbackEtcd, NO_SNAPSHOT};
 use crate::migrate::space;
 use crate::reset::copy::{Live, forget_partial, keep_copy};
+use crate::scratch::{Aside, Place};
 
 /// How long whoever uses it may take to let go: an etcd that is just being killed.
 const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -40,7 +41,7 @@ pub struct Replay {
     /// The etcd program.
     pub etcd: PathBuf,
     /// Where the copy stands while it is used; it is removed again.
-    pub copy: PathBuf,
+    pub copy: Aside,
     /// The lock of the directory that holds the data dir, if the caller has it.
     pub lock: Option<Arc<DatadirLock>>,
 }
@@ -51,7 +52,9 @@ const NEWEST: SchemaVersion = SchemaVersion { major: u64::MAX, minor: u64::MAX }
 /// Opens the data dir at `dir`. It stays as it is, and nobody can start an etcd on it until the store is dropped.
 pub fn open(disk: &dyn Disk, dir: &Path, replay: &Replay) -> anyhow::Result<BackendStore> {
     let refused = |error: BackendError| error.refusal(dir);
-    forget(disk, &replay.copy)?;
+    if !replay.copy.shared {
+        forget(disk, &replay.copy.path)?;
+    }
     let locks = lock(dir, replay.lock.is_some()).map_err(refused)?;
     let found = usable(dir, NEWEST)?;
     let tail = log_tail(&found).map_err(|e| refused(e.into()))?;
@@ -62,7 +65,7 @@ pub fn open(disk: &dyn Disk, dir: &Path, replay: &Replay) -> anyhow::Result<Back
         (found.backend().to_owned(), None)
     } else {
         let copy = replayed(disk, dir, &found, &tail, replay)?;
-        (backend_of(&replay.copy), Some(copy))
+        (backend_of(&copy.0.path), Some(copy))
     };
     let mut store = BackendStore::read(dir, &backend, watched).map_err(refused)?;
     store._kept.extend(copy.map(|copy| Box::new(copy) as Box<dyn Send + Sync>));
@@ -127,12 +130,12 @@ fn check_alone(tail: &LogTail) -> Result<(), BackendError> {
 }
 
 /// A copy that goes with its user.
-struct Copy(PathBuf);
+struct Copy(Place);
 
 impl Drop for Copy {
     fn drop(&mut self) {
-        if let Err(error) = forget(&RealDisk, &self.0) {
-            tracing::warn!(copy = %self.0.display(), error = format!("{error:#}"), "a copy was not removed");
+        if let Err(error) = forget(&RealDisk, &self.0.path) {
+            tracing::warn!(copy = %self.0.path.display(), error = format!("{error:#}"), "a copy was not removed");
         }
     }
 }
@@ -161,16 +164,17 @@ fn replayed(
     let version = EtcdVersion::of(&replay.etcd).map_err(VersionError::refused)?;
     usable(dir, version.schema())?;
     let live = Live { tail: found.wal().tail.path.clone() };
-    let volume = parent_of(&replay.copy);
+    let volume = parent_of(&replay.copy.path);
     let bytes = live.bytes(dir).context("measure the data dir")?;
-    space::check(&volume, bytes.saturating_add(space::needed(0, 0)), space::free(&volume)?)?;
+    space::check(&volume, bytes.saturating_add(space::needed(0, 0)), replay.copy.spare, space::free(&volume)?)?;
     tracing::info!(
         from = tail.consistent_index.0,
         to = tail.last_index.0,
         "the log goes on behind the backend: etcd replays it on a copy"
     );
-    let copy = Copy(replay.copy.clone());
-    keep_copy(disk, dir, &replay.copy, &live).context("copy the data dir")?;
+    let copy = Copy(replay.copy.place(disk)?);
+    let path = &copy.0.path;
+    keep_copy(disk, dir, path, &live).context("copy the data dir")?;
     // etcd goes by its log; these are only what it listens and advertises.
     let member = MemberIdentity {
         name: "replay".to_owned(),
@@ -181,8 +185,8 @@ fn replayed(
     let etcd = LoopbackEtcd {
         program: &replay.etcd,
         version,
-        data_dir: &replay.copy,
-        scratch: &scratch(&replay.copy),
+        data_dir: path,
+        scratch: &scratch(path),
         backend_bytes: bytes,
         member: &member,
         lock: replay.lock.as_deref(),
@@ -193,10 +197,10 @@ fn replayed(
     };
     // It serves a linearizable read once everything is applied, and writes it to the backend when it is stopped.
     etcd.asked(disk, async |_, _| Ok(())).context("replay the log with etcd")?;
-    let after = usable(&replay.copy, version.schema())?;
+    let after = usable(path, version.schema())?;
     let reached: RaftIndex = after.consistent_index();
     anyhow::ensure!(
-        reached >= tail.last_index && after.backend() == backend_of(&replay.copy),
+        reached >= tail.last_index && after.backend() == backend_of(path),
         "etcd has replayed the log up to {} of {}",
         reached.0,
         tail.last_index.0

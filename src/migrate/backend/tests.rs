@@ -6,6 +6,7 @@ use crate::migrate::Origin;
 use crate::migrate::pipeline::copy;
 use crate::migrate::progress::Meter;
 use crate::migrate::sink::Sink;
+use crate::scratch::Aside;
 
 /// A data dir of keys at revisions 2 to `keys + 1`, two of them with leases, of which one is not there.
 fn datadir(home: &Path, keys: i64) -> PathBuf {
@@ -38,7 +39,7 @@ impl Sink for Leases {
 fn read(origin: &Origin) -> anyhow::Result<(Vec<KeyLease>, Warnings)> {
     let none = Path::new("/nonexistent/etcd");
     let read = || {
-        let mut source = origin.open(&RealDisk, none, none, None)?;
+        let mut source = origin.open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None)?;
         let mut leases = Leases::default();
         let copied = copy(&mut *source, &mut leases, &Meter::default())?;
         Ok((leases.0, copied.warnings))

@@ -9,6 +9,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
 use syncer::datadir::lock::LOCK_FILE;
+use syncer::scratch::Aside;
 
 use super::backend::{live, save};
 use super::*;
@@ -260,7 +261,7 @@ pub fn live_of(db: &Path) -> (Live, i64) {
         }
     }
     let mut source = syncer::migrate::Origin::Sqlite(db.to_owned())
-        .open(&RealDisk, Path::new("/nonexistent"), Path::new("/nonexistent"), None)
+        .open(&RealDisk, Path::new("/nonexistent"), &Aside::alone("/nonexistent".into(), 0), None)
         .expect("open the store");
     let mut read = Read(Live::new());
     syncer::migrate::pipeline::copy(&mut *source, &mut read, &Default::default()).expect("read the store");

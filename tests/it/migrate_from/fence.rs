@@ -5,6 +5,7 @@ use syncer::etcd::client::EtcdEndpoint;
 use syncer::migrate::Origin;
 use syncer::migrate::fence::{self, FencePhase};
 use syncer::migrate::fenced::{self, Fenced, Gate};
+use syncer::scratch::Aside;
 
 use super::*;
 use crate::support::etcd::{PATIENCE, SOURCES};
@@ -139,7 +140,7 @@ fn of_two_moves_at_once_at_most_one_is_committed() {
         let looked = run(fenced::look(&etcd, None)).expect("a look");
         let first = raised(&source, one.path());
         let mut store = Origin::Fenced(first)
-            .open(&RealDisk, Path::new("etcd"), &copy.path().join("copy"), None)
+            .open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None)
             .expect("a snapshot");
         let second = run(fenced::raise(&RealDisk, two.path(), &etcd, &looked, Gate::default()));
         let error = second.expect_err("two fences").to_string();
@@ -209,7 +210,7 @@ fn what_was_written_in_spite_of_it_is_seen_before_the_commit() {
     source.fill(20);
     let open = |fenced: &Fenced| {
         let origin = Origin::Fenced(fenced.clone());
-        origin.open(&RealDisk, Path::new("etcd"), &copy.path().join("copy"), None).expect("a snapshot")
+        origin.open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None).expect("a snapshot")
     };
     let fenced = raised(&source, volume.path());
     open(&fenced).confirm().expect("nothing was written");
