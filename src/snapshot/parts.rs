@@ -12,6 +12,8 @@ const PART: usize = 8 << 20;
 const IN_FLIGHT: usize = 2;
 /// S3 takes minutes to put a large object together, and says so as it goes.
 const COMPLETED: Duration = Duration::from_secs(600);
+/// A part that is on its way when another has failed is waited for.
+const ARRIVED: Duration = Duration::from_secs(30);
 /// A server that fails is not asked for longer to remove what it has.
 const REMOVED: Duration = Duration::from_secs(90);
 
@@ -77,6 +79,9 @@ impl Parts {
 
     /// Removes what has gone up.
     pub async fn abort(mut self) {
+        // One that arrives behind the abort stays.
+        let arrived = async { while self.going.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(ARRIVED, arrived).await;
         self.going.shutdown().await;
         let left = match tokio::time::timeout(REMOVED, self.upload.abort()).await {
             Ok(Ok(())) => return,
