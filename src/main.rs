@@ -136,7 +136,9 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::Save(args) => {
             let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
-            print(&snapshot::take(&args, &settings, &runtime)?)
+            let (text, pruned) = syncer::snapshot::take::take(&args, &settings, &runtime)?;
+            print(&text)?;
+            pruned
         }
         SnapshotCommand::List { from, output } => print(&runtime.block_on(snapshot::list(&from, output))?),
         SnapshotCommand::Verify { file, skip_hash_check, output } => {

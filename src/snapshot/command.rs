@@ -2,27 +2,17 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
-use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 
 use super::check::check;
 use super::fetched::Fetched;
-use super::name::{SnapshotName, cluster_of};
-use super::save::{ANSWER, corrupt, save};
 use super::target::Target;
 use crate::disk::RealDisk;
-use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::tls_flags::TlsFlags;
-use crate::exit::{Exit, refuse};
 use crate::migrate::command::Output;
-use crate::migrate::progress::{Meter, Show, shown};
-use crate::pki::PkiPaths;
-use crate::settings::Settings;
 use crate::settings::flags::Flags;
 
 /// What to do with snapshots.
@@ -38,8 +28,11 @@ pub enum SnapshotCommand {
         after_long_help = "Examples:\n  \
             syncer snapshot save --to /backups\n      \
             in a pod: kubectl exec my-vcluster-0 -- syncer snapshot save --to /data/snapshots\n  \
+            syncer snapshot save --to s3://my-backups/my-vcluster --keep 7 --dry-run\n  \
             syncer snapshot save --to s3://my-backups/my-vcluster --keep 7\n  \
-            syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster"
+            syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster\n\n\
+            Exit codes: 0 saved   1 etcd or the place fails, or it is saved and an older one could not be removed (the report \
+            tells)   2 bad usage, or a place that cannot be written to   7 no space"
     )]
     Save(Box<SaveArgs>),
     /// Put a snapshot in the place of the present store, at the next start of the seed's pod.
@@ -98,6 +91,9 @@ pub struct SaveArgs {
     /// removed while etcd has the alarm CORRUPT.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: Option<u32>,
+    /// Reach the etcd and the place, and say what would be written and which older ones removed; write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Save what this etcd has although it reaches no quorum, as when a majority is lost for good: what was acknowledged may
     /// be missing.
     #[arg(long, conflicts_with = "keep")]
@@ -156,86 +152,4 @@ pub fn verify(file: &Path, skip_hash_check: bool, output: Output, runtime: &Runt
     line("members", found.content.members.join(", "))?;
     line("hash", format!("{:x}", found.content.hash))?;
     Ok(text)
-}
-
-/// Takes a snapshot, and shows meanwhile how far that is.
-///
-/// # Errors
-/// As [`save`]; an etcd that does not answer.
-pub fn take(args: &SaveArgs, settings: &Settings, runtime: &Runtime) -> anyhow::Result<String> {
-    let meter = Meter::default();
-    shown(Show::Auto, &meter, || runtime.block_on(taken(args, settings, &meter)))
-}
-
-async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::Result<String> {
-    let begun = Instant::now();
-    // How much it is, etcd tells.
-    meter.begin_save(0);
-    let endpoint = endpoint(args, settings)?;
-    let mut etcd = EtcdClient::connect(&endpoint).await?;
-    let status = etcd.status(ANSWER).await.with_context(|| format!("reach etcd at {}", endpoint.url))?;
-    if status.learner {
-        let what = format!("the etcd at {} is a learner, which may lack what the others have", endpoint.url);
-        return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
-    }
-    if !args.stale {
-        etcd.linearizable_read(ANSWER).await.map_err(|error| {
-            let what =
-                format!("the etcd at {} reaches no quorum, and may lack what was acknowledged: {error}", endpoint.url);
-            refuse(Exit::Fault, what, "bring the others back, or ask another; --stale saves what this one has")
-        })?;
-    }
-    let now = OffsetDateTime::now_utc();
-    let name = SnapshotName::new(&cluster_of(settings), status.cluster, now);
-    let saved = save(&RealDisk, &mut etcd, &args.to, &name, status.db_size, meter).await?;
-    let seconds = begun.elapsed().as_secs_f64();
-    let mut removed = Vec::new();
-    if let Some(keep) = args.keep {
-        if corrupt(&mut etcd).await? {
-            let what = format!("{} is saved, and no older one removed: etcd has raised the alarm CORRUPT", saved.name);
-            return Err(refuse(
-                Exit::Fault,
-                what,
-                "restore a snapshot from before that, or replace the members that differ",
-            ));
-        }
-        let pruned = args.to.prune(&RealDisk, &saved.name, keep, now, &mut removed).await;
-        if let Err(error) = pruned {
-            let place = args.to.place_of(&saved.name);
-            let what = format!("{place} is saved, and {} older ones removed, but not all: {error:#}", removed.len());
-            return Err(refuse(Exit::Fault, what, "remove the others by hand, or let the next save do so"));
-        }
-    }
-    Ok(match args.output {
-        Output::Json => {
-            let report = json!({ "place": args.to, "snapshot": saved, "removed": removed, "seconds": seconds });
-            format!("{report:#}\n")
-        }
-        Output::Text => {
-            let place = args.to.place_of(&saved.name);
-            let mut text = format!("saved {place} ({} bytes, {seconds:.1} s)", saved.bytes);
-            if let Some(content) = &saved.content {
-                write!(text, " at revision {}; hash {:x}", content.revision, content.hash)?;
-            }
-            text.push('\n');
-            for old in removed {
-                writeln!(text, "removed {old}")?;
-            }
-            text
-        }
-    })
-}
-
-fn endpoint(args: &SaveArgs, settings: &Settings) -> anyhow::Result<EtcdEndpoint> {
-    match &args.endpoint {
-        Some(url) => args.tls.endpoint(url),
-        None if args.tls.given() => {
-            let what = "--cacert, --cert and --key are those of another etcd, and none is named";
-            Err(refuse(Exit::Usage, what, "give --endpoint URL, or leave them out"))
-        }
-        None => {
-            let tls = PkiPaths::new(&settings.pki_dir).etcd_tls().client();
-            Ok(EtcdEndpoint::on_loopback(settings.listen.client_port, tls))
-        }
-    }
 }

@@ -51,6 +51,15 @@ impl Directory {
         disk.forget_file(&self.file(name))
     }
 
+    /// This name, or the next that is not taken.
+    pub fn free(&self, name: &SnapshotName) -> SnapshotName {
+        let mut name = name.clone();
+        while self.file(&name).symlink_metadata().is_ok() {
+            name = name.later();
+        }
+        name
+    }
+
     /// Begins a snapshot that is to be `name`, or the next that is not taken.
     pub fn begin(&self, disk: &dyn Disk, name: &SnapshotName) -> io::Result<Upload> {
         let Directory(dir) = self;

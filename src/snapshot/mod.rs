@@ -16,4 +16,5 @@ pub mod name;
 mod parts;
 pub mod save;
 pub mod schedule;
+pub mod take;
 pub mod target;

@@ -152,7 +152,7 @@ enum Piece {
     End,
 }
 
-fn not_begun(error: std::io::Error, dir: &Directory) -> anyhow::Error {
+pub(super) fn not_begun(error: std::io::Error, dir: &Directory) -> anyhow::Error {
     let what = format!("a snapshot cannot be kept in {}: {error}", dir.0.display());
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {

@@ -66,6 +66,13 @@ fn one_in_a_bucket_is_what_etcd_has_sent() {
             std::fs::write(file, "x").unwrap();
         }
         let save = ["save", "--to", place, "--endpoint", &url, "--name", "vc", "--keep", "2", "-o", "json"];
+        let told = json(&ran(snapshot(&server, &save).arg("--dry-run")));
+        assert!(told["target"].as_str().is_some_and(|at| at.starts_with("s3://backups/vc/default.vc-")), "{told}");
+        assert_eq!(
+            (server.objects("backups", "vc").len(), server.uploads("backups")),
+            (1, 0),
+            "a dry run writes nothing"
+        );
         let names: Vec<_> = (0..3)
             .map(|_| json(&ran(&mut snapshot(&server, &save)))["snapshot"]["name"].as_str().expect("a name").to_owned())
             .collect();
@@ -162,7 +169,11 @@ fn a_save_that_fails_leaves_nothing_that_looks_whole() {
         ("AWS_REGION", "us-east-1", "s3://no-such-bucket", 2, "s3://no-such-bucket"),
         ("AWS_ENDPOINT_URL", nobody.as_str(), "s3://backups", 1, "s3://backups"),
     ] {
-        for args in [&["save", "--to", place, "--endpoint", &url][..], &["list", "--from", place]] {
+        for args in [
+            &["save", "--to", place, "--endpoint", &url][..],
+            &["save", "--to", place, "--endpoint", &url, "--dry-run"],
+            &["list", "--from", place],
+        ] {
             let out = ran(snapshot(&server, args).env(name, value));
             assert_eq!(out.status.code(), Some(code), "{name} {args:?}: {}", error_of(&out));
             assert!(error_of(&out).contains(want), "{name} {args:?}: {}", error_of(&out));

@@ -15,6 +15,7 @@ use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::{poll, shows, syncer, terminal};
 
+mod dry_run;
 mod pods;
 
 /// A snapshot that is due, on a busy machine.
@@ -305,8 +306,12 @@ fn a_member_without_a_quorum_is_not_saved_unasked_and_a_corrupt_one_removes_noth
         })
     };
     alarm(etcd_client::AlarmAction::Activate);
-    let out = save(&["--keep", "1"]);
+    let out = save(&["--keep", "1", "-o", "json"]);
     assert!(out.status.code() == Some(1) && error_of(&out).contains("alarm CORRUPT"), "{}", error_of(&out));
+    // It is saved all the same, and programs are told so.
+    let report: Value = serde_json::from_slice(&out.stdout).expect("a report");
+    assert!(report["error"].as_str().is_some_and(|error| error.contains("alarm CORRUPT")), "{report}");
+    assert!(Path::new(report["target"].as_str().expect("a path")).is_file(), "{report}");
     assert_eq!(files(&place).len(), 2, "an older one was removed");
     alarm(etcd_client::AlarmAction::Deactivate);
 
