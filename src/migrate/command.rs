@@ -25,21 +25,23 @@ use crate::disk::{Disk, parent_of};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
+use crate::snapshot::fetched::{InBucket, is_in_bucket};
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it; datadir:PATH, the data
     /// dir of an etcd that was stopped and is its cluster's only member; snapshot:PATH, a file that `etcdctl snapshot
-    /// save` wrote; etcd:URL, a snapshot of a running etcd as of now.
+    /// save` wrote, or snapshot:s3://BUCKET/PREFIX/NAME, which is fetched beside the target for that time (endpoint, region
+    /// and credentials as for `syncer snapshot`); etcd:URL, a snapshot of a running etcd as of now.
     #[arg(long, value_name = "KIND:PLACE")]
     pub from: Place,
     /// What to make: datadir:PATH, a new data dir of etcd with a single member; sqlite:PATH, a new state.db for kine or
     /// k3s (from etcd's stores).
     #[arg(long, value_name = "KIND:PLACE")]
     pub to: Place,
-    /// Read everything and say what would happen; nothing of it stays. The snapshot of a running etcd, and a copy of a data
-    /// dir whose log etcd must replay, are written beside the target for that time; 256 MiB of the volume are left free.
+    /// Read everything and say what would happen; nothing of it stays. The snapshot of a running etcd or of a bucket, and a copy
+    /// of a data dir whose log etcd must replay, are written beside the target for that time; 256 MiB of the volume are left free.
     #[arg(long)]
     pub dry_run: bool,
     /// How thoroughly to compare the target, a running etcd or the file read back, with the source before it is put in
@@ -92,7 +94,7 @@ pub enum Place {
     Sqlite(PathBuf),
     /// A data dir of etcd.
     Datadir(PathBuf),
-    /// A file that holds etcd's backend.
+    /// A file that holds etcd's backend, or `s3://BUCKET/PREFIX/NAME`.
     Snapshot(PathBuf),
     /// A running etcd.
     Etcd(String),
@@ -106,9 +108,7 @@ impl FromStr for Place {
             Some((_, "")) => Err("nothing stands behind the colon".to_owned()),
             Some(("sqlite", path)) => Ok(Place::Sqlite(path.into())),
             Some(("datadir", path)) => Ok(Place::Datadir(path.into())),
-            Some(("snapshot", path)) if path.starts_with("s3://") => {
-                Err("is in a bucket: fetch it first (`aws s3 cp`), or use `syncer snapshot restore`".to_owned())
-            }
+            Some(("s3", _)) => Err("must be snapshot:s3://BUCKET/PREFIX/NAME.db".to_owned()),
             Some(("snapshot", path)) => Ok(Place::Snapshot(path.into())),
             Some(("etcd", url)) => Ok(Place::Etcd(url.to_owned())),
             _ => Err("must be sqlite:PATH, datadir:PATH, snapshot:PATH or etcd:URL".to_owned()),
@@ -121,6 +121,10 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     let source = match &args.from {
         Place::Sqlite(path) => Origin::Sqlite(absolute(path)?),
         Place::Datadir(path) => Origin::Datadir(absolute(path)?),
+        Place::Snapshot(path) if is_in_bucket(path) => {
+            InBucket::named(path)?;
+            Origin::Bucket(path.clone())
+        }
         Place::Snapshot(path) => Origin::Snapshot(absolute(path)?),
         Place::Etcd(url) => Origin::Etcd(args.tls.endpoint(url)?),
     };

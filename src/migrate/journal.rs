@@ -123,7 +123,7 @@ const fn not_noted() -> Revision {
 }
 
 impl SourceFile {
-    /// Whether it is a running etcd, named by its URL.
+    /// Whether it is a running etcd or a snapshot in a bucket, named by its URL.
     pub fn is_remote(&self) -> bool {
         is_url(&self.path)
     }
@@ -131,7 +131,7 @@ impl SourceFile {
 
 /// Whether a source is named by a URL rather than a path.
 fn is_url(source: &Path) -> bool {
-    source.to_str().is_some_and(|text| text.starts_with("https://") || text.starts_with("http://"))
+    source.to_str().is_some_and(|text| ["https://", "http://", "s3://"].iter().any(|scheme| text.starts_with(scheme)))
 }
 
 impl Journal {

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use super::backend::datadir;
 use super::commit::{self, commit, move_strays};
 use super::convert::Warnings;
 use super::estimate;
@@ -140,7 +141,7 @@ fn moved<T: Target>(
     let (store, ready) = std::thread::scope(|scope| {
         let etcd = &journey.etcd;
         let ready = scope.spawn(move || T::ready(etcd));
-        let copy = Aside::alone(commit::with_suffix(journey.target.path(), ".source"), journey.spare);
+        let copy = Aside::alone(copy_of_source(journey.target.path()), journey.spare);
         // It is of the folder that has the journal, and the source's too if that lies there.
         let folder = |path: &Path| parent_of(path).canonicalize().ok();
         let beside = folder(journey.source.path()) == folder(&journey.journal);
@@ -283,7 +284,22 @@ pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Resul
             ),
         ));
     }
+    forget_copy(disk, journey.target.path())?;
     done(disk, T::POINTS, &journey.journal, journal, unix_seconds()).map(Some)
+}
+
+/// Where a copy of the source stands, if one must be made.
+fn copy_of_source(target: &Path) -> PathBuf {
+    commit::with_suffix(target, ".source")
+}
+
+/// Removes that of a killed attempt.
+fn forget_copy(disk: &dyn Disk, target: &Path) -> anyhow::Result<()> {
+    let copy = copy_of_source(target);
+    if copy.is_file() {
+        return disk.forget_file(&copy).context("remove the copy of the source");
+    }
+    datadir::forget(disk, &copy)
 }
 
 /// The journal of a journey that is done: from the same source, which is as it was, and what was made is there.

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
 use super::backend::datadir::{self, Replay};
 use super::backend::{name_backend, snapshot};
 use super::fenced::Fenced;
@@ -16,6 +18,7 @@ use crate::datadir::writer::backend_of;
 use crate::disk::Disk;
 use crate::etcd::client::EtcdEndpoint;
 use crate::scratch::Aside;
+use crate::snapshot::fetched::InBucket;
 
 /// How long another process may take to let go of a store: an API server that is just being killed.
 pub const WAIT_FOR_HOLDER: Duration = Duration::from_secs(2);
@@ -29,6 +32,8 @@ pub enum Origin {
     Datadir(PathBuf),
     /// A file with etcd's backend.
     Snapshot(PathBuf),
+    /// A snapshot in a bucket, `s3://BUCKET/PREFIX/NAME`.
+    Bucket(PathBuf),
     /// A running etcd.
     Etcd(EtcdEndpoint),
     /// A running etcd with our fence around it.
@@ -41,12 +46,12 @@ impl Origin {
         match self {
             Origin::Etcd(etcd) => Path::new(&etcd.url),
             Origin::Fenced(fenced) => Path::new(&fenced.given().url),
-            Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) => path,
+            Origin::Sqlite(path) | Origin::Datadir(path) | Origin::Snapshot(path) | Origin::Bucket(path) => path,
         }
     }
 
     /// Opens it, so that nobody else writes to it meanwhile. A data dir whose log must be replayed is copied to `copy`,
-    /// and `etcd` replays it there; a running etcd's snapshot goes there too. It is removed when the source is dropped. `lock` is that of the directory that
+    /// and `etcd` replays it there; a running etcd's snapshot goes there too, and one from a bucket. It is removed when the source is dropped. `lock` is that of the directory that
     /// holds the data dir, if the caller has it.
     pub fn open(
         &self,
@@ -62,6 +67,7 @@ impl Origin {
                 Box::new(datadir::open(disk, path, &replay)?)
             }
             Origin::Snapshot(path) => Box::new(snapshot::open(path)?),
+            Origin::Bucket(place) => Box::new(remote::fetched(disk, place, copy)?),
             Origin::Etcd(etcd) => Box::new(remote::open(disk, etcd, copy, Alarms::None, None)?),
             Origin::Fenced(fenced) => Box::new(fenced.open(disk, copy)?),
         })
@@ -72,6 +78,14 @@ impl Origin {
         let (file, beside) = match self {
             Origin::Etcd(etcd) => return Ok(remote::revision(etcd)? == journal.source_revision),
             Origin::Fenced(fenced) => return Ok(remote::revision(fenced.given())? == journal.source_revision),
+            // One that was put there since is another, though it may have the same name and length.
+            Origin::Bucket(place) => {
+                let begun = i64::try_from(journal.started)?;
+                let same = |(bytes, put): (u64, OffsetDateTime)| {
+                    bytes == journal.source.bytes && put.unix_timestamp() <= begun
+                };
+                return Ok(InBucket::named(place)?.look()?.is_some_and(same));
+            }
             // Whoever writes to its log writes to its backend, a moment later or when it is started again.
             Origin::Datadir(dir) => (backend_of(dir), None),
             Origin::Snapshot(path) => (path.clone(), None),
@@ -86,7 +100,7 @@ impl Origin {
     pub fn name_in(&self, error: anyhow::Error) -> anyhow::Error {
         match self {
             Origin::Sqlite(path) => name_source(error, path),
-            Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Etcd(_) | Origin::Fenced(_) => {
+            Origin::Datadir(_) | Origin::Snapshot(_) | Origin::Bucket(_) | Origin::Etcd(_) | Origin::Fenced(_) => {
                 name_backend(error, self.path())
             }
         }

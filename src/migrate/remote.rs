@@ -1,4 +1,5 @@
-//! A running etcd, read by its own snapshot: Maintenance.Snapshot, streamed into a file beside the target.
+//! What is not on this machine: a snapshot in a bucket, which is fetched into a file beside the target, or
+//! a running etcd, read by its own snapshot: Maintenance.Snapshot, streamed into a file beside the target.
 //!
 //! The stream ends with a checksum over what came before, so that one which broke off is never taken for a whole one. It
 //! is the store as of one revision; what is written later is not in it, and the source is not fenced.
@@ -20,6 +21,7 @@ use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, SnapshotStream}
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::Revision;
 use crate::scratch::{Aside, Place};
+use crate::snapshot::fetched::InBucket;
 
 /// How long etcd may take to tell its state.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -139,6 +141,21 @@ pub fn open(
         return Err(refused(etcd, anyhow::anyhow!(what)));
     }
     store.name_and_keep(etcd.url.clone(), Box::new(kept));
+    Ok(store)
+}
+
+/// Copies a snapshot in a bucket into `copy` and opens it; the file is removed when the store is dropped.
+///
+/// # Errors
+/// [`Exit::RefusedSource`] if it is not there, or is none.
+pub fn fetched(disk: &dyn Disk, place: &Path, copy: &Aside) -> anyhow::Result<BackendStore> {
+    let aside = copy.place(disk)?;
+    let file = aside.path.clone();
+    remove(disk, &file)?;
+    let kept = Downloaded(aside);
+    InBucket::named(place)?.fetch(disk, &file)?;
+    let mut store = snapshot::open(&file)?;
+    store.name_and_keep(place.display().to_string(), Box::new(kept));
     Ok(store)
 }
 

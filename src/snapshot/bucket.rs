@@ -16,6 +16,8 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path as ObjectPath;
 use object_store::{BackoffConfig, Error, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig};
 
+use time::OffsetDateTime;
+
 use super::digest::SnapshotDigest;
 use super::https::Connections;
 use super::name::SnapshotName;
@@ -143,6 +145,16 @@ impl Bucket {
         let upload = within(store.put_multipart(&object)).await?.map_err(|e| self.failed(e))?;
         let (bucket, parts, digest) = (self.clone(), Parts::of(upload), SnapshotDigest::default());
         Ok(BucketUpload { bucket, store, name, parts, digest })
+    }
+
+    /// The length of the object `name`, and when it was put there; `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Bucket::list`].
+    pub async fn look(&self, name: &str) -> anyhow::Result<Option<(u64, OffsetDateTime)>> {
+        let Some(meta) = self.head(&self.store()?, name).await? else { return Ok(None) };
+        let put = OffsetDateTime::from_unix_timestamp(meta.last_modified.timestamp());
+        Ok(Some((meta.size, put.context("read when it was put there")?)))
     }
 
     async fn head(&self, store: &AmazonS3, name: &str) -> anyhow::Result<Option<ObjectMeta>> {

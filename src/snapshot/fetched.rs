@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 
 use super::bucket::Bucket;
@@ -12,6 +13,8 @@ use crate::migrate::progress::{Meter, Show, shown};
 use crate::scratch::Scratch;
 use crate::settings::provenance::without_user;
 
+/// How a place in a bucket begins.
+const SCHEME: &str = "s3://";
 /// The beginning of the name of the folder that a copy is in.
 const FETCHED: &str = ".syncer-fetched";
 
@@ -28,15 +31,10 @@ impl Fetched {
     /// # Errors
     /// As [`Bucket::fetch`].
     pub fn from(place: &Path, disk: &dyn Disk, scratch: &Path, runtime: &Runtime) -> anyhow::Result<Self> {
-        let Some(rest) = place.to_str().and_then(|place| place.strip_prefix("s3://")) else {
+        if !is_in_bucket(place) {
             return Ok(Fetched { path: place.to_owned(), _copied: None });
-        };
-        let parsed = Bucket::parse(rest).map(Bucket::split);
-        let (bucket, name) = match parsed {
-            Ok((bucket, Some(name))) => (bucket, name),
-            Ok((bucket, None)) => return Err(misnamed(place, &format!("{bucket} is a bucket"))),
-            Err(what) => return Err(misnamed(place, &what)),
-        };
+        }
+        let InBucket { bucket, name } = InBucket::named(place)?;
         let what = || format!("copy {name} to {}", scratch.display());
         let copied = Scratch::make(disk, scratch, FETCHED).with_context(what)?;
         let path = copied.path(&name);
@@ -51,6 +49,54 @@ impl Fetched {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether this names something in a bucket rather than a path.
+pub fn is_in_bucket(place: &Path) -> bool {
+    place.to_str().is_some_and(|place| place.starts_with(SCHEME))
+}
+
+/// A snapshot in a bucket.
+pub struct InBucket {
+    bucket: Bucket,
+    name: String,
+}
+
+impl InBucket {
+    /// The one at `s3://BUCKET/PREFIX/NAME`.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`]: that names none.
+    pub fn named(place: &Path) -> anyhow::Result<InBucket> {
+        let text = place.to_string_lossy();
+        match Bucket::parse(text.strip_prefix(SCHEME).unwrap_or_default()).map(Bucket::split) {
+            Ok((bucket, Some(name))) => Ok(InBucket { bucket, name }),
+            Ok((bucket, None)) => Err(misnamed(place, &format!("{bucket} is a bucket"))),
+            Err(what) => Err(misnamed(place, &what)),
+        }
+    }
+
+    /// Copies it to the new file `to`.
+    ///
+    /// # Errors
+    /// As [`Bucket::fetch`].
+    pub fn fetch(&self, disk: &dyn Disk, to: &Path) -> anyhow::Result<()> {
+        waited_for(self.bucket.fetch(disk, &self.name, to, &Meter::default())).map(drop)
+    }
+
+    /// Its length, and when it was put there; `None` if it is not there.
+    ///
+    /// # Errors
+    /// As [`Bucket::list`].
+    pub fn look(&self) -> anyhow::Result<Option<(u64, OffsetDateTime)>> {
+        waited_for(self.bucket.look(&self.name))
+    }
+}
+
+/// Waits on a journey's own thread.
+fn waited_for<T>(asked: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    runtime.block_on(asked)
 }
 
 fn misnamed(place: &Path, what: &str) -> anyhow::Error {

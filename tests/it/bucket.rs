@@ -1,5 +1,7 @@
 //! Snapshots in a bucket of a real S3 server.
 
+mod moved;
+
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 

@@ -1,0 +1,74 @@
+//! `syncer migrate` from a snapshot in a bucket.
+
+use std::path::Path;
+
+use super::*;
+
+fn migrate(server: &VersityGw, from: &str, to: &Path) -> Command {
+    let mut command = Command::new(syncer());
+    command.args(["migrate", "--from", from, "--to"]).arg(format!("datadir:{}", to.display()));
+    command.args(["-o", "json", "--etcd"]).arg(program("etcd", "3.6")).env_clear().envs(server.env());
+    command
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_snapshot_in_a_bucket_becomes_a_store() {
+    let server = VersityGw::start(false, &["backups"]);
+    let home = tempfile::tempdir().unwrap();
+    let etcd = etcd(home.path());
+    let url = etcd.spec.client_url();
+    let save = ["save", "--to", "s3://backups/vc", "--endpoint", &url, "--name", "vc", "-o", "json"];
+    let saved = json(&ran(&mut snapshot(&server, &save)));
+    let volume = home.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let (at, to) = (saved["target"].as_str().expect("a place").to_owned(), volume.join("etcd"));
+    let from = format!("snapshot:{at}");
+
+    let told = json(&ran(migrate(&server, &from, &to).arg("--dry-run")));
+    assert_eq!((&told["source"], &told["revision"]), (&at.as_str().into(), &saved["sourceRevision"]));
+    assert!(names(&volume).is_empty(), "{:?}", names(&volume));
+
+    // Killed on the way, and when it is in place.
+    for point in ["source-half-fetched", "migrate-written", "migrate-after-flip"] {
+        let out = ran(migrate(&server, &from, &to).env("SYNCER_CRASH_AT", point));
+        assert_eq!(out.status.code(), None, "{point}: {}", error_of(&out));
+        let report = json(&ran(&mut migrate(&server, &from, &to)));
+        let committed = point == "migrate-after-flip";
+        assert_eq!(report["movedBefore"].as_bool().unwrap_or(false), committed, "{point}: {report}");
+        if !committed {
+            assert_eq!((&report["source"], &report["revision"]), (&at.as_str().into(), &saved["sourceRevision"]));
+        }
+        assert_eq!(json(&ran(&mut migrate(&server, &from, &to)))["movedBefore"], true);
+        let left: Vec<_> = names(&volume).into_iter().filter(|name| name != ".syncer.lock").collect();
+        assert_eq!(left, ["etcd", "etcd.migration.journal"], "{point}");
+        let status = Command::new(program("etcdutl", "3.6"))
+            .args(["hashkv", "-w", "json"])
+            .arg(to.join("member/snap/db"))
+            .output()
+            .expect("etcdutl runs");
+        assert!(status.status.success(), "{}", error_of(&status));
+        std::fs::remove_dir_all(&to).unwrap();
+        std::fs::remove_file(volume.join("etcd.migration.journal")).unwrap();
+    }
+
+    for (from, code, want) in [
+        ("snapshot:s3://backups/vc/vc-20990101T000000Z.db", 4, "there is no vc-20990101T000000Z.db in s3://backups/vc"),
+        ("snapshot:s3://backups", 2, "name a snapshot"),
+        ("s3://backups/vc/x.db", 2, "snapshot:s3://BUCKET/PREFIX/NAME.db"),
+        ("snapshot:s3://id:s3cret@backups/x.db", 2, "credentials"),
+    ] {
+        for dry in [None, Some("--dry-run")] {
+            let out = ran(migrate(&server, from, &to).args(dry));
+            assert_eq!(out.status.code(), Some(code), "{from}: {}", error_of(&out));
+            assert!(error_of(&out).contains(want) && !error_of(&out).contains("s3cret"), "{from}: {}", error_of(&out));
+        }
+    }
+    assert!(!to.exists());
+}
