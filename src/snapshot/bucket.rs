@@ -215,6 +215,11 @@ impl Bucket {
     }
 }
 
+/// Another save of the same second was there first: this one is to be taken again, with a name of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("another save has given its snapshot this name meanwhile")]
+pub struct NameTaken;
+
 /// A snapshot that goes up. Dropped, it leaves parts that nobody lists; buckets have a rule that removes such
 /// (`AbortIncompleteMultipartUpload`). [`BucketUpload::abort`] leaves none, nor does a commit that fails.
 pub struct BucketUpload {
@@ -243,7 +248,7 @@ impl BucketUpload {
     /// Checks that what came is whole, and gives it its name; its length in bytes.
     ///
     /// # Errors
-    /// The checksum is wrong, or not all has arrived in the bucket: there is no snapshot then.
+    /// The checksum is wrong, or not all has arrived in the bucket: there is no snapshot then. [`NameTaken`].
     pub async fn commit(self) -> anyhow::Result<u64> {
         let bytes = self.digest.bytes();
         if let Err(error) = self.digest.finish() {
@@ -252,7 +257,10 @@ impl BucketUpload {
         }
         crate::crash_point!("snapshot-before-commit");
         let BucketUpload { parts, bucket, .. } = self;
-        parts.complete().await.map_err(|e| bucket.failed(e))?;
+        parts.complete().await.map_err(|e| match e {
+            Error::Precondition { .. } | Error::AlreadyExists { .. } => NameTaken.into(),
+            e => bucket.failed(e),
+        })?;
         crate::crash_point!("snapshot-committed");
         let name = self.name.to_string();
         let kept = bucket.head(&self.store, &name).await?.map(|meta| meta.size);

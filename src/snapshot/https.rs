@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use async_trait::async_trait;
 use http_body_util::BodyExt;
+use hyper::header::{HeaderValue, IF_NONE_MATCH};
+use hyper::{Method, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as TcpConnector;
@@ -71,10 +73,32 @@ impl HttpConnector for Connections {
     }
 }
 
+/// What servers say that do not know a condition.
+const DOES_NOT_KNOW: [StatusCode; 2] = [StatusCode::BAD_REQUEST, StatusCode::NOT_IMPLEMENTED];
+
+/// The request by which the parts of an object are put together, on the condition that there is none of its name: the library
+/// asks for that without one. `None` if it is another.
+fn once(request: &HttpRequest) -> Option<HttpRequest> {
+    let completes = |query: &str| query.split('&').any(|part| part.starts_with("uploadId="));
+    if request.method() != Method::POST || !request.uri().query().is_some_and(completes) {
+        return None;
+    }
+    let mut once = request.clone();
+    once.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
+    Some(once)
+}
+
 #[async_trait]
 impl HttpService for Connections {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let answer = answered(self.client.request(request)).await?;
+        let answer = match once(&request) {
+            None => answered(self.client.request(request)).await?,
+            Some(once) => match answered(self.client.request(once)).await? {
+                // Such a server takes the place of what is there, as all did once.
+                answer if DOES_NOT_KNOW.contains(&answer.status()) => answered(self.client.request(request)).await?,
+                answer => answer,
+            },
+        };
         let (head, body) = answer.into_parts();
         let body = body.map_err(|e| HttpError::new(kind(&e), e));
         Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))

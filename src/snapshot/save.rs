@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, NameTaken};
 use super::check::{StoreContent, content};
 use super::digest::SnapshotDigest;
 use super::directory::{Directory, Upload};
@@ -22,6 +22,9 @@ use crate::migrate::space;
 
 /// Pieces between etcd and the disk; etcd sends 64 KiB at a time.
 const IN_FLIGHT: usize = 16;
+
+/// How often another save may take a name that was free when this one began.
+const AT_ONCE: u32 = 3;
 
 /// For one answer of etcd.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -56,11 +59,21 @@ pub async fn save<D: Disk + Clone + 'static>(
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
     meter.begin_save(size);
-    let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
-    match target {
-        Target::Directory(dir) => into_directory(disk, stream, dir, name, size, meter).await,
-        Target::Bucket(bucket) => into_bucket(stream, bucket, name, meter).await,
+    for again in 0.. {
+        let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
+        let saved = match target {
+            Target::Directory(dir) => into_directory(disk, stream, dir, name, size, meter).await,
+            Target::Bucket(bucket) => into_bucket(stream, bucket, name, meter).await,
+        };
+        match saved {
+            Err(error) if error.is::<NameTaken>() && again < AT_ONCE => {
+                tracing::info!(%target, "{error:#}; it is taken again");
+                meter.begin_save(size);
+            }
+            saved => return saved,
+        }
     }
+    bail!("no snapshot was taken")
 }
 
 /// Whether etcd has found that its members differ: what is taken then may be damaged, and takes no older snapshot's place.

@@ -6,7 +6,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use syncer::snapshot::name::SnapshotName;
+use time::OffsetDateTime;
 
 use crate::snapshot::own_of_2024;
 use crate::support::etcd::{Etcd, EtcdSpec, output, program, run};
@@ -182,6 +185,49 @@ fn a_save_that_fails_leaves_nothing_that_looks_whole() {
         }
     }
     assert_eq!(server.objects("backups", "").len(), 1);
+}
+
+/// Of two saves of one second neither takes the other's place, whichever is the first to be whole.
+#[test]
+fn a_name_that_another_save_has_taken_meanwhile_is_left_to_it() {
+    let server = VersityGw::start(false, &["backups"]);
+    let home = tempfile::tempdir().unwrap();
+    let etcd = etcd(home.path());
+    let url = etcd.spec.client_url();
+    let save = ["save", "--to", "s3://backups", "--endpoint", &url, "--name", "vc", "-o", "json"];
+    let name = |saved: &Value| saved["snapshot"]["name"].as_str().expect("a name").parse::<SnapshotName>().unwrap();
+    let mut others = vec![name(&json(&ran(&mut snapshot(&server, &save))))];
+    let mut halted = snapshot(&server, &save);
+    halted.env("SYNCER_HALT_AT", "snapshot-before-commit").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let halted = halted.spawn().expect("syncer starts");
+    let stat = format!("/proc/{}/stat", halted.id());
+    poll("it halts", SOON, || {
+        let stat = std::fs::read_to_string(&stat).ok()?;
+        stat.rsplit_once(") ")?.1.starts_with('T').then_some(())
+    });
+    // Whichever second it was.
+    let now = OffsetDateTime::now_utc();
+    while others.last().is_some_and(|last| last.taken() <= now) {
+        let next = others.last().expect("a name").later();
+        server.put("backups", &next.to_string(), "another's");
+        others.push(next);
+    }
+    let pid = Pid::from_raw(i32::try_from(halted.id()).expect("a pid fits"));
+    let going = std::thread::spawn(move || halted.wait_with_output().expect("it ends"));
+    // It halts again when it is taken again.
+    poll("it ends", SOON, || {
+        let _ = kill(pid, Signal::SIGCONT);
+        going.is_finished().then_some(())
+    });
+    let out = going.join().expect("it ends");
+    assert!(error_of(&out).contains("it is taken again"), "{}", error_of(&out));
+    let saved = name(&json(&out));
+    assert!(!others.contains(&saved), "{saved} took another's place");
+    for other in &others[1..] {
+        assert_eq!(std::fs::read(server.object("backups", &other.to_string())).unwrap(), b"another's", "{other}");
+    }
+    assert_eq!((server.objects("backups", "").len(), server.uploads("backups")), (others.len() + 1, 0));
+    json(&ran(&mut snapshot(&server, &["verify", &format!("s3://backups/{saved}"), "-o", "json"])));
 }
 
 #[test]

@@ -9,7 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use object_store::ObjectStoreExt;
+use object_store::aws::AmazonS3Builder;
+use syncer::snapshot::https::Connections;
 
+use super::etcd::run;
 use super::{free_port, part, poll};
 
 /// What gives access to all of it.
@@ -102,6 +106,21 @@ impl VersityGw {
         let folders =
             |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("read").path());
         folders(self.object(bucket, ".sgwtmp/multipart")).flat_map(folders).count()
+    }
+
+    /// Puts an object, as a client does: what is only a file in the folder is none for a condition. Without TLS.
+    pub fn put(&self, bucket: &str, key: &str, bytes: &'static str) {
+        let store = AmazonS3Builder::new()
+            .with_endpoint(format!("http://127.0.0.1:{}", self.port))
+            .with_allow_http(true)
+            .with_region("us-east-1")
+            .with_access_key_id(ACCESS_KEY)
+            .with_secret_access_key(SECRET_KEY)
+            .with_bucket_name(bucket)
+            .with_http_connector(Connections::new().expect("connections"))
+            .build()
+            .expect("a bucket");
+        run(async { store.put(&key.into(), bytes.into()).await }).expect("put an object");
     }
 
     /// The file of an object.
