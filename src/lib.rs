@@ -26,7 +26,7 @@
 //! (which the model checker in `tests/model` explores as they are), the arguments of etcd, the supervisor's transitions,
 //! what a DNS answer says and when to ask.
 //! Formats, documented byte by byte: [`datadir`]. All fsync and rename: [`disk`]. Places where tests kill the
-//! process: [`crash_point`].
+//! process: [`crash_point`]. What is written for a moment on a volume that others use: [`scratch`].
 //!
 //! `syncer plan` shows the facts, the decision and its rule: [`plan`].
 //! What the host cluster's API says and keeps: [`host`].
