@@ -6,7 +6,7 @@
 //!   every 15 s; every fourth time one for our own name as well: five to seven a minute with the jitter. Failures
 //!   double the time between up to 60 s, as each may cost one datagram to each of up to three servers.
 //! * **When somebody wants to know** (booting, joining, scaling): 20 at once, then one every 2 s. An answer is not asked
-//!   for again while its TTL runs, a failure not before 0.25 s, doubling up to 10 s. Every time is jittered by a quarter,
+//!   for again while its TTL runs, a failure not before 0.1 s, doubling up to 10 s. Every time is jittered by a quarter,
 //!   so that pods started together do not ask together.
 
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ impl Default for Pace {
             rest: Duration::from_secs(15),
             rest_max: Duration::from_secs(60),
             own_every: 4,
-            retry: Duration::from_millis(250),
+            retry: Duration::from_millis(100),
             retry_max: Duration::from_secs(10),
             burst: 20,
             refill: Duration::from_secs(2),
@@ -265,7 +265,7 @@ mod tests {
         assert_eq!(memory.next(&1, now), Next::Ask);
         memory.learn(&1, Answer::Absent { ttl: ms(0) }, 1, now, 0.5);
         let (at, _) = later(memory.next(&1, now));
-        assert_eq!(at, now + ms(250));
+        assert_eq!(at, now + ms(100));
         assert_eq!(memory.next(&1, at), Next::Ask);
     }
 
@@ -281,11 +281,11 @@ mod tests {
             waits.push((at - now).as_millis());
             now = at;
         }
-        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 10000, 10000]);
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10000]);
         assert_eq!(memory.next(&1, now), Next::Ask);
         memory.learn(&1, Answer::Present { value: 1, ttl: ms(0) }, 1, now, 0.5);
         let (at, _) = later(memory.next(&1, now));
-        assert_eq!(at - now, ms(250));
+        assert_eq!(at - now, ms(100));
     }
 
     #[test]
@@ -299,8 +299,8 @@ mod tests {
         memory.doubt(&1);
         memory.doubt(&2);
         assert!(matches!(memory.next(&1, now), Next::Later { .. }));
-        assert_eq!(memory.next(&1, now + ms(250)), Next::Ask);
-        assert!(matches!(memory.next(&2, now + ms(250)), Next::Known(_)), "what is there is not doubted");
+        assert_eq!(memory.next(&1, now + ms(100)), Next::Ask);
+        assert!(matches!(memory.next(&2, now + ms(100)), Next::Known(_)), "what is there is not doubted");
     }
 
     #[test]
@@ -311,8 +311,8 @@ mod tests {
         memory.doubt_unless(&1, |value| *value == 7);
         assert!(matches!(memory.next(&1, now), Next::Known(_)));
         memory.doubt_unless(&1, |value| *value == 8);
-        assert_eq!(later(memory.next(&1, now)).0, now + ms(250));
-        assert_eq!(memory.next(&1, now + ms(250)), Next::Ask);
+        assert_eq!(later(memory.next(&1, now)).0, now + ms(100));
+        assert_eq!(memory.next(&1, now + ms(100)), Next::Ask);
     }
 
     #[test]

@@ -11,21 +11,17 @@ use super::commit::with_suffix;
 use super::estimate::{Estimate, estimate};
 use super::journal::Journal;
 use super::journey::{self, Commit, Journey, Outcome};
-use super::origin::{Origin, WAIT_FOR_HOLDER};
+use super::origin::{KINDS, Origin, WAIT_FOR_HOLDER, absolute};
 use super::progress::Show;
 use super::sink::{Made, Target};
-use super::sqlite;
-use super::to_datadir::DatadirTarget;
-use super::to_sqlite::SqliteTarget;
 use super::verify::Verify;
+use super::{to_datadir, to_sqlite};
 use crate::datadir::MemberIdentity;
 use crate::datadir::identity::IdentityError;
 use crate::datadir::lock::{LOCK_FILE, LockError, PassingLock};
 use crate::disk::{Disk, parent_of};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
-use crate::ids::Revision;
-use crate::snapshot::fetched::{InBucket, is_in_bucket};
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
@@ -87,30 +83,36 @@ pub enum Output {
     Json,
 }
 
-/// A store and where it is.
+/// A kind of store that is made.
+pub struct TargetKind {
+    /// The word before the colon.
+    pub name: &'static str,
+    /// Makes it of a store at a path, as the arguments say; gives what is to be written to standard output.
+    pub make: fn(disk: &dyn Disk, args: &Args, source: Origin, path: PathBuf) -> anyhow::Result<String>,
+}
+
+/// What `syncer migrate` makes.
+const TARGETS: [&TargetKind; 2] = [&to_datadir::KIND, &to_sqlite::KIND];
+
+/// A store of a known kind, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A SQLite file of kine's.
-    Sqlite(PathBuf),
-    /// A data dir of etcd.
-    Datadir(PathBuf),
-    /// A file that holds etcd's backend, or `s3://BUCKET/PREFIX/NAME`.
-    Snapshot(PathBuf),
-    /// A running etcd.
-    Etcd(String),
+pub struct Place {
+    /// What stands before the colon.
+    pub kind: &'static str,
+    /// What stands behind it.
+    pub place: String,
 }
 
 impl FromStr for Place {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some((_, "")) => Err("nothing stands behind the colon".to_owned()),
-            Some(("sqlite", path)) => Ok(Place::Sqlite(path.into())),
-            Some(("datadir", path)) => Ok(Place::Datadir(path.into())),
-            Some(("s3", _)) => Err("must be snapshot:s3://BUCKET/PREFIX/NAME.db".to_owned()),
-            Some(("snapshot", path)) => Ok(Place::Snapshot(path.into())),
-            Some(("etcd", url)) => Ok(Place::Etcd(url.to_owned())),
+        let (kind, place) = text.split_once(':').unwrap_or_default();
+        let mut known = KINDS.iter().map(|kind| kind.name).chain(TARGETS.iter().map(|kind| kind.name));
+        match (known.find(|known| *known == kind), place) {
+            (_, "") if text.ends_with(':') => Err("nothing stands behind the colon".to_owned()),
+            (Some(kind), place) => Ok(Place { kind, place: place.to_owned() }),
+            _ if kind == "s3" => Err("must be snapshot:s3://BUCKET/PREFIX/NAME.db".to_owned()),
             _ => Err("must be sqlite:PATH, datadir:PATH, snapshot:PATH or etcd:URL".to_owned()),
         }
     }
@@ -118,91 +120,72 @@ impl FromStr for Place {
 
 /// Runs the command; gives what is to be written to standard output.
 pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
-    let source = match &args.from {
-        Place::Sqlite(path) => Origin::Sqlite(absolute(path)?),
-        Place::Datadir(path) => Origin::Datadir(absolute(path)?),
-        Place::Snapshot(path) if is_in_bucket(path) => {
-            InBucket::named(path)?;
-            Origin::Bucket(path.clone())
-        }
-        Place::Snapshot(path) => Origin::Snapshot(absolute(path)?),
-        Place::Etcd(url) => Origin::Etcd(args.tls.endpoint(url)?),
-    };
-    let (Place::Datadir(target) | Place::Sqlite(target)) = &args.to else { return Err(not_yet(args)) };
-    let target = absolute(target)?;
-    let back = matches!(args.to, Place::Sqlite(_));
-    if back && matches!(source, Origin::Sqlite(_)) {
-        return Err(not_yet(args));
-    }
-    if args.rename_source && !matches!(source, Origin::Sqlite(_)) {
+    let source = KINDS.iter().find(|kind| kind.name == args.from.kind).ok_or_else(|| args.not_yet())?;
+    let source = (source.at)(&args.from.place, &args.tls)?;
+    let target = TARGETS.iter().find(|kind| kind.name == args.to.kind).ok_or_else(|| args.not_yet())?;
+    if args.rename_source && !source.is_renamed() {
         let what = "--rename-source renames a state.db alone";
         return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
     }
-    if args.bump_revision > 0 && back {
-        let what = "--bump-revision raises the revision of a data dir alone";
-        return Err(refuse(Exit::Usage, what, "leave it out: kine goes on at the revision that the store has"));
-    }
-    if let Some(folder) = target.parent().filter(|folder| !folder.is_dir()) {
+    let path = absolute(&args.to.place)?;
+    if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
         let what = format!("the folder {} does not exist", folder.display());
         return Err(refuse(Exit::Usage, what, "make it first, or choose another place"));
     }
-    for place in [&args.from, &args.to] {
-        if let Place::Sqlite(path) = place {
-            sqlite::check_path(&absolute(path)?)?;
-        }
-    }
-    if back {
-        return go(disk, args, journey(args, source, SqliteTarget { path: target }));
-    }
-    let identity = identity(args)?;
-    let target = DatadirTarget { path: target, identity, bump: args.bump_revision, least: Revision(0) };
-    go(disk, args, journey(args, source, target))
+    (target.make)(disk, args, source, path)
 }
 
-/// The new cluster's one member.
-fn identity(args: &Args) -> anyhow::Result<MemberIdentity> {
-    let identity = MemberIdentity {
-        name: args.name.clone(),
-        peer_urls: vec![args.peer_url.clone()],
-        client_urls: vec![args.client_url.clone()],
-        token: args.token.clone().unwrap_or_else(fresh_token),
-    };
-    identity.check().map_err(|e| {
-        let (flag, remedy) = match &e {
-            IdentityError::NoName | IdentityError::BadName(_) => ("--name", "give a name such as vc-0"),
-            IdentityError::BadUrl(url) if *url != args.peer_url => ("--client-url", "write it as https://HOST:2379"),
-            IdentityError::BadUrl(_) | IdentityError::NoPeerUrl(_) => ("--peer-url", "write it as https://HOST:2380"),
+impl Args {
+    /// The new cluster's one member.
+    pub(super) fn identity(&self) -> anyhow::Result<MemberIdentity> {
+        let identity = MemberIdentity {
+            name: self.name.clone(),
+            peer_urls: vec![self.peer_url.clone()],
+            client_urls: vec![self.client_url.clone()],
+            token: self.token.clone().unwrap_or_else(fresh_token),
         };
-        refuse(Exit::Usage, format!("{flag}: {e}"), remedy)
-    })?;
-    Ok(identity)
-}
+        identity.check().map_err(|e| {
+            let (flag, remedy) = match &e {
+                IdentityError::NoName | IdentityError::BadName(_) => ("--name", "give a name such as vc-0"),
+                IdentityError::BadUrl(url) if *url != self.peer_url => {
+                    ("--client-url", "write it as https://HOST:2379")
+                }
+                IdentityError::BadUrl(_) | IdentityError::NoPeerUrl(_) => {
+                    ("--peer-url", "write it as https://HOST:2380")
+                }
+            };
+            refuse(Exit::Usage, format!("{flag}: {e}"), remedy)
+        })?;
+        Ok(identity)
+    }
 
-fn not_yet(args: &Args) -> anyhow::Error {
-    refuse(
-        Exit::Usage,
-        format!("moving {} to {} is not in this release", args.from.kind(), args.to.kind()),
-        "it moves sqlite:PATH to datadir:PATH, and datadir:PATH, snapshot:PATH or etcd:URL to datadir:PATH or sqlite:PATH",
-    )
-}
+    /// The refusal of a way that there is not.
+    pub(super) fn not_yet(&self) -> anyhow::Error {
+        refuse(
+            Exit::Usage,
+            format!("moving {} to {} is not in this release", self.from.kind, self.to.kind),
+            "it moves sqlite:PATH to datadir:PATH, and datadir:PATH, snapshot:PATH or etcd:URL to datadir:PATH or sqlite:PATH",
+        )
+    }
 
-/// A journey of this command's arguments.
-fn journey<T: Target>(args: &Args, source: Origin, target: T) -> Journey<T> {
-    Journey {
-        journal: with_suffix(target.path(), ".migration.journal"),
-        source,
-        target,
-        etcd: args.etcd.clone(),
-        verify: args.verify,
-        commit: if args.rename_source { Commit::RenameSource } else { Commit::KeepSource },
-        spare: 0,
-        show: Show::Auto,
-        lock: None,
+    /// A journey of this command's arguments.
+    pub(super) fn journey<T: Target>(&self, source: Origin, target: T) -> Journey<T> {
+        Journey {
+            journal: with_suffix(target.path(), ".migration.journal"),
+            source,
+            target,
+            etcd: self.etcd.clone(),
+            verify: self.verify,
+            commit: if self.rename_source { Commit::RenameSource } else { Commit::KeepSource },
+            spare: 0,
+            show: Show::Auto,
+            lock: None,
+        }
     }
 }
 
 /// Goes the journey, or only looks, and reports.
-fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T>) -> anyhow::Result<String> {
+pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T>) -> anyhow::Result<String> {
     let (from, to) = (journey.source.path().to_owned(), journey.target.path().to_owned());
     let before = |journey: &Journey<T>, journal: &Journal| match (journey.target.otherwise(journal), args.output) {
         (Some(otherwise), _) => Err(refuse(
@@ -255,24 +238,6 @@ fn lock(target: &Path) -> anyhow::Result<PassingLock> {
         ),
         error => anyhow::Error::from(error),
     })
-}
-
-impl Place {
-    fn kind(&self) -> &'static str {
-        match self {
-            Place::Sqlite(_) => "sqlite",
-            Place::Datadir(_) => "datadir",
-            Place::Snapshot(_) => "snapshot",
-            Place::Etcd(_) => "etcd",
-        }
-    }
-}
-
-/// The path from the root: the journal compares paths. A trailing slash would make a name beside it one inside it.
-fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    let whole = std::path::absolute(path)?;
-    let text = whole.as_os_str().to_string_lossy();
-    Ok(if text.len() > 1 && text.ends_with('/') { whole.components().collect() } else { whole })
 }
 
 /// 128 random bits, as text.
@@ -369,7 +334,8 @@ mod tests {
     #[test]
     fn places_are_parsed() {
         let args = parse(&["--from", "sqlite:/a:b", "--to", "datadir:x"]).unwrap();
-        assert_eq!((args.from, args.to), (Place::Sqlite("/a:b".into()), Place::Datadir("x".into())));
+        let place = |kind, place: &str| Place { kind, place: place.to_owned() };
+        assert_eq!((args.from, args.to), (place("sqlite", "/a:b"), place("datadir", "x")));
         assert_eq!((args.verify, args.output, args.rename_source), (Verify::Hash, Output::Text, false));
         for bad in ["", "sqlite", "sqlite:", "mysql:x", "/path"] {
             assert!(parse(&["--from", bad, "--to", "datadir:x"]).is_err(), "{bad}");

@@ -2,8 +2,8 @@
 //!
 //! One pipeline for every journey: a [`source`] sends its live keys in the order of revisions, a [`sink`] takes them,
 //! [`pipeline`] runs both, [`journey`] is the order of durable steps, which survives a kill at any instant by its [`journal`],
-//! [`progress`] shows it. A new kind of source is one file that implements [`source::Source`], a new kind of target one that
-//! implements [`sink::Target`].
+//! [`progress`] shows it. A new kind of source is one file that implements [`origin::Store`] and [`source::Source`], a new kind of
+//! target one that implements [`sink::Target`]; each has a line in a list of kinds.
 //!
 //! Reading order: [`journey`]; [`origin`] (what can be read), [`kine`] and [`convert`] (a SQLite store), [`backend`] and
 //! [`remote`] (etcd's), [`fence`] and [`fenced`] (a running etcd that takes no more writes); [`to_datadir`] with [`verify`] (asks a

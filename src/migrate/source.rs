@@ -1,4 +1,4 @@
-//! Where keys come from. A new kind of source is one file that implements [`Source`].
+//! Where keys come from. A new kind of source is one file: what it is ([`super::origin::Store`]) and how it is read ([`Source`]).
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

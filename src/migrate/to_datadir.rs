@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use super::command::{TargetKind, go};
 use super::commit::with_suffix;
 use super::convert::{DEFAULT_REQUEST_BYTES, LeaseAssigner, LiveKey};
 use super::journal::{self, Journal, Phase, Written};
@@ -102,14 +103,21 @@ impl Made for MadeDatadir {
     }
 }
 
+/// As `syncer migrate` makes it.
+pub(super) const KIND: TargetKind = TargetKind {
+    name: "datadir",
+    make: |disk, args, source, path| {
+        let identity = args.identity()?;
+        let target = DatadirTarget { path, identity, bump: args.bump_revision, least: Revision(0) };
+        go(disk, args, args.journey(source, target))
+    },
+};
+
 impl Journey<DatadirTarget> {
     /// The import of a boot: into `data_dir/etcd`, journalled in `data_dir`.
     pub fn of_boot(source: Origin, data_dir: &Path, identity: MemberIdentity, etcd: PathBuf) -> Self {
         Journey {
-            commit: match source {
-                Origin::Sqlite(_) => Commit::RenameSource,
-                _ => Commit::KeepSource,
-            },
+            commit: if source.is_renamed() { Commit::RenameSource } else { Commit::KeepSource },
             source,
             target: DatadirTarget { path: data_dir.join("etcd"), identity, bump: 0, least: Revision(0) },
             journal: data_dir.join(journal::FILE_NAME),

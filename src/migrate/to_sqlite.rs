@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
+use super::command::{TargetKind, go};
 use super::commit::with_suffix;
 use super::convert::Count;
 use super::journal::{self, Journal, Phase, WrittenFile};
@@ -21,7 +22,7 @@ use super::progress::{Meter, Stage};
 use super::sink::{Built, Made, Target};
 use super::source::{FileState, Source};
 use super::space;
-use super::sqlite::{ReadBack, SqliteSink, SqliteSum, WrittenSqlite};
+use super::sqlite::{ReadBack, SqliteSink, SqliteSum, WrittenSqlite, check_path};
 use super::verify::Verify;
 use crate::crash_point;
 use crate::datadir::quarantine::set_aside;
@@ -80,6 +81,22 @@ impl Made for MadeSqlite {
         lines
     }
 }
+
+/// As `syncer migrate` makes it.
+pub(super) const KIND: TargetKind = TargetKind {
+    name: "sqlite",
+    make: |disk, args, source, path| {
+        if source.is_renamed() {
+            return Err(args.not_yet());
+        }
+        if args.bump_revision > 0 {
+            let what = "--bump-revision raises the revision of a data dir alone";
+            return Err(refuse(Exit::Usage, what, "leave it out: kine goes on at the revision that the store has"));
+        }
+        check_path(&path)?;
+        go(disk, args, args.journey(source, SqliteTarget { path }))
+    },
+};
 
 impl Target for SqliteTarget {
     type Ready = ();
@@ -322,7 +339,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let place = |name: &str| home.path().join(name);
         let journey = Journey {
-            source: Origin::Datadir(place("etcd")),
+            source: Origin::datadir(place("etcd")),
             target: SqliteTarget { path: place("state.db") },
             journal: place("journal"),
             etcd: "etcd".into(),
@@ -378,7 +395,7 @@ mod tests {
         assert!(target.path.exists());
         // By its journal another journey's flip was its commit.
         put(Phase::Importing);
-        let other = Journey { source: Origin::Datadir(place("other")), ..journey.clone() };
+        let other = Journey { source: Origin::datadir(place("other")), ..journey.clone() };
         let earlier = journal::load(&journey.journal).unwrap();
         assert_eq!(crate::exit::exit_of(&target.admit(&other, earlier.as_ref()).unwrap_err()), Exit::RefusedDataDir);
         assert!(target.clear(&RealDisk, &other, earlier.as_ref()).is_err() && target.path.exists());

@@ -174,7 +174,7 @@ fn stage(
         disk.create_dir(&staging).context("make the staging directory")?;
         let here = Fetched::from(&snapshot.place, disk, &staging, runtime)?;
         look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
-        let origin = Origin::Snapshot(here.path().to_owned());
+        let origin = Origin::snapshot(here.path().to_owned());
         let identity = launch::identity(settings, fresh_token());
         let of_boot = Journey::of_boot(origin, &staging, identity, look.program.clone());
         let journey = Journey {
@@ -227,7 +227,7 @@ fn dry_run(
     let look = Look::at(args, settings, runtime)?;
     let here = Fetched::from(&snapshot.place, disk, &std::env::temp_dir(), runtime)?;
     look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
-    let origin = Origin::Snapshot(here.path().to_owned());
+    let origin = Origin::snapshot(here.path().to_owned());
     let found = estimate(disk, &origin, &settings.data_dir, space::needed, &look.program, Show::Auto)?;
     let (needed, free) = (found.needed_bytes.saturating_add(LEFT_FREE), found.free_bytes);
     let revision = Revision(found.revision.max(look.least()).0.saturating_add(look.bump));

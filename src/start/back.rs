@@ -43,7 +43,7 @@ pub async fn migrate(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow:
     // Where the API server looks for it (`serve::distro::Backend::sqlite`).
     let target = stores.into_iter().next().context("there is no place for a SQLite store")?;
     let journey = Journey {
-        source: Origin::Datadir(settings.etcd_dir()),
+        source: Origin::datadir(settings.etcd_dir()),
         target: SqliteTarget { path: target },
         journal: settings.data_dir.join(journal::BACK_FILE_NAME),
         etcd: settings.program("etcd"),

@@ -339,7 +339,7 @@ impl Boot<'_> {
         let pod = self.pod;
         pod.own.runs(None);
         telemetry::set_phase(Phase::Migrate);
-        let outcome = imported(pod, Origin::Sqlite(source.to_owned())).await?;
+        let outcome = imported(pod, Origin::sqlite(source.to_owned())).await?;
         telemetry::set_member(Some(outcome.made.member));
         tracing::info!(
             source = %source.display(),

@@ -88,7 +88,7 @@ pub async fn migrate(pod: &Pod, gate: &Gate) -> anyhow::Result<()> {
 
 async fn moved(pod: &Pod, etcd: &EtcdEndpoint, looked: &fenced::Looked, gate: &Gate) -> anyhow::Result<ImportOutcome> {
     let fenced = fenced::raise(&pod.disk, &pod.settings.data_dir, etcd, looked, gate.clone()).await?;
-    imported(pod, Origin::Fenced(fenced)).await
+    imported(pod, Origin::fenced(fenced)).await
 }
 
 /// Notes that the move is committed.

@@ -36,7 +36,7 @@ fn plan(db: &Path, data_dir: &Path, line: &str) -> Journey<DatadirTarget> {
     Journey {
         verify: Verify::Full,
         show: Show::Nothing,
-        ..Journey::of_boot(Origin::Sqlite(db.to_owned()), data_dir, identity(), program("etcd", line))
+        ..Journey::of_boot(Origin::sqlite(db.to_owned()), data_dir, identity(), program("etcd", line))
     }
 }
 

@@ -58,7 +58,7 @@ fn refused(origin: &Origin, exit: Exit, why: &str) {
 #[test]
 fn a_lease_that_is_not_there_is_kept_and_told() {
     let home = tempfile::tempdir().unwrap();
-    let (leases, warnings) = read(&Origin::Datadir(datadir(home.path(), 3))).unwrap();
+    let (leases, warnings) = read(&Origin::datadir(datadir(home.path(), 3))).unwrap();
     let held = |id, ttl| KeyLease::Held(LeaseRecord { id, ttl });
     assert_eq!(leases, [held(7, 60), held(8, 0), KeyLease::None]);
     assert_eq!(warnings.lost_leases.count, 1);
@@ -71,10 +71,10 @@ fn what_is_no_snapshot_or_not_whole_is_refused() {
     let backend = datadir(home.path(), 500).join("member/snap/db");
     let bytes = std::fs::read(&backend).unwrap();
     let file = home.path().join("file");
-    let snapshot = Origin::Snapshot(file.clone());
+    let snapshot = Origin::snapshot(file.clone());
     refused(&snapshot, Exit::RefusedSource, "nothing of this name");
-    refused(&Origin::Snapshot(home.path().to_owned()), Exit::RefusedSource, "not a regular file");
-    refused(&Origin::Snapshot(backend), Exit::RefusedSource, "the backend of a data dir");
+    refused(&Origin::snapshot(home.path().to_owned()), Exit::RefusedSource, "not a regular file");
+    refused(&Origin::snapshot(backend), Exit::RefusedSource, "the backend of a data dir");
     for (content, why) in [
         (&b""[..], "meta pages"),
         (&[7; 8192], "meta pages"),
@@ -100,10 +100,10 @@ fn what_is_no_snapshot_or_not_whole_is_refused() {
 fn what_is_no_data_dir_or_in_use_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let dir = datadir(home.path(), 5);
-    let origin = Origin::Datadir(dir.clone());
-    refused(&Origin::Datadir(home.path().join("other")), Exit::RefusedSource, "nothing of this name");
-    refused(&Origin::Datadir(dir.join("member/snap/db")), Exit::RefusedSource, "no data dir");
-    refused(&Origin::Datadir(home.path().to_owned()), Exit::RefusedSource, "");
+    let origin = Origin::datadir(dir.clone());
+    refused(&Origin::datadir(home.path().join("other")), Exit::RefusedSource, "nothing of this name");
+    refused(&Origin::datadir(dir.join("member/snap/db")), Exit::RefusedSource, "no data dir");
+    refused(&Origin::datadir(home.path().to_owned()), Exit::RefusedSource, "");
     let backend = File::open(dir.join("member/snap/db")).unwrap();
     backend.lock().unwrap();
     refused(&origin, Exit::RefusedLocked, "an etcd has it open");

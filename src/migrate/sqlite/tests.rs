@@ -58,7 +58,7 @@ fn with_wal(db: &Path) -> PathBuf {
 fn open(dir: &Path) -> Box<dyn Source> {
     let none = Path::new("/nonexistent");
     // Another test that forks may hold the lock for a moment.
-    Origin::Datadir(dir.to_owned())
+    Origin::datadir(dir.to_owned())
         .open(&RealDisk, none, &crate::scratch::Aside::alone(none.to_owned(), 0), None)
         .unwrap()
 }

@@ -260,7 +260,7 @@ pub fn live_of(db: &Path) -> (Live, i64) {
             Ok(())
         }
     }
-    let mut source = syncer::migrate::Origin::Sqlite(db.to_owned())
+    let mut source = syncer::migrate::Origin::sqlite(db.to_owned())
         .open(&RealDisk, Path::new("/nonexistent"), &Aside::alone("/nonexistent".into(), 0), None)
         .expect("open the store");
     let mut read = Read(Live::new());

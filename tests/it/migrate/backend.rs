@@ -163,12 +163,12 @@ fn check_line(line: &'static str) {
     let home = tempfile::tempdir().expect("make a directory");
     let (mut etcd, served) = etcd_with_history(line, home.path(), seed, 400);
     let dir = etcd.spec.data_dir.clone();
-    let datadir = Origin::Datadir(dir.clone());
+    let datadir = Origin::datadir(dir.clone());
 
     // While it runs, its snapshot is what can be read.
     let file = home.path().join("snapshot.db");
     save(&etcd, &file);
-    assert_same(read(&Origin::Snapshot(file.clone()), line, home.path()).expect("read the snapshot"), &served);
+    assert_same(read(&Origin::snapshot(file.clone()), line, home.path()).expect("read the snapshot"), &served);
     let error = read(&datadir, line, home.path()).expect_err("a data dir in use was read");
     assert!(format!("{error:#}").contains("an etcd has it open"), "{error:#}");
 
@@ -201,12 +201,12 @@ fn check_line(line: &'static str) {
     let length = bytes.len();
     std::fs::write(&file, &bytes[..length - 32]).expect("write the file");
     let mut bare =
-        Origin::Snapshot(file.clone()).open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None).expect("open");
+        Origin::snapshot(file.clone()).open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None).expect("open");
     let copied = copy(&mut *bare, &mut Read::default(), &Meter::default()).expect("read it without a checksum");
     assert_eq!(copied.warnings.no_checksums.count, 1);
     bytes[length - 1] ^= 1;
     std::fs::write(&file, &bytes).expect("write the file");
-    let error = read(&Origin::Snapshot(file), line, home.path()).expect_err("a wrong checksum was taken");
+    let error = read(&Origin::snapshot(file), line, home.path()).expect_err("a wrong checksum was taken");
     assert!(format!("{error:#}").contains("checksum"), "{error:#}");
 }
 

@@ -139,7 +139,7 @@ fn of_two_moves_at_once_at_most_one_is_committed() {
         let etcd = endpoint(&source);
         let looked = run(fenced::look(&etcd, None)).expect("a look");
         let first = raised(&source, one.path());
-        let mut store = Origin::Fenced(first)
+        let mut store = Origin::fenced(first)
             .open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None)
             .expect("a snapshot");
         let second = run(fenced::raise(&RealDisk, two.path(), &etcd, &looked, Gate::default()));
@@ -209,7 +209,7 @@ fn what_was_written_in_spite_of_it_is_seen_before_the_commit() {
     let source = Deployed::start("3.6", 1, None);
     source.fill(20);
     let open = |fenced: &Fenced| {
-        let origin = Origin::Fenced(fenced.clone());
+        let origin = Origin::fenced(fenced.clone());
         origin.open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None).expect("a snapshot")
     };
     let fenced = raised(&source, volume.path());

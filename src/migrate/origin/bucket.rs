@@ -1,0 +1,38 @@
+//! A snapshot in a bucket, `s3://BUCKET/PREFIX/NAME`.
+
+use std::path::{Path, PathBuf};
+
+use super::super::remote;
+use super::{Journal, Opening, Origin, Source, Store};
+use crate::snapshot::fetched::InBucket;
+
+#[derive(Debug)]
+struct Bucket(PathBuf);
+
+impl Origin {
+    /// A snapshot in a bucket. It is fetched when it is opened.
+    ///
+    /// # Errors
+    /// The place names none.
+    pub fn bucket(place: PathBuf) -> anyhow::Result<Origin> {
+        InBucket::named(&place)?;
+        Ok(Origin::of(Bucket(place)))
+    }
+}
+
+impl Store for Bucket {
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn open(&self, with: &Opening<'_>) -> anyhow::Result<Box<dyn Source>> {
+        Ok(Box::new(remote::fetched(with.disk, &self.0, with.copy)?))
+    }
+
+    fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
+        // One that was put there since is another, though it may have the same name and length.
+        let begun = i64::try_from(journal.started)?;
+        let there = InBucket::named(&self.0)?.look()?;
+        Ok(there.is_some_and(|(bytes, put)| bytes == journal.source.bytes && put.unix_timestamp() <= begun))
+    }
+}
