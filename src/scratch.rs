@@ -26,9 +26,13 @@ impl Scratch {
     /// Makes `FOLDER/PREFIX.PID-RANDOM`, when those that killed processes have left are gone.
     ///
     /// # Errors
-    /// It cannot be made, or others cannot be removed.
+    /// It cannot be made, as where there is no such folder.
     pub fn make(disk: &dyn Disk, folder: &Path, prefix: &str) -> io::Result<Scratch> {
-        forget_left(disk, folder, prefix)?;
+        if let Err(error) = forget_left(disk, folder, prefix) {
+            tracing::warn!("what a killed process has left is not removed: {error}");
+        }
+        // The folder itself is the user's to make.
+        std::fs::read_dir(folder).map_err(|e| at(folder, e))?;
         loop {
             let dir = folder.join(format!("{prefix}.{}-{:08x}", std::process::id(), rand::random::<u32>()));
             disk.create_dir(&dir)?;
@@ -68,7 +72,7 @@ pub fn forget_left(disk: &dyn Disk, folder: &Path, prefix: &str) -> io::Result<(
     };
     for entry in entries {
         let dir = entry.map_err(|e| at(folder, e))?.path();
-        if !is_named(&dir, prefix) {
+        if !is_named(&dir, prefix) || !is_own_folder(&dir) {
             continue;
         }
         match left_behind(&dir.join(LOCK)) {
@@ -83,6 +87,12 @@ pub fn forget_left(disk: &dyn Disk, folder: &Path, prefix: &str) -> io::Result<(
     Ok(())
 }
 
+/// Whether it is a folder, and of this user: others may share the folder around it, and a link may lead anywhere.
+fn is_own_folder(dir: &Path) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    dir.symlink_metadata().is_ok_and(|meta| meta.is_dir() && std::os::unix::fs::MetadataExt::uid(&meta) == own)
+}
+
 /// Whether [`Scratch::make`] gives such names.
 fn is_named(dir: &Path, prefix: &str) -> bool {
     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -94,7 +104,12 @@ fn is_named(dir: &Path, prefix: &str) -> bool {
 
 /// The lock file last: while there is anything else, it tells whose it is.
 fn remove(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| at(dir, e))? {
+    let entries = match std::fs::read_dir(dir) {
+        // Another has removed it meanwhile.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|e| at(dir, e))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(|e| at(dir, e))?;
         let path = entry.path();
         if entry.file_type().map_err(|e| at(&path, e))?.is_dir() {

@@ -192,9 +192,10 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
             Exit::RefusedDataDir,
             format!("{} was moved to {} before, {otherwise}", from.display(), to.display()),
             format!(
-                "go on with {} as it is; or, if nothing was served from it, move it and {} aside, and try again",
+                "go on with {} as it is; or, if nothing was served from it, move it and {} aside{}, and try again",
                 to.display(),
-                journey.journal.display()
+                journey.journal.display(),
+                if journal.renames { ", rename the source back (state.db.migrated, with its -wal)" } else { "" }
             ),
         )),
         (None, Output::Text) => Ok(format!(
@@ -205,7 +206,7 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
         (None, Output::Json) => Ok(format!("{:#}\n", json!({ "movedBefore": true, "journal": journal }))),
     };
     if args.dry_run {
-        if let Some(journal) = journey::is_done(&journey)? {
+        if let Some(journal) = journey::made(&journey)? {
             return before(&journey, &journal);
         }
         journey::admit(&journey)?;

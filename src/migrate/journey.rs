@@ -128,6 +128,7 @@ fn moved<T: Target>(
 ) -> anyhow::Result<(Outcome<T::Made>, Journal)> {
     let started = Instant::now();
     meter.begin(Stage::Survey, 0);
+    apart(journey)?;
     let earlier = earlier(journey)?;
     journey.target.admit(journey, earlier.as_ref())?;
     if let Err(error) = estimate::forget_left(disk, journey.target.path()) {
@@ -165,7 +166,7 @@ fn moved<T: Target>(
         source: SourceFile {
             path: journal::relative(&journey.journal, journey.source.path()),
             bytes: file.bytes,
-            modified: file.modified,
+            modified: store.put_there().unwrap_or(file.modified),
             inode: file.inode,
         },
         source_revision: store.extent().revision,
@@ -244,10 +245,28 @@ fn earlier<T>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
 /// # Errors
 /// [`Exit::RefusedDataDir`] if the source keeps its name and is not what it was: what was made lacks what it has got since.
 pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
+    apart(journey)?;
     let renames = journey.commit == Commit::RenameSource;
     if renames && let Some(journal) = commit::finish(disk, &journey.journal, journey.source.path(), unix_seconds())? {
         return Ok(Some(journal));
     }
+    match made(journey)? {
+        Some(journal) if journal.phase == Phase::Importing => {
+            forget_copy(disk, journey.target.path())?;
+            done(disk, T::POINTS, &journey.journal, journal, unix_seconds()).map(Some)
+        }
+        made => Ok(made),
+    }
+}
+
+/// The journal of a journey that got past its commit, whether that was noted or not, but for one that renames its source.
+/// Nothing is changed.
+///
+/// # Errors
+/// As [`finish`].
+pub fn made<T: Target>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
+    apart(journey)?;
+    let renames = journey.commit == Commit::RenameSource;
     if let Some(journal) = is_done(journey)? {
         return Ok(Some(journal));
     }
@@ -284,17 +303,41 @@ pub fn finish<T: Target>(disk: &dyn Disk, journey: &Journey<T>) -> anyhow::Resul
             ),
         ));
     }
-    forget_copy(disk, journey.target.path())?;
-    done(disk, T::POINTS, &journey.journal, journal, unix_seconds()).map(Some)
+    Ok(Some(journal))
 }
 
-/// Where a copy of the source stands, if one must be made.
-fn copy_of_source(target: &Path) -> PathBuf {
-    commit::with_suffix(target, ".source")
+/// Where a copy of the source stands, if one must be made: a name that is nobody else's, as what is there is removed.
+pub(super) fn copy_of_source(target: &Path) -> PathBuf {
+    commit::with_suffix(target, ".migration.source")
+}
+
+/// Refuses a source that is where the journey keeps something of its own, which it removes.
+fn apart<T: Target>(journey: &Journey<T>) -> anyhow::Result<()> {
+    let (source, target) = (journey.source.path(), journey.target.path());
+    let own = [copy_of_source(target), journey.target.staging(), scratch_of(target), target.to_owned()];
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let Some(own) = own.iter().find(|own| source.starts_with(own) || resolved(source).starts_with(resolved(own)))
+    else {
+        return Ok(());
+    };
+    Err(refuse(
+        Exit::Usage,
+        format!(
+            "{} is {}, where the target or what is written on the way to it stands",
+            source.display(),
+            own.display()
+        ),
+        "rename the source, or choose another target",
+    ))
+}
+
+/// Where the verification keeps its files.
+pub(super) fn scratch_of(target: &Path) -> PathBuf {
+    commit::with_suffix(target, ".migration.verify")
 }
 
 /// Removes that of a killed attempt.
-fn forget_copy(disk: &dyn Disk, target: &Path) -> anyhow::Result<()> {
+pub(super) fn forget_copy(disk: &dyn Disk, target: &Path) -> anyhow::Result<()> {
     let copy = copy_of_source(target);
     if copy.is_file() {
         return disk.forget_file(&copy).context("remove the copy of the source");
@@ -303,7 +346,7 @@ fn forget_copy(disk: &dyn Disk, target: &Path) -> anyhow::Result<()> {
 }
 
 /// The journal of a journey that is done: from the same source, which is as it was, and what was made is there.
-pub fn is_done<T: Target>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
+fn is_done<T: Target>(journey: &Journey<T>) -> anyhow::Result<Option<Journal>> {
     let Ok(Some(journal)) = journal::load(&journey.journal) else { return Ok(None) };
     let same = journal.source.path == journal::relative(&journey.journal, journey.source.path());
     let keeps = journey.commit == Commit::KeepSource && !journal.renames;

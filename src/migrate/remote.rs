@@ -153,10 +153,10 @@ pub fn fetched(disk: &dyn Disk, place: &Path, copy: &Aside) -> anyhow::Result<Ba
     let file = aside.path.clone();
     remove(disk, &file)?;
     let kept = Downloaded(aside);
-    InBucket::named(place)?.fetch(disk, &file)?;
+    let put = InBucket::named(place)?.fetch(disk, &file)?;
     let mut store = snapshot::open(&file)?;
     store.name_and_keep(place.display().to_string(), Box::new(kept));
-    Ok(store)
+    Ok(store.put_there_at(put.unix_timestamp_nanos()))
 }
 
 /// The revision that its cluster has now.

@@ -29,6 +29,11 @@ pub trait Source: Send {
     fn is_exclusive(&self) -> bool;
     /// The state of the files that it is read from, the store's own first. Equal ones are the same content.
     fn files(&self) -> anyhow::Result<Vec<FileState>>;
+    /// When the store was put where it lies, by the clock of who keeps it there, in nanoseconds since 1970, where what is read is a
+    /// copy of that; `None`: the files tell.
+    fn put_there(&self) -> Option<i128> {
+        None
+    }
     /// Sends every live key, and gives what had to be changed. It may be called again and sends the same.
     fn read(&mut self, out: &mut BatchSender<'_>) -> anyhow::Result<Warnings>;
     /// The last question before the target takes the source's place: whether it may. From a yes on the source is as it was

@@ -153,7 +153,7 @@ impl DatadirTarget {
 
     /// Where the verification keeps its files.
     fn scratch(&self) -> PathBuf {
-        with_suffix(&self.path, ".verify")
+        journey::scratch_of(&self.path)
     }
 }
 
@@ -438,12 +438,12 @@ impl Sink for DatadirSink<'_> {
 /// nothing of it is used again, and the next may be from another etcd.
 pub fn forget_killed(disk: &dyn Disk, data_dir: &Path) -> anyhow::Result<()> {
     let etcd_dir = data_dir.join("etcd");
-    disk.forget_file(&with_suffix(&etcd_dir, ".source")).context("remove a downloaded snapshot")?;
+    disk.forget_file(&journey::copy_of_source(&etcd_dir)).context("remove a downloaded snapshot")?;
     // One that cannot be read is reported by the import itself.
     let path = data_dir.join(journal::FILE_NAME);
     let Ok(Some(journal)) = journal::load(&path) else { return Ok(()) };
     if journal.phase == Phase::Importing && journal.source.is_remote() {
-        remove_scratch(disk, &with_suffix(&etcd_dir, ".verify"))?;
+        remove_scratch(disk, &journey::scratch_of(&etcd_dir))?;
         remove_if_there(disk, &with_suffix(&etcd_dir, ".staging"))?;
         disk.forget_file(&path)
             .and_then(|()| disk.sync_dir(data_dir))
@@ -502,7 +502,7 @@ mod tests {
 
     #[test]
     fn what_a_killed_move_has_left_is_removed_and_nothing_of_another_import() {
-        let left = ["etcd.source", "etcd.staging", "etcd.verify"];
+        let left = ["etcd.migration.source", "etcd.staging", "etcd.migration.verify"];
         for (source, stays) in [("https://vc-etcd:2379", &[][..]), ("state.db", &left[1..])] {
             let dir = tempfile::tempdir().unwrap();
             let source = SourceFile { path: source.into(), bytes: 0, modified: 0, inode: 0 };

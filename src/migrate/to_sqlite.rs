@@ -263,29 +263,41 @@ pub fn close(disk: &dyn Disk, path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Removes the file that a journey was killed with between its flip and its commit, and its journal at `path`, as its source
-/// goes on being used: what is written from now on is not in the file. Gives the file, if there was one at any of `places`.
+/// Removes what a journey has left that was killed before its commit, and its journal at `path`, as its source goes on being used:
+/// what is written from now on is not in it. Gives the file that was put in place, if there was one at any of `places`.
 ///
-/// Nothing is removed that the journal does not prove to be that file, as nobody has used it.
+/// No store that bears its name is removed that the journal does not prove to be that file, as nobody has used it; beside
+/// another, all is left as it is.
 pub fn abandon(disk: &dyn Disk, path: &Path, places: &[PathBuf]) -> anyhow::Result<Option<PathBuf>> {
     // One that cannot be read proves nothing.
     let Ok(Some(journal)) = journal::load(path) else { return Ok(None) };
     if journal.phase == Phase::Done {
         return Ok(None);
     }
+    let (mut placed, mut others) = (None, false);
     for place in places {
         let target = SqliteTarget { path: place.clone() };
-        if target.is_there(&journal)? && target.companions()?.is_empty() {
-            // The file first: without the journal nothing would tell what it is.
-            for gone in [place.as_path(), path] {
-                disk.forget_file(gone)
-                    .and_then(|()| disk.sync_dir(&parent_of(gone)))
-                    .context("remove what an abandoned way back left")?;
-            }
-            return Ok(Some(place.clone()));
+        let companions = !target.companions()?.is_empty();
+        match target.is_there(&journal)? && !companions {
+            true => placed = Some(place.clone()),
+            false => others |= companions || place.symlink_metadata().is_ok(),
         }
     }
-    Ok(None)
+    if placed.is_none() && others {
+        return Ok(None);
+    }
+    // Most distros have a folder of their own, which is not there.
+    for place in places.iter().filter(|place| parent_of(place).is_dir()) {
+        SqliteTarget { path: place.clone() }.take_back(disk)?;
+        journey::forget_copy(disk, place)?;
+    }
+    // The file first: without the journal nothing would tell what it is.
+    for gone in placed.iter().map(PathBuf::as_path).chain([path]) {
+        disk.forget_file(gone)
+            .and_then(|()| disk.sync_dir(&parent_of(gone)))
+            .context("remove what an abandoned way back left")?;
+    }
+    Ok(placed)
 }
 
 /// Reads the file as any of kine's would be, with the check of all its pages, and compares.

@@ -228,7 +228,7 @@ fn dry_run(
     let here = Fetched::from(&snapshot.place, disk, &std::env::temp_dir(), runtime)?;
     look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
     let origin = Origin::snapshot(here.path().to_owned());
-    let found = estimate(disk, &origin, &settings.data_dir, space::needed, &look.program, Show::Auto)?;
+    let found = estimate(disk, &origin, &settings.etcd_dir(), space::needed, &look.program, Show::Auto)?;
     let (needed, free) = (found.needed_bytes.saturating_add(LEFT_FREE), found.free_bytes);
     let revision = Revision(found.revision.max(look.least()).0.saturating_add(look.bump));
     if args.output == Output::Json {

@@ -153,8 +153,18 @@ impl Bucket {
     /// As [`Bucket::list`].
     pub async fn look(&self, name: &str) -> anyhow::Result<Option<(u64, OffsetDateTime)>> {
         let Some(meta) = self.head(&self.store()?, name).await? else { return Ok(None) };
-        let put = OffsetDateTime::from_unix_timestamp(meta.last_modified.timestamp());
-        Ok(Some((meta.size, put.context("read when it was put there")?)))
+        Ok(Some((meta.size, put_there(&meta)?)))
+    }
+
+    /// Whether the object `name` is the snapshot of this length and checksum, which stands at its end; `None`: it is not there.
+    async fn holds(&self, store: &AmazonS3, name: &str, bytes: u64, sum: &[u8]) -> anyhow::Result<Option<bool>> {
+        let Some(meta) = self.head(store, name).await? else { return Ok(None) };
+        if meta.size != bytes {
+            return Ok(Some(false));
+        }
+        let end = bytes.saturating_sub(sum.len() as u64)..bytes;
+        let end = within(store.get_range(&self.object(name), end)).await?.map_err(|e| self.failed(e))?;
+        Ok(Some(*end == *sum))
     }
 
     async fn head(&self, store: &AmazonS3, name: &str) -> anyhow::Result<Option<ObjectMeta>> {
@@ -165,11 +175,11 @@ impl Bucket {
         }
     }
 
-    /// Copies the object `name` to the new file `to`, durably, as the meter shows; its length in bytes.
+    /// Copies the object `name` to the new file `to`, durably, as the meter shows; when it was put there.
     ///
     /// # Errors
     /// [`Exit::RefusedSource`] if there is none; as [`Bucket::list`]; a full disk.
-    pub async fn fetch(&self, disk: &dyn Disk, name: &str, to: &Path, meter: &Meter) -> anyhow::Result<u64> {
+    pub async fn fetch(&self, disk: &dyn Disk, name: &str, to: &Path, meter: &Meter) -> anyhow::Result<OffsetDateTime> {
         let found = match within(self.store()?.get(&self.object(name))).await? {
             Err(Error::NotFound { .. }) => {
                 let what = format!("there is no {name} in {self}");
@@ -178,7 +188,7 @@ impl Bucket {
             }
             found => found.map_err(|e| self.failed(e))?,
         };
-        let bytes = found.meta.size;
+        let (bytes, put) = (found.meta.size, put_there(&found.meta)?);
         let scratch = parent_of(to);
         room(&scratch, bytes, space::free(&scratch)?)?;
         meter.begin_fetch(bytes);
@@ -194,7 +204,7 @@ impl Bucket {
         }
         file.sync()?;
         ensure!(written == bytes, "{name} in {self} has {bytes} bytes, and {written} of them came");
-        Ok(written)
+        Ok(put)
     }
 
     fn failed(&self, error: Error) -> anyhow::Error {
@@ -250,20 +260,30 @@ impl BucketUpload {
     /// # Errors
     /// The checksum is wrong, or not all has arrived in the bucket: there is no snapshot then. [`NameTaken`].
     pub async fn commit(self) -> anyhow::Result<u64> {
-        let bytes = self.digest.bytes();
-        if let Err(error) = self.digest.finish() {
-            self.parts.abort().await;
-            return Err(anyhow::Error::from(error).context("check what etcd has sent"));
-        }
+        let BucketUpload { bucket, store, name, parts, digest } = self;
+        let (name, bytes) = (name.to_string(), digest.bytes());
+        let sum = match digest.finish() {
+            Ok(sum) => sum,
+            Err(error) => {
+                parts.abort().await;
+                return Err(anyhow::Error::from(error).context("check what etcd has sent"));
+            }
+        };
         crate::crash_point!("snapshot-before-commit");
-        let BucketUpload { parts, bucket, .. } = self;
-        parts.complete().await.map_err(|e| match e {
-            Error::Precondition { .. } | Error::AlreadyExists { .. } => NameTaken.into(),
-            e => bucket.failed(e),
-        })?;
+        match parts.complete().await {
+            Ok(()) => {}
+            // Asked again, as its answer was lost, it finds the object that it has made.
+            Err(e @ (Error::Precondition { .. } | Error::AlreadyExists { .. })) => {
+                match bucket.holds(&store, &name, bytes, &sum).await? {
+                    Some(true) => {}
+                    Some(false) => return Err(NameTaken.into()),
+                    None => return Err(bucket.failed(e)),
+                }
+            }
+            Err(e) => return Err(bucket.failed(e)),
+        }
         crate::crash_point!("snapshot-committed");
-        let name = self.name.to_string();
-        let kept = bucket.head(&self.store, &name).await?.map(|meta| meta.size);
+        let kept = bucket.head(&store, &name).await?.map(|meta| meta.size);
         ensure!(kept == Some(bytes), "{name} in {bucket} should have {bytes} bytes, and has {kept:?}");
         Ok(bytes)
     }
@@ -272,6 +292,10 @@ impl BucketUpload {
     pub async fn abort(self) {
         self.parts.abort().await;
     }
+}
+
+fn put_there(meta: &ObjectMeta) -> anyhow::Result<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(meta.last_modified.timestamp()).context("read when it was put there")
 }
 
 async fn within<T>(answer: impl Future<Output = T>) -> anyhow::Result<T> {

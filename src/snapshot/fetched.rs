@@ -76,12 +76,12 @@ impl InBucket {
         }
     }
 
-    /// Copies it to the new file `to`.
+    /// Copies it to the new file `to`; when it was put there.
     ///
     /// # Errors
     /// As [`Bucket::fetch`].
-    pub fn fetch(&self, disk: &dyn Disk, to: &Path) -> anyhow::Result<()> {
-        waited_for(self.bucket.fetch(disk, &self.name, to, &Meter::default())).map(drop)
+    pub fn fetch(&self, disk: &dyn Disk, to: &Path) -> anyhow::Result<OffsetDateTime> {
+        waited_for(self.bucket.fetch(disk, &self.name, to, &Meter::default()))
     }
 
     /// Its length, and when it was put there; `None` if it is not there.

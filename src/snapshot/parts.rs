@@ -84,7 +84,8 @@ impl Parts {
         let _ = tokio::time::timeout(ARRIVED, arrived).await;
         self.going.shutdown().await;
         let left = match tokio::time::timeout(REMOVED, self.upload.abort()).await {
-            Ok(Ok(())) => return,
+            // Of one that was completed after all nothing is left.
+            Ok(Ok(()) | Err(Error::NotFound { .. })) => return,
             Ok(Err(error)) => super::bucket::said(&error),
             Err(_) => format!("no answer within {} s", REMOVED.as_secs()),
         };

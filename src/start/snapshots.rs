@@ -33,22 +33,35 @@ pub async fn keep(pod: &Pod) -> Infallible {
     let mut serving = pod.health.subscribe();
     loop {
         let wanted = now.borrow_and_update().etcd.snapshots.clone();
-        let pass = async {
-            let Some(wanted) = &wanted else { return std::future::pending().await };
-            if serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_err() {
-                return std::future::pending().await;
+        let serves = async {
+            match wanted {
+                Some(_) => serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok(),
+                None => false,
             }
-            let wait = match Box::pin(pass(pod, wanted)).await {
-                Ok(wait) => wait,
-                Err(error) => {
-                    tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
-                    AGAIN
-                }
-            };
-            tokio::time::sleep(wait).await;
+        };
+        let ready = async {
+            if !serves.await {
+                std::future::pending::<()>().await;
+            }
         };
         tokio::select! {
-            () = pass => {}
+            () = ready => {}
+            changed = now.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return std::future::pending().await,
+            },
+        }
+        let Some(wanted) = &wanted else { continue };
+        // Not given up for a changed setting: what has gone up to a bucket would stay there.
+        let wait = match Box::pin(pass(pod, wanted)).await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
+                AGAIN
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
             changed = now.changed() => if changed.is_err() { std::future::pending().await },
         }
     }

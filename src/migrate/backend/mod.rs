@@ -41,6 +41,8 @@ pub struct BackendStore {
     auth: u64,
     checksum: snapshot::Checksum,
     confirm: Option<LastWord>,
+    /// When what it is a copy of was put where it lies, if that is told ([`Source::put_there`]).
+    put_there: Option<i128>,
     /// What ends with it: locks, a copy that is removed.
     _kept: Vec<Box<dyn Send + Sync>>,
 }
@@ -64,6 +66,7 @@ impl BackendStore {
             auth: auth(&reader)?,
             checksum: snapshot::Checksum::None,
             confirm: None,
+            put_there: None,
             keys,
             reader,
             _kept: Vec::new(),
@@ -84,6 +87,11 @@ impl BackendStore {
     pub fn name_and_keep(&mut self, name: String, kept: Box<dyn Send + Sync>) {
         self.name = name;
         self._kept.push(kept);
+    }
+
+    /// The store, as a copy of one that was put where it lies at this time.
+    pub fn put_there_at(self, nanoseconds: i128) -> Self {
+        BackendStore { put_there: Some(nanoseconds), ..self }
     }
 
     /// The store, with somebody to be asked before it is given up for the target.
@@ -137,6 +145,10 @@ fn auth(reader: &BoltReader<File>) -> Result<u64, BackendError> {
 impl Source for BackendStore {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn put_there(&self) -> Option<i128> {
+        self.put_there
     }
 
     fn extent(&self) -> Extent {

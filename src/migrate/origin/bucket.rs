@@ -31,8 +31,9 @@ impl Store for Bucket {
 
     fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
         // One that was put there since is another, though it may have the same name and length.
-        let begun = i64::try_from(journal.started)?;
         let there = InBucket::named(&self.0)?.look()?;
-        Ok(there.is_some_and(|(bytes, put)| bytes == journal.source.bytes && put.unix_timestamp() <= begun))
+        Ok(there.is_some_and(|(bytes, put)| {
+            bytes == journal.source.bytes && put.unix_timestamp_nanos() == journal.source.modified
+        }))
     }
 }

@@ -391,7 +391,9 @@ fn a_running_etcd_is_written_back_as_of_one_revision() {
     command.args(["migrate", "-o", "json", "--verify", "full", "--from", &from, "--to"]);
     command.arg(format!("datadir:{}", target.display())).arg("--etcd").arg(part("etcd"));
     assert_eq!(report(&mut command)["revision"], revision);
-    assert!(!dir.path().join("state.db.source").exists() && !dir.path().join("new.source").exists());
+    assert!(
+        !dir.path().join("state.db.migration.source").exists() && !dir.path().join("new.migration.source").exists()
+    );
     drop(etcd);
 
     // kine gives no snapshot, and nobody listens at the other.
@@ -402,6 +404,6 @@ fn a_running_etcd_is_written_back_as_of_one_revision() {
         let out = output(&mut back(&format!("etcd:{url}"), &other, "3.6"));
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.code() == Some(4) && text.contains("no snapshot can be taken from"), "{text}");
-        assert!(!other.exists() && !dir.path().join("other.db.source").exists());
+        assert!(!other.exists() && !dir.path().join("other.db.migration.source").exists());
     }
 }

@@ -200,6 +200,30 @@ fn a_dry_run_tells_what_stands_in_the_targets_place() {
     assert!(text.contains("an import was completed here"), "{text}");
 }
 
+/// What stands at the names that a journey uses on its way is removed.
+#[test]
+fn a_source_that_has_a_name_of_the_journey_s_own_is_refused_and_stays() {
+    let (dir, db) = volume();
+    busy(Era::V0_14, 200).write_hot(&db);
+    let target = dir.path().join("etcd");
+    for name in ["etcd.migration.source", "etcd.staging", "etcd.migration.verify", "etcd"] {
+        let made = dir.path().join("made");
+        output(&mut migrate(&db, &made));
+        RealDisk.rename(&made, &dir.path().join(name)).unwrap();
+        std::fs::remove_file(dir.path().join("made.migration.journal")).unwrap();
+        for dry in [&[][..], &["--dry-run"]] {
+            let mut command = Command::new(syncer());
+            command.args(["migrate", "--etcd"]).arg(part("etcd")).args(dry);
+            command.arg("--from").arg(format!("datadir:{}", dir.path().join(name).display()));
+            command.arg("--to").arg(format!("datadir:{}", target.display()));
+            let text = refused(&mut command, &db, 2);
+            assert!(text.contains("rename the source, or choose another target"), "{text}");
+            assert!(dir.path().join(name).join("member/snap/db").exists(), "{name} is gone");
+        }
+        std::fs::remove_dir_all(dir.path().join(name)).unwrap();
+    }
+}
+
 #[test]
 fn other_ways_are_bad_usage() {
     let (dir, db, _) = store();

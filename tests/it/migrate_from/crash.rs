@@ -102,7 +102,8 @@ fn what_a_killed_move_has_left_takes_no_room_of_the_next() {
         return;
     };
     killed_at(&mut pod, "fence-snapshot-taken", &[&url]);
-    let left = File::options().write(true).open(pod.data().join("etcd.source")).expect("the source's snapshot");
+    let left =
+        File::options().write(true).open(pod.data().join("etcd.migration.source")).expect("the source's snapshot");
     fallocate(left, FallocateFlags::empty(), 0, 200 << 20).expect("as of a large source");
     pod.start("none", &[&url]);
     pod.wait_serving();

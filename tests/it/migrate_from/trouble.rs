@@ -173,7 +173,7 @@ fn a_source_with_a_dead_member_is_moved_and_a_member_without_a_quorum_is_not() {
         let (code, said) = copied(&url, &nothing);
         let words = format!("no snapshot can be taken from {url}: read linearizably");
         assert!(code == Some(4) && said.contains(&words), "{code:?}, not {words:?}: {said}");
-        assert!(!nothing.exists() && !home.path().join("nothing.source").exists(), "{said}");
+        assert!(!nothing.exists() && !home.path().join("nothing.migration.source").exists(), "{said}");
     }
 }
 
