@@ -24,6 +24,8 @@ pub enum Written {
     Done,
     /// It was not made: the marker is not the one that was expected.
     Outdated,
+    /// It is not allowed.
+    Denied(String),
     /// It may have been made, or may still be made.
     Unknown(String),
 }
@@ -84,7 +86,8 @@ pub async fn write(client: &Client, write: &MarkerWrite) -> Written {
     match done.await {
         Ok(_) => Written::Done,
         Err(Failure::Conflict | Failure::NotFound) => Written::Outdated,
-        Err(Failure::Denied(why) | Failure::Unknown(why)) => Written::Unknown(format!("ConfigMap {name}: {why}")),
+        Err(Failure::Denied(why)) => Written::Denied(format!("ConfigMap {name}: {why}")),
+        Err(Failure::Unknown(why)) => Written::Unknown(format!("ConfigMap {name}: {why}")),
     }
 }
 

@@ -177,8 +177,8 @@ fn pausing(l: &Leaving, me: MemberId, hurry: bool, rules: Rules) -> (LeaveStep, 
         }
     } else {
         match (l.last, &l.marker) {
-            // Noted before it is known that a record can be made, it would have to be withdrawn from a marker that
-            // perhaps nobody can read at the next start either.
+            // Noted while the marker cannot be read, it would have to be withdrawn from one that perhaps nobody can read at
+            // the next start either.
             (Some(_), Known::Present(_)) if l.host_configured && !l.noted => LeaveStep::NoteStopped,
             (Some(_), Known::Unknown(_)) if l.host_configured && !hurry => LeaveStep::Wait(LeaveWait::Marker),
             (Some(last), Known::Present(seen)) if !announced(seen, me, last) => {

@@ -171,7 +171,12 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     if report.overtaken && !matches!(outcome.permission, Permission::LossAccepted { .. }) {
         outcome = reset(disk, &plan)?;
     }
-    notes::change(disk, &plan.data_dir, |notes| notes.overtaken = None)?;
+    // The marker that was seen to drop the others may be another since.
+    notes::change(disk, &plan.data_dir, |notes| {
+        if notes.overtaken.take().is_some() {
+            notes.dropped.clear();
+        }
+    })?;
     let ResetOutcome { permission, revision, copy, duration, .. } = outcome;
     let lossless = !matches!(permission, Permission::LossAccepted { .. });
     report.done = Some(Done { lossless, revision, copy, seconds: duration.as_secs_f64() });

@@ -127,7 +127,7 @@ pub async fn release(pod: &Pod) -> Infallible {
                 // Only what is read says that it is done.
                 Written::Done => continue,
                 Written::Outdated => "it was changed meanwhile".to_owned(),
-                Written::Unknown(why) => why,
+                Written::Denied(why) | Written::Unknown(why) => why,
             },
         };
         tracing::warn!(cluster = %left, "the marker may still name the cluster that is SQLite's again; embedded etcd is not \

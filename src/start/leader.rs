@@ -122,6 +122,7 @@ impl Leader<'_> {
             // What another leader sees meanwhile is not seen here.
             self.progress.clear();
             self.replacing.clear();
+            self.refused.ends();
             return Ok(at_rest);
         }
         let before = etcd.member_list(ETCD_DEADLINE).await?;
@@ -214,7 +215,9 @@ impl Leader<'_> {
                 // Often "not yet": an unhealthy cluster, a learner that is still behind.
                 let error = anyhow::Error::from(error);
                 tracing::debug!(?step, "{error:#}");
-                self.refused.again(&step, observed, &error);
+                if refused {
+                    self.refused.again(&step, observed, &error);
+                }
                 tokio::time::sleep(AT_WORK).await;
             }
         }
@@ -233,6 +236,7 @@ impl Leader<'_> {
         let pod = self.pod;
         let members = list_of(&pod.settings, list);
         self.progress.retain(|id, _| members.has(*id));
+        self.replacing.retain(|ordinal| !members.members.iter().any(|m| m.ordinal == Some(*ordinal)));
         let facts: Vec<_> = members
             .members
             .iter()

@@ -86,10 +86,19 @@ impl Broken {
 impl Pod {
     /// Desired replicas, asked for afresh: of the host API, or by the file itself, which may have changed in this very
     /// moment.
-    pub async fn desired_afresh(&self) -> Desired {
+    ///
+    /// With it, for how long it counts as asked for: zero, or long where the API has said that there is no such StatefulSet, as it
+    /// will say again.
+    pub async fn asked_afresh(&self) -> (Desired, Duration) {
         if let Some(host) = &self.host {
-            return host::statefulset::desired(&host.set().await);
+            let set = host.set().await;
+            let enough = if set.is_absent() { Duration::MAX } else { Duration::ZERO };
+            return (host::statefulset::desired(&set), enough);
         }
+        (self.desired_by_file(), Duration::ZERO)
+    }
+
+    fn desired_by_file(&self) -> Desired {
         match self.loader.load() {
             Ok(loaded) => Desired::Values(loaded.settings.etcd.replicas),
             // What holds is what was read last.

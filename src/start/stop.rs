@@ -41,8 +41,10 @@ pub async fn departure(
         let (mut said, mut asked, mut desired) = (None, None::<Instant>, None);
         loop {
             let refused = asked.is_some_and(|at| at.elapsed() >= REFUSED);
-            let looked = look(pod, desired, by).await;
-            let leaving = Leaving { refused, asked_for: begun.elapsed(), ..looked };
+            let first = said.is_none();
+            let looked = look(pod, desired, first, by).await;
+            let asked_for = if looked.asked_for.is_zero() { begun.elapsed() } else { looked.asked_for };
+            let leaving = Leaving { refused, asked_for, ..looked };
             let (step, rule) = leave::explained(&leaving, Rules::ALL);
             // Once it is no more waited for it is not asked for either: the grace is short.
             let unknown = matches!(leaving.desired, Desired::Unknown(_)) && step != LeaveStep::Wait(LeaveWait::Desired);
@@ -85,7 +87,7 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     let ended = async {
         let mut desired = None;
         loop {
-            let mut leaving = Leaving { etcd: false, ..look(pod, desired, by).await };
+            let mut leaving = Leaving { etcd: false, ..look(pod, desired, true, by).await };
             desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
             if leaving.desired.known() == Some(0)
                 && let Some(host) = &pod.host
@@ -105,13 +107,18 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
                     continue;
                 }
                 (LeaveStep::Announce(write), _, Some(host)) => {
-                    let written = host.write_marker(&write).await;
-                    tracing::info!(?written, "the last entry was noted in the marker");
-                    match written {
-                        Written::Done => return Ok(()),
+                    match host.write_marker(&write).await {
+                        Written::Done => {
+                            tracing::info!("the last entry was noted in the marker");
+                            return Ok(());
+                        }
                         Written::Outdated => continue,
+                        Written::Denied(why) => {
+                            tracing::warn!("the last entry cannot be noted in the marker: {why}");
+                            return Ok(());
+                        }
                         // The next look shows whether it was made.
-                        Written::Unknown(_) => {}
+                        Written::Unknown(why) => tracing::warn!("the last entry may not be noted in the marker: {why}"),
                     }
                 }
                 _ => return Ok(()),
@@ -137,7 +144,8 @@ fn last_entry(pod: &Pod) -> Option<LogPosition> {
     log_tail(&dir).ok().map(|tail| LogPosition { term: tail.last_term, index: tail.last_index })
 }
 
-async fn look(pod: &Pod, known: Option<Desired>, by: Instant) -> Leaving {
+/// `first`: whether this pod is wanted has not been asked before; then the answer is waited for as for any other.
+async fn look(pod: &Pod, known: Option<Desired>, first: bool, by: Instant) -> Leaving {
     let me = pod.own.member();
     let here = async {
         let mut etcd = pod.etcd_here().await?;
@@ -145,13 +153,18 @@ async fn look(pod: &Pod, known: Option<Desired>, by: Instant) -> Leaving {
         let list = etcd.member_list(ETCD_DEADLINE).await;
         anyhow::Ok((status, list))
     };
+    let enough = by.checked_sub(leave::TO_LEAVE).unwrap_or(by);
     let desired = async {
         match known {
-            Some(desired) => desired,
-            None => pod.desired_afresh().await,
+            Some(desired) => (desired, Duration::ZERO),
+            None if first => pod.asked_afresh().await,
+            None => match tokio::time::timeout_at(enough.into(), pod.asked_afresh()).await {
+                Ok(asked) => asked,
+                Err(_) => (Desired::Unknown("no answer in time".to_owned()), leave::ASKS_FOR),
+            },
         }
     };
-    let (here, desired) = tokio::join!(here, desired);
+    let (here, (desired, asked_for)) = tokio::join!(here, desired);
     let here = here.ok();
     let survey = pod.survey([]).await;
     let leader = match here.as_ref().map(|(status, _)| status.leader) {
@@ -181,7 +194,7 @@ async fn look(pod: &Pod, known: Option<Desired>, by: Instant) -> Leaving {
         ordinal: pod.settings.pod.ordinal,
         seed: pod.seed(),
         desired,
-        asked_for: Duration::ZERO,
+        asked_for,
         host_configured: pod.host.is_some(),
         member: me.map(|(id, _)| id),
         apiserver: false,

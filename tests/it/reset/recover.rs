@@ -142,7 +142,8 @@ fn check_overtaken(spec: &EtcdSpec, id: &str) {
     let dropped = || syncer::reset::dropped(&volume, before.member, before.cluster).expect("read the journal");
     let first = dropped();
     assert_eq!(first.len(), 1);
-    notes::change(&RealDisk, &volume, |notes| notes.overtaken = Some(before.member)).expect("note");
+    let note = |notes: &mut Notes| (notes.overtaken, notes.dropped) = (Some(before.member), first.clone());
+    notes::change(&RealDisk, &volume, note).expect("note");
     let as_found = fingerprint(&volume);
     let shown = done(recover(spec, &[]));
     assert!(shown.contains("others were seen to serve it") && shown.contains("nothing has been changed"), "{shown}");
@@ -152,7 +153,8 @@ fn check_overtaken(spec: &EtcdSpec, id: &str) {
 
     let shown = done(recover(spec, &["--cluster-id", id, "--accept-loss"]));
     assert!(shown.contains("this is the only member now") && !shown.contains("nothing has been changed"), "{shown}");
-    assert_eq!(notes::load(&volume).expect("read the notes").overtaken, None);
+    let left = notes::load(&volume).expect("read the notes");
+    assert_eq!((left.overtaken, left.dropped), (None, Vec::new()), "the others are dropped anew");
     assert!(log_of(spec).1.revision.0 > 1_000_000_000, "clients have seen what the others took");
     assert_eq!(dropped(), first);
 }

@@ -299,7 +299,8 @@ pub fn leaving(w: &World, c: &Config, o: usize, patience: Patience) -> Leaving {
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
         desired: desired(w, c),
-        asked_for: if patience == Patience::None || patience == Patience::Refused { Duration::MAX } else { Duration::ZERO },
+        // That it is asked again for a while is a step that changes nothing.
+        asked_for: Duration::MAX,
         host_configured: c.host,
         member: dir.map(|d| MemberId(d.member.into())),
         apiserver: false,
