@@ -86,7 +86,7 @@ pub enum SpecError {
     },
     /// The command wants the embedded etcd, which is disabled.
     #[error(
-        "the API server's command has {flag}={given}, but embedded etcd is disabled; set embeddedEtcd.enabled: true \
+        "the API server's command has {flag}={given}, but embedded etcd is disabled; switch it on \
          or take the flag out of the command"
     )]
     EtcdIsOff {
@@ -124,7 +124,7 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// No API server and no datastore.
-    #[error("distro none with embedded etcd disabled runs nothing; set embeddedEtcd.enabled: true or choose a distro")]
+    #[error("distro none with embedded etcd disabled runs nothing; switch it on, or choose a distro")]
     NothingToRun,
     /// k3s needs a token and none was prepared.
     #[error("there is no k3s token")]

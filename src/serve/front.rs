@@ -197,12 +197,12 @@ enum Route {
     Answer(Health, bool, OwnedSemaphorePermit),
 }
 
-/// Answers on the port that a wrapped command is to have, while it does not run: from a pod that waits for others those must
-/// hear that it stands by, or in order they would never be created. The command is started once the datastore serves; from
-/// then on probes are its own affair. Never ends.
+/// Answers on the port that a wrapped command is to have, from when this pod stands by until the command is started, once the
+/// datastore serves: whoever waits for this pod must hear it, or in order others would never be created. From then on probes are
+/// the command's own affair, and before too: one that is slow to start has the time that the startup probe gives. Never ends.
 pub async fn until_served(settings: Settings, mut health: watch::Receiver<Health>) -> std::convert::Infallible {
     let (address, port) = (settings.listen.address, settings.listen.front_port);
-    while health.wait_for(|health| !health.datastore_ready).await.is_ok() {
+    while health.wait_for(|health| health.stands_by && !health.datastore_ready).await.is_ok() {
         // The command may run on while the datastore is started anew.
         let Ok(listener) = TcpListener::bind((address, port)).await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -7,6 +7,7 @@ mod dry_run;
 mod layouts;
 mod real_kine;
 mod refusals;
+mod running;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -16,6 +16,7 @@ mod alone;
 mod apiservers;
 mod clocks;
 mod damage;
+mod faults;
 mod joining;
 mod others;
 mod processes;

@@ -107,7 +107,10 @@ fn a_running_pod_notices_a_changed_values_file() {
     pod.values("embeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: three\n");
     logged(&pod, "values.yaml:4: syncer.replicas must be a number of replicas", 20);
     pod.values("embeddedEtcd:\n  enabled: true\n  snapshotCount: 5000\nsyncer:\n  replicas: 3\n");
-    logged(&pod, "\"setting\":\"etcd.replicas\"", 20);
+    // Each has a line of its own.
+    for setting in ["etcd.replicas", "etcd.snapshotCount"] {
+        logged(&pod, &format!("\"setting\":\"{setting}\""), 20);
+    }
     let log = pod.log();
     let change = |setting: &str| {
         let line =

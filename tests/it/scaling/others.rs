@@ -11,21 +11,21 @@ use syncer::observe::notes;
 use super::{Access, CHANGE, Said, Scene, ask};
 use crate::statefulset_box::protocol::{Policy, Program};
 use crate::support::etcd::output;
-use crate::support::statefulset::{TestBox, can_be_held_back};
+use crate::support::statefulset::{TestBox, can_be_held_back, wrapped};
 use crate::support::{part, poll};
 
 /// Pods that can be held back, whose files for that are in the folder.
 fn pods(replicas: u32) -> (TestBox, tempfile::TempDir) {
-    pods_with(replicas, &[])
+    pods_with(replicas, |_| Vec::new())
 }
 
 /// The same with more arguments.
-fn pods_with(replicas: u32, more: &[&str]) -> (TestBox, tempfile::TempDir) {
+fn pods_with(replicas: u32, more: impl FnOnce(&Path) -> Vec<String>) -> (TestBox, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let set = TestBox::syncer_with(replicas, Policy::Parallel, |config| {
         can_be_held_back(config, folder.path());
         if let Program::Syncer { args, .. } = &mut config.program {
-            args.extend(more.iter().map(ToString::to_string));
+            args.extend(more(folder.path()));
         }
     });
     (set, folder)
@@ -106,7 +106,7 @@ fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs(
 /// theirs. Once they hear it they stop and join, and then it does.
 #[test]
 fn pods_that_run_notice_a_restore_and_join_the_restored_cluster() {
-    let (set, folder) = pods_with(3, &["--", "/bin/sh", "-c", "echo an API server runs; exec sleep 86400"]);
+    let (set, folder) = pods_with(3, |folder| wrapped(folder).into());
     if !set.has_namespaces() {
         return;
     }

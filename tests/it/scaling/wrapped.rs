@@ -5,22 +5,16 @@ use std::fs;
 use super::{Access, CHANGE, Said, ask};
 use crate::statefulset_box::protocol::{Policy, Program};
 use crate::support::poll;
-use crate::support::statefulset::{TestBox, statefulset};
+use crate::support::statefulset::{TestBox, wrapped};
 
 /// The command has port 8443 for itself, and runs only once etcd serves: until then the pod itself must say there that it stands
 /// by, or in order nobody else would ever be created.
 #[test]
 fn they_come_back_in_order_after_a_pause_with_a_command_of_their_own() {
     let folder = tempfile::tempdir().expect("a folder");
-    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("open to all");
-    let answers = format!(
-        "mkdir -p {folder}/$POD_NAME; exec {} stand-in --data-dir {folder}/$POD_NAME --listen 0.0.0.0:8443",
-        statefulset().display(),
-        folder = folder.path().display(),
-    );
     let set = TestBox::syncer_with(1, Policy::OrderedReady, |config| {
         if let Program::Syncer { args, .. } = &mut config.program {
-            args.extend(["--", "/bin/sh", "-c", &answers].map(str::to_owned));
+            args.extend(wrapped(folder.path()));
         }
     });
     if !set.has_namespaces() {

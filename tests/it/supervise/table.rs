@@ -75,6 +75,13 @@ fn an_empty_data_dir_in_the_place_of_one_that_had_data() {
         let unequal = matches!(&cause, ExitCause::BootstrapRefused(why) if why.contains("validating peerURLs"));
         assert!(unequal, "{line}, a list of two: {cause:?}");
 
+        // One whose URL nobody has listed, in the place of one that is.
+        let stranger = EtcdSpec { existing: true, ..EtcdSpec::new(line, "stranger", &home.join("stranger")) };
+        let with = format!("{},stranger={}", two.join(","), stranger.peer_url());
+        let cause = judged(&EtcdSpec { initial_cluster: Some(with), ..stranger });
+        let unmatched = matches!(&cause, ExitCause::BootstrapRefused(why) if why.contains("validating peerURLs"));
+        assert!(unmatched, "{line}, not listed: {cause:?}");
+
         let cause = judged(&emptied(&existing));
         assert!(matches!(&cause, ExitCause::Corrupt(why) if why.contains("tocommit(")), "{line}, existing: {cause:?}");
     });

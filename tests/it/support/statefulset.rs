@@ -42,6 +42,19 @@ pub fn can_be_held_back(config: &mut Config, folder: &Path) {
     *file = program;
 }
 
+/// Arguments of `syncer start` by which each pod runs a command in the API server's place that says `an API server runs`, and answers
+/// probes on 8443. Each notes its starts in the folder.
+pub fn wrapped(folder: &Path) -> [String; 4] {
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o777)).expect("open the folder");
+    let (folder, program) = (folder.display(), statefulset());
+    let command = format!(
+        "echo an API server runs; mkdir -p {folder}/$POD_NAME; \
+         exec {} stand-in --data-dir {folder}/$POD_NAME --listen 0.0.0.0:8443",
+        program.display()
+    );
+    ["--".to_owned(), "/bin/sh".to_owned(), "-c".to_owned(), command]
+}
+
 /// A box in a folder of its own, which ends with the test (with the thread that made it). What can be asked of it: [`Client`].
 pub struct TestBox {
     pub client: Client,

@@ -1,0 +1,75 @@
+//! Faults of the network around pods under a writer: DNS that fails, a leader that is cut off.
+
+use std::time::{Duration, Instant};
+
+use super::{Access, CHANGE, Scene, ask};
+use crate::statefulset_box::coredns::Mood;
+use crate::statefulset_box::protocol::Policy;
+use crate::support::poll;
+
+/// So long nothing must change where nothing may.
+const NOTHING: Duration = Duration::from_secs(6);
+
+/// While DNS fails, nobody knows who is there: a pod that has lost its volume forms and joins nothing, one that comes back with its
+/// data does not start under a name that leads nowhere, and nobody is removed.
+#[test]
+fn dns_that_fails_forms_and_removes_nothing() {
+    let mut scene = Scene::begin(Policy::Parallel);
+    if !scene.set.has_namespaces() {
+        return;
+    }
+    for (mood, ordinal, lost) in [(Mood::ServFail, 2, true), (Mood::Silent, 1, false), (Mood::Refuses, 2, false)] {
+        let voters = scene.voters();
+        let before = scene.set.status().expect("a status").pods[&ordinal].incarnation;
+        scene.set.dns(mood).expect("a mood");
+        match lost {
+            true => scene.set.lose_volume(ordinal).expect("lose the volume"),
+            false => scene.set.kill9(ordinal).expect("kill"),
+        }
+        let new = |s: &crate::statefulset_box::protocol::Status| {
+            s.pods.get(&ordinal).is_some_and(|pod| pod.incarnation > before && pod.pid.is_some())
+        };
+        scene.set.wait("its successor runs", CHANGE, new).expect("a pod");
+        let (began, written) = (Instant::now(), scene.writer.acknowledged().len());
+        while began.elapsed() < NOTHING {
+            let made = scene.set.volume(&format!("vc-{ordinal}")).join("etcd/member").exists();
+            assert!(!(lost && made), "{mood:?}: it formed or joined something{}", scene.logs());
+            if let Some(said) = ask(&Access::of(&scene.set, 0)) {
+                assert_eq!((said.voters, said.learners), (voters.clone(), 0), "{mood:?}{}", scene.logs());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > written + 20).then_some(()));
+        scene.set.dns(Mood::Well).expect("a mood");
+        scene.scaled(3);
+    }
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// The leader is cut off from both others, with a writer on its side: those go on without it, and nothing that either side has
+/// acknowledged is lost.
+#[test]
+fn a_leader_that_is_cut_off_leads_nobody() {
+    let mut scene = Scene::begin(Policy::Parallel);
+    if !scene.set.has_namespaces() {
+        return;
+    }
+    for other in [1, 2] {
+        scene.set.partition(0, other).expect("part them");
+    }
+    let others = Access::of(&scene.set, 1);
+    poll("the others have a leader", CHANGE, || ask(&others));
+    scene.set.etcdctl(1, &["put", "/other/side", "x"]);
+    let written = scene.writer.acknowledged().len();
+    let began = Instant::now();
+    while began.elapsed() < NOTHING {
+        let said = ask(&others).map(|said| (said.voters.len(), said.learners));
+        assert!(said.is_none_or(|said| said == (3, 0)), "{said:?}: somebody was removed{}", scene.logs());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(scene.writer.acknowledged().len(), written, "it took writes without a quorum");
+    scene.set.heal().expect("heal");
+    scene.scaled(3);
+    assert_eq!(scene.set.etcdctl(0, &["get", "/other/side", "--print-value-only"]).trim(), "x");
+    assert!(!scene.writer.finish().is_empty());
+}
