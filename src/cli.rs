@@ -54,7 +54,8 @@ pub enum Command {
             a flag. `syncer config` with the same flags shows each and where it came from. For every flag there is \
             a variable: SYNCER_DATA_DIR is --data-dir (--port is SYNCER_FRONT_PORT). The variables of the charts are \
             read too: VCLUSTER_NAME, POD_NAME, POD_IP, NAMESPACE, VCLUSTER_DISTRO, VCLUSTER_COMMAND, \
-            APISERVER_COMMAND, CONTROLLER_COMMAND, SCHEDULER_COMMAND. The other flags of the 0.19 charts are \
+            APISERVER_COMMAND, CONTROLLER_COMMAND, SCHEDULER_COMMAND, and RUST_LOG where neither --log-level nor \
+            SYNCER_LOG_LEVEL is given. The other flags of the 0.19 charts are \
             accepted and passed over.\n\n\
             Without POD_NAME everything stays on loopback, so that it runs on a laptop as a normal user.",
         after_long_help = "Examples:\n  \
@@ -117,7 +118,8 @@ pub enum Command {
     #[command(
         long_about = "Shows what is left on the volume of a member whose cluster has no majority any more, and, when \
             told the cluster's ID, makes it the only member. The cluster's and the member's ID and all data stay; the \
-            others' volumes must never be started again.\n\n\
+            others' data must never be served again: with the host cluster's API the marker sees to that once this pod \
+            has run alone; otherwise set their data dirs aside before their pods start.\n\n\
             Try everything else first: a majority that comes back, with its volumes, loses nothing. Of two voters, the \
             one that is left has every acknowledged write, and nothing is lost. Of more, the others may have \
             acknowledged writes without it: then it is reset only with --accept-loss, and the store's revision is \
@@ -135,7 +137,9 @@ pub enum Command {
             the same although they may be missing\n  \
             syncer recover --data-dir /data --new-cluster --yes\n      \
             the data is damaged beyond use and there is no backup: set it aside, begin with an empty cluster\n\n\
-            Exit codes: 0 shown, or done   2 bad usage   3 not a data dir that this could go on from\n  \
+            Exit codes: 0 shown, or done   1 a fault   2 bad usage   3 not a data dir that this could go on from, another \
+            cluster's ID, or a restore is staged\n  \
+            4 a deployed etcd may still be fenced by this volume\n  \
             5 writes may be missing, or the member is a learner or was removed   7 no room for the copy   8 in use"
     )]
     Recover(Box<crate::reset::command::Args>),
@@ -163,7 +167,7 @@ pub enum Command {
             on a laptop\n  \
             syncer plan -o json | jq .facts > facts.json; syncer plan --facts facts.json\n      \
             ask what it would do if the facts were others\n\n\
-            Exit codes: 0 shown, whatever the decision   2 bad usage, values or facts"
+            Exit codes: 0 shown, whatever the decision   1 the volume cannot be looked at   2 bad usage, values or facts"
     )]
     Plan(Box<crate::plan::Args>),
     /// Print the version.

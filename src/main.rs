@@ -121,9 +121,12 @@ fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
     if let Some(file) = &args.membership {
         return print(&syncer::plan::of_membership(file, args.output)?);
     }
-    let settings = loader(args.flags, Vec::new()).load()?.settings;
+    let loaded = loader(args.flags, Vec::new()).load()?;
+    // The charts of 0.19 hand the entrypoint flags, and no file.
+    let guessed = loaded.settings.pod.in_pod && loaded.settings.values_file.is_none() && loaded.says_nothing_of_etcd();
+    let settings = if guessed { loaded.with_etcd() } else { loaded.settings };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    print(&runtime.block_on(syncer::plan::of_pod(&settings, args.output))?)
+    print(&runtime.block_on(syncer::plan::of_pod(&settings, guessed, args.output))?)
 }
 
 fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {

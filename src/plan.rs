@@ -127,12 +127,17 @@ fn read<T: DeserializeOwned>(file: &Path, what: &str, remedy: &str) -> anyhow::R
     })
 }
 
-/// Decides on what this pod sees now.
+/// Decides on what this pod sees now. `guessed`: that embedded etcd is on is a guess.
 ///
 /// # Errors
 /// As `syncer start` ends when it cannot look: no etcd where it is enabled, an unreadable volume.
-pub async fn of_pod(settings: &Settings, output: Output) -> anyhow::Result<String> {
+pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyhow::Result<String> {
     let mut remarks = Vec::new();
+    if guessed {
+        let given =
+            "a command of `kubectl exec` has the entrypoint's environment and none of its flags: give it those too";
+        remarks.push(format!("nothing says here whether embedded etcd is on: taken for on ({given})"));
+    }
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
     let host = Host::of(settings).filter(|_| settings.pod.in_pod);

@@ -299,8 +299,9 @@ impl Refusal {
                  (`etcdctl alarm disarm`), then move the file away with migrateFromEtcd still true: without, the next start \
                  forms an empty cluster"
                 .into(),
-            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled to true, or have the store written back into SQLite \
-                 with embeddedEtcd.migrateBack: true; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
+            Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled (since 0.20: \
+                 controlPlane.backingStore.etcd.embedded.enabled) to true, or have the store written back into SQLite with \
+                 migrateBack: true beside it; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
                  state.db (with its -wal)"
                 .into(),
             Refusal::TwoSources(_) => {
@@ -319,11 +320,11 @@ impl Refusal {
                 .into(),
             Refusal::WrittenBackButGone => "restore the state.db; or, to lose what was written since, have it written anew: \
                  the data dir that it was written from is beside it (etcd.aside-TIME): rename that to etcd, move \
-                 migration-back.journal away, and set embeddedEtcd.migrateBack to true; to begin with an empty cluster, \
+                 migration-back.journal away, and set migrateBack to true again; to begin with an empty cluster, \
                  move only the journal away"
                 .into(),
             Refusal::NothingToWriteBack => "restore the volume; or, to begin with an empty cluster, unset \
-                 embeddedEtcd.migrateBack"
+                 migrateBack"
                 .into(),
             Refusal::SeveralStores(_) => {
                 "move away the ones that are not this cluster's store, so that one state.db is left".into()
@@ -376,7 +377,8 @@ impl Refusal {
             Refusal::DamagedRestore(_) => "nothing was changed: to go on with the etcd data dir, if it is there, move that \
                  file away; then restore the snapshot again if it is still wanted"
                 .into(),
-            Refusal::RestoreWhileDisabled => "set embeddedEtcd.enabled to true; or call the restore off: \
+            Refusal::RestoreWhileDisabled => "set embeddedEtcd.enabled (since 0.20: \
+                 controlPlane.backingStore.etcd.embedded.enabled) to true; or call the restore off: \
                  `syncer snapshot restore --cancel`"
                 .into(),
             Refusal::RestoreNotTheSeed { .. } => {

@@ -172,7 +172,7 @@ const PROTECTED: &[(&str, &str)] = &[
     ("advertise-client-urls", "clients find members by their pods' names"),
     ("listen-peer-urls", "syncer decides when etcd may be reached from outside"),
     ("listen-client-urls", "syncer decides when etcd may be reached from outside"),
-    ("listen-metrics-urls", "syncer watches etcd there; metrics are served by syncer"),
+    ("listen-metrics-urls", "syncer watches etcd there, on loopback: set --metrics-port"),
     ("client-cert-auth", "etcd is never open to clients without a certificate"),
     ("peer-client-cert-auth", "etcd is never open to peers without a certificate"),
     ("auto-tls", "etcd's certificates are in the PKI directory"),

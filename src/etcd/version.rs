@@ -76,7 +76,7 @@ pub enum VersionError {
         said: String,
     },
     /// It does not know a flag that it is to be given, or not with this value.
-    #[error("{} does not accept embeddedEtcd.extraArgs: {said}", program.display())]
+    #[error("{} does not accept extraArgs of the values: {said}", program.display())]
     Arguments {
         /// The program.
         program: PathBuf,
@@ -98,15 +98,15 @@ impl VersionError {
     pub fn remedy(&self) -> &'static str {
         match self {
             VersionError::NotFound { .. } => {
-                "put etcd 3.5, 3.6 or 3.7 beside syncer or in PATH, or name its folder with --binaries (`syncer migrate`: \
-                 the file with --etcd)"
+                "put etcd 3.5, 3.6 or 3.7 into PATH (or beside syncer, or name its folder with --binaries; `syncer migrate` and \
+                 `syncer recover`: or name the file with --etcd)"
             }
             VersionError::Run { .. } => "check that the file is executable and built for this machine",
             VersionError::Timeout { .. } => "run it by hand to see what it waits for",
             VersionError::NotEtcd { .. } => {
-                "name the folder of the right program with --binaries (`syncer migrate`: the file with --etcd)"
+                "name the folder of the right program with --binaries (`syncer migrate` and `syncer recover`: the file with --etcd)"
             }
-            VersionError::Arguments { .. } => "correct embeddedEtcd.extraArgs in the values; nothing was changed",
+            VersionError::Arguments { .. } => "correct etcd's extraArgs in the values; nothing was changed",
             VersionError::Unsupported { .. } => "use etcd 3.5 (3.5.26 or newer), 3.6 or 3.7",
         }
     }

@@ -57,7 +57,8 @@ pub struct Args {
     /// How thoroughly etcd compares what was made of it.
     #[arg(long, value_enum, default_value_t = Verify::Hash)]
     pub verify: Verify,
-    /// Read everything and say what would happen; write nothing.
+    /// Read everything and say what would happen; nothing of it stays. A snapshot in a bucket is fetched to TMPDIR for that
+    /// time.
     #[arg(long)]
     pub dry_run: bool,
     /// Form of the report on standard output.

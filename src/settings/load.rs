@@ -82,10 +82,15 @@ impl Loaded {
     /// The settings for a command that is about embedded etcd, which is taken to be on where nothing says otherwise: by
     /// `kubectl exec` a command has the environment of the entrypoint and none of its flags.
     pub fn with_etcd(self) -> Settings {
-        let unsaid = matches!(self.provenance.source("etcd.enabled"), None | Some(Source::Default(_)));
+        let unsaid = self.says_nothing_of_etcd();
         let mut settings = self.settings;
         settings.etcd.enabled |= unsaid;
         settings
+    }
+
+    /// Whether nothing says if embedded etcd is on.
+    pub fn says_nothing_of_etcd(&self) -> bool {
+        matches!(self.provenance.source("etcd.enabled"), None | Some(Source::Default(_)))
     }
 }
 

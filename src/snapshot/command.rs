@@ -50,8 +50,8 @@ pub enum SnapshotCommand {
             syncer snapshot restore s3://my-backups/my-vcluster/team-a.my-vcluster-20261124T060000Z-6d7d1a9c5e0f3b21.db --dry-run\n  \
             syncer snapshot restore --cancel\n      \
             call it off, before that start\n\n\
-            Exit codes: 0 staged, shown or called off   2 bad usage   3 beside an import, a reset, another restore, or with \
-            embedded etcd off\n  \
+            Exit codes: 0 staged, shown or called off   1 a fault   2 bad usage   3 beside an import, a move from a deployed \
+            etcd, a reset, another restore, or with embedded etcd off\n  \
             4 the snapshot is damaged, cut off, or none   5 not the seed's volume, or two clusters   7 no space   8 another \
             restore is at work"
     )]
@@ -67,7 +67,8 @@ pub enum SnapshotCommand {
     },
     /// Look through a snapshot file: whether it is whole and undamaged, and what is in it.
     #[command(after_long_help = "The hash is the one that `etcdutl snapshot status` shows.\n\n\
-        Exit codes: 0 it can be relied on   1 it cannot be read   4 it is damaged, cut off, no snapshot, or not there")]
+        Exit codes: 0 it can be relied on   1 it cannot be read   2 no such bucket, or not allowed   4 it is damaged, cut off, no \
+        snapshot, or not there   7 no space to fetch it")]
     Verify {
         /// The file: a snapshot of syncer's or etcdctl's. One in a bucket, s3://BUCKET/PREFIX/NAME, is fetched to TMPDIR
         /// first.

@@ -15,6 +15,8 @@ use crate::snapshot::directory::Directory;
 use crate::snapshot::target::Target;
 
 /// Why the default timing is not what a single replica runs with ([`crate::etcd::launch`]).
+/// etcd takes no longer election timeout, in milliseconds.
+const ELECTION_MOST: u64 = 50_000;
 const ALONE: &str = "a lone member of a single replica runs with 20ms and 200ms";
 
 impl Resolver<'_> {
@@ -92,14 +94,21 @@ impl Resolver<'_> {
         let timing_set = values.etcd.heartbeat_ms.is_some() || values.etcd.election_ms.is_some();
         let why = if timing_set { "" } else { ALONE };
         let heartbeat = self.milliseconds("etcd.heartbeatInterval", values.etcd.heartbeat_ms.clone(), (100, why));
-        let election =
-            self.milliseconds("etcd.electionTimeout", values.etcd.election_ms.clone(), (1000.max(heartbeat * 10), why));
+        let election = self.milliseconds(
+            "etcd.electionTimeout",
+            values.etcd.election_ms.clone(),
+            ((heartbeat * 10).clamp(1000, ELECTION_MOST), why),
+        );
         if election < 5 * heartbeat {
             // One of the two is given: the defaults fit.
             let line = values.etcd.election_ms.or(values.etcd.heartbeat_ms).map_or(0, |spot| spot.line);
             let what =
                 format!("electionTimeout {election} ms is less than five times heartbeatInterval {heartbeat} ms");
-            return Err(self.refuse_at(line, what, format!("set electionTimeout to {} or more", 10 * heartbeat)));
+            let remedy = match 5 * heartbeat {
+                least @ ..=ELECTION_MOST => format!("set electionTimeout to {least} or more, at most {ELECTION_MOST}"),
+                _ => "lower heartbeatInterval".to_owned(),
+            };
+            return Err(self.refuse_at(line, what, remedy));
         }
         let extra_args = self.take("etcd.extraArgs", self.spot(values.etcd.extra_args), "", Vec::new);
         let snapshots = self.snapshots(values.etcd.snapshots, data_dir)?;
