@@ -165,6 +165,21 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     assert!(!scene.writer.finish().is_empty());
 }
 
+/// The StatefulSet's own controller, in order: up, down, to nothing and back.
+#[test]
+fn in_order_every_step_of_kubectl_scale_is_followed() {
+    if !possible() {
+        return;
+    }
+    let mut scene = Scene::of(1, hosted(1, Policy::OrderedReady, |_| ()));
+    let cluster = formed(&scene.set);
+    for replicas in [3, 5, 2, 1, 0, 3] {
+        scale(&mut scene, replicas);
+    }
+    assert_eq!(formed(&scene.set), cluster);
+    assert!(!scene.writer.finish().is_empty());
+}
+
 /// Three that were paused, of which one comes back: what the others noted when they stopped proves that it lacks nothing.
 /// The others' volumes come back to a cluster that has dropped their members.
 #[test]

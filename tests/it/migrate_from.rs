@@ -6,7 +6,7 @@ mod fence;
 mod pods;
 mod refused;
 mod slow;
-mod switch;
+pub mod switch;
 mod trouble;
 mod undo;
 

@@ -324,6 +324,26 @@ fn a_member_without_a_quorum_is_not_saved_unasked_and_a_corrupt_one_removes_noth
     assert_eq!(files(&place).len(), 3);
 }
 
+/// The first is of the start; the clock brings the others, and the oldest goes.
+#[test]
+fn the_schedule_goes_on_by_itself() {
+    let mut pod = TestPod::new();
+    let place = pod.data().join("kept");
+    std::fs::create_dir(&place).unwrap();
+    let snapshots = format!("schedule: '* * * * *'\n    keep: 2\n    target: {}", place.display());
+    pod.values(&format!("embeddedEtcd:\n  enabled: true\n  snapshots:\n    {snapshots}\n"));
+    pod.start("none", &[]);
+    let kept = || files(&place).into_iter().filter(|file| text(file).ends_with(".db")).collect::<Vec<_>>();
+    let mut seen = std::collections::BTreeSet::new();
+    poll("a snapshot of the start, and of each of two minutes after it", Duration::from_secs(200), || {
+        pod.assert_running();
+        seen.extend(kept());
+        (seen.len() >= 3).then_some(())
+    });
+    poll("the oldest is gone", SOON, || (kept().len() == 2).then_some(()));
+    assert!(pod.stop().success());
+}
+
 #[test]
 fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     let mut pod = TestPod::new();

@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use super::*;
 use crate::migrate::back::live_of;
+use crate::migrate_from::switch::Writers;
 use crate::migrate_from::{Deployed, ended, from, moved};
 use crate::reset::pods::copy_tree;
 use crate::support::kine_db::Live;
@@ -86,8 +87,12 @@ impl Journey for FromEtcd {
 fn a_move_from_a_deployed_etcd_converges() {
     let source = Deployed::start("3.6", 1, None);
     source.fill(300);
+    // Whatever it acknowledges between a fence that is lifted and the next is in what is moved in the end.
+    let writer = Writers::start(&source, 1);
     let url = from(&source.url());
     killed(&FromEtcd { source, url, looked: Cell::new(0) }, 40);
+    let (written, refused) = writer.finish();
+    assert!(!written.is_empty() && refused > 0, "{} writes, {refused} refused", written.len());
 }
 
 /// `migrateBack`: the data dir is whole under its name, or the `state.db` is.

@@ -16,14 +16,14 @@ use crate::support::poll;
 type Ledger = Arc<Mutex<BTreeMap<String, Option<(String, i64)>>>>;
 
 /// Clients that write as fast as they can, each to keys of its own, until they are told to stop.
-pub(super) struct Writers {
+pub struct Writers {
     ledger: Ledger,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<usize>>,
 }
 
 impl Writers {
-    pub(super) fn start(source: &Deployed, count: usize) -> Writers {
+    pub fn start(source: &Deployed, count: usize) -> Writers {
         let (ledger, stop) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
         let threads = (0..count)
             .map(|n| {
@@ -40,12 +40,12 @@ impl Writers {
         Writers { ledger, stop, threads }
     }
 
-    pub(super) fn written(&self) -> usize {
+    pub fn written(&self) -> usize {
         self.ledger.lock().expect("the ledger").len()
     }
 
     /// What was acknowledged, and how many writes were refused because of the fence.
-    pub(super) fn finish(self) -> (BTreeMap<String, Option<(String, i64)>>, usize) {
+    pub fn finish(self) -> (BTreeMap<String, Option<(String, i64)>>, usize) {
         self.stop.store(true, Ordering::Relaxed);
         let refused = self.threads.into_iter().map(|thread| thread.join().expect("a writer")).sum();
         (self.ledger.lock().expect("the ledger").clone(), refused)
