@@ -131,25 +131,27 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
             "give the command without --cluster-id to see what is there; nothing has been changed",
         ));
     }
-    if report.overtaken && !args.accept_loss {
-        return Err(refuse(
-            Exit::RefusedMembership,
-            format!("what others of cluster {cluster} have acknowledged since would be lost: {OVERTAKEN}"),
-            "start those that have served it, with their volumes; if they are gone for good, or to give up what they took, add \
-             --accept-loss",
-        ));
-    }
-    if report.log.is_alone() && report.interrupted.is_none() && !report.overtaken {
-        return shown(args, &report);
-    }
-    let permission = match (&report.reason, args.accept_loss) {
-        (_, true) if report.overtaken => Permission::LossAccepted { bump: args.bump_revision },
-        (None, _) => Permission::TwoVoters,
-        (Some(_), true) => Permission::LossAccepted { bump: args.bump_revision },
-        // An interrupted reset goes on with what allowed it.
-        (Some(_), false) if report.interrupted.is_some() => Permission::TwoVoters,
-        (Some(reason), false) => {
+    let asked = Asked {
+        alone: report.log.is_alone(),
+        overtaken: report.overtaken,
+        interrupted: report.interrupted.is_some(),
+        lossless: report.lossless,
+        accepted: args.accept_loss.then_some(args.bump_revision),
+    };
+    let permission = match answer(&asked) {
+        Answer::NothingToDo => return shown(args, &report),
+        Answer::Reset(permission) => permission,
+        Answer::TakenSince => {
+            return Err(refuse(
+                Exit::RefusedMembership,
+                format!("what others of cluster {cluster} have acknowledged since would be lost: {OVERTAKEN}"),
+                "start those that have served it, with their volumes; if they are gone for good, or to give up what they took, \
+                 add --accept-loss",
+            ));
+        }
+        Answer::MayLose => {
             allowed(&report.log, Permission::LossAccepted { bump: args.bump_revision })?;
+            let reason = report.reason.unwrap_or_default();
             return Err(refuse(
                 Exit::RefusedMembership,
                 format!("a reset may lose acknowledged writes: {reason}"),
@@ -181,6 +183,47 @@ pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
     let lossless = !matches!(permission, Permission::LossAccepted { .. });
     report.done = Some(Done { lossless, revision, copy, seconds: duration.as_secs_f64() });
     shown(args, &report)
+}
+
+/// What a reset of the cluster that was named depends on.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// This is the only member by its log.
+    alone: bool,
+    /// Others have served since it was, or was to be, made the only one.
+    overtaken: bool,
+    /// A reset was begun.
+    interrupted: bool,
+    /// Nothing that was acknowledged is missing, by the log.
+    lossless: bool,
+    /// The loss is accepted, and the revision is to be raised by so much.
+    accepted: Option<i64>,
+}
+
+/// What is done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It is what it should be.
+    NothingToDo,
+    /// It is made the only member.
+    Reset(Permission),
+    /// Refused: it would lose what others have acknowledged since.
+    TakenSince,
+    /// Refused: it may lose what the others have acknowledged before.
+    MayLose,
+}
+
+fn answer(asked: &Asked) -> Answer {
+    match (asked.accepted, asked.overtaken) {
+        (None, true) => Answer::TakenSince,
+        (Some(bump), true) => Answer::Reset(Permission::LossAccepted { bump }),
+        _ if asked.alone && !asked.interrupted => Answer::NothingToDo,
+        _ if asked.lossless => Answer::Reset(Permission::TwoVoters),
+        (Some(bump), false) => Answer::Reset(Permission::LossAccepted { bump }),
+        // It goes on with what allowed it.
+        (None, false) if asked.interrupted => Answer::Reset(Permission::TwoVoters),
+        (None, false) => Answer::MayLose,
+    }
 }
 
 /// The next start puts a staged snapshot in the place of whatever is here.
@@ -426,6 +469,29 @@ mod tests {
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
         Cli::try_parse_from(std::iter::once("recover").chain(line.split_whitespace())).map(|cli| cli.args)
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_given_up_by_word_alone() {
+        let (alone, overtaken, interrupted) = ([false, true], [false, true], [false, true]);
+        let all =
+            alone.into_iter().flat_map(|a| overtaken.into_iter().flat_map(move |o| interrupted.map(|i| (a, o, i))));
+        for ((alone, overtaken, interrupted), lossless) in all.flat_map(|facts| [true, false].map(|l| (facts, l))) {
+            let asked = |accepted| answer(&Asked { alone, overtaken, interrupted, lossless, accepted });
+            let (word, none) = (asked(Some(7)), asked(None));
+            let facts = format!("alone {alone}, overtaken {overtaken}, interrupted {interrupted}, lossless {lossless}");
+            let loses = Answer::Reset(Permission::LossAccepted { bump: 7 });
+            assert_ne!(none, loses, "{facts}");
+            assert_eq!(none == Answer::TakenSince, overtaken, "{facts}");
+            match () {
+                () if overtaken => assert_eq!(word, loses, "{facts}"),
+                () if alone && !interrupted => {
+                    assert_eq!((word, none), (Answer::NothingToDo, Answer::NothingToDo), "{facts}")
+                }
+                () if lossless => assert_eq!((word, none), (Answer::Reset(Permission::TwoVoters), word), "{facts}"),
+                () => assert_eq!((word, none == Answer::MayLose), (loses, !interrupted), "{facts}"),
+            }
+        }
     }
 
     #[test]
