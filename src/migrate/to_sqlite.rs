@@ -274,18 +274,23 @@ pub fn abandon(disk: &dyn Disk, path: &Path, places: &[PathBuf]) -> anyhow::Resu
     if journal.phase == Phase::Done {
         return Ok(None);
     }
-    let (mut placed, mut others) = (None, false);
-    for place in places {
+    let at = |place: &PathBuf| {
         let target = SqliteTarget { path: place.clone() };
         let companions = !target.companions()?.is_empty();
-        match target.is_there(&journal)? && !companions {
-            true => placed = Some(place.clone()),
-            false => others |= companions || place.symlink_metadata().is_ok(),
-        }
-    }
-    if placed.is_none() && others {
-        return Ok(None);
-    }
+        anyhow::Ok(match target.is_there(&journal)? {
+            true if !companions => AtPlace::Unused,
+            there => {
+                if there || companions || place.symlink_metadata().is_ok() {
+                    AtPlace::Other
+                } else {
+                    AtPlace::Nothing
+                }
+            }
+        })
+    };
+    let found = places.iter().map(at).collect::<anyhow::Result<Vec<_>>>()?;
+    let Some(unused) = given_up(&found) else { return Ok(None) };
+    let placed = unused.and_then(|at| places.get(at)).cloned();
     // Most distros have a folder of their own, which is not there.
     for place in places.iter().filter(|place| parent_of(place).is_dir()) {
         SqliteTarget { path: place.clone() }.take_back(disk)?;
@@ -298,6 +303,27 @@ pub fn abandon(disk: &dyn Disk, path: &Path, places: &[PathBuf]) -> anyhow::Resu
             .context("remove what an abandoned way back left")?;
     }
     Ok(placed)
+}
+
+/// What stands where a `state.db` may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AtPlace {
+    /// Nothing.
+    Nothing,
+    /// What the journal tells of, as it was written.
+    Unused,
+    /// A store that somebody may have used, or something of one.
+    Other,
+}
+
+/// Whether the traces of a way back that was given up are removed, and with them which file; `None`: all is left, as what the
+/// journal tells of may have become the store that is there.
+fn given_up(found: &[AtPlace]) -> Option<Option<usize>> {
+    match found.iter().position(|at| *at == AtPlace::Unused) {
+        Some(unused) => Some(Some(unused)),
+        None if found.contains(&AtPlace::Other) => None,
+        None => Some(None),
+    }
 }
 
 /// Reads the file as any of kine's would be, with the check of all its pages, and compares.
@@ -345,6 +371,20 @@ mod tests {
     use super::super::progress::Show;
     use super::*;
     use crate::disk::RealDisk;
+
+    #[test]
+    fn only_a_file_that_nobody_used_goes_with_a_way_back_that_was_given_up() {
+        use AtPlace::{Nothing, Other, Unused};
+        for (found, want) in [
+            (&[Nothing, Nothing][..], Some(None)),
+            (&[Nothing, Unused], Some(Some(1))),
+            (&[Other, Unused], Some(Some(1))),
+            (&[Other, Nothing], None),
+            (&[], Some(None)),
+        ] {
+            assert_eq!(given_up(found), want, "{found:?}");
+        }
+    }
 
     #[test]
     fn a_file_that_was_used_since_is_not_taken_back() {
