@@ -5,6 +5,8 @@
 //! makes it halt there by SIGSTOP until it gets SIGCONT, so that a test can change the world around it meanwhile (not as
 //! PID 1 of a namespace, to which its own signals do nothing).
 
+use std::time::Duration;
+
 /// Every crash point, in the order in which a migration at boot passes them. Tests loop over this list.
 pub const CRASH_POINTS: &[&str] = &[
     "migrate-before-journal",
@@ -109,6 +111,12 @@ pub fn reach(name: &str) {
             }
         }
     }
+}
+
+/// A time that tests shorten by the variable, in seconds; `otherwise` without the feature `testing`.
+pub fn seconds(variable: &str, otherwise: Duration) -> Duration {
+    let shorter = if cfg!(feature = "testing") { std::env::var(variable).ok() } else { None };
+    shorter.and_then(|text| text.parse().ok()).map_or(otherwise, Duration::from_secs)
 }
 
 /// Marks a crash point; nothing without the feature `testing`.

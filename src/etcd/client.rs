@@ -10,6 +10,7 @@ use etcd_client::{
 };
 use thiserror::Error;
 
+use crate::crash_point::seconds;
 pub use crate::datadir::members::Member;
 use crate::ids::{ClusterId, MemberId, RaftIndex, Revision, Term};
 use crate::pki::layout::read_pem;
@@ -414,11 +415,7 @@ const SNAPSHOT: &str = "take a snapshot";
 const STALLED: Duration = Duration::from_secs(60);
 
 fn stalled_after() -> Duration {
-    #[cfg(feature = "testing")]
-    if let Some(seconds) = std::env::var("SYNCER_SNAPSHOT_STALLED_SECONDS").ok().and_then(|text| text.parse().ok()) {
-        return Duration::from_secs(seconds);
-    }
-    STALLED
+    seconds("SYNCER_SNAPSHOT_STALLED_SECONDS", STALLED)
 }
 
 /// A snapshot on its way: etcd's backend file, and the SHA-256 of it at the end.

@@ -16,6 +16,7 @@ use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
 use super::{fenced, space, ways};
 use crate::crash_point;
+use crate::crash_point::seconds;
 use crate::disk::{Disk, RealDisk, at, parent_of};
 use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, SnapshotStream};
 use crate::exit::{Exit, exit_of, refuse};
@@ -83,15 +84,7 @@ impl Pace {
 }
 
 fn allowed(bytes: u64) -> Duration {
-    at_least() + Duration::from_secs(bytes / SLOWEST)
-}
-
-fn at_least() -> Duration {
-    #[cfg(feature = "testing")]
-    if let Some(seconds) = std::env::var("SYNCER_SNAPSHOT_SECONDS").ok().and_then(|text| text.parse().ok()) {
-        return Duration::from_secs(seconds);
-    }
-    AT_LEAST
+    seconds("SYNCER_SNAPSHOT_SECONDS", AT_LEAST) + Duration::from_secs(bytes / SLOWEST)
 }
 
 /// A file that goes with its user.
@@ -102,6 +95,15 @@ impl Drop for Downloaded {
         if let Err(error) = remove(&RealDisk, &self.0.path) {
             tracing::warn!(file = %self.0.path.display(), error = format!("{error:#}"), "a snapshot was not removed");
         }
+    }
+}
+
+impl Downloaded {
+    /// A place for one, at which nothing stands.
+    fn begin(disk: &dyn Disk, copy: &Aside) -> anyhow::Result<Downloaded> {
+        let place = copy.place(disk)?;
+        remove(disk, &place.path)?;
+        Ok(Downloaded(place))
     }
 }
 
@@ -122,16 +124,13 @@ pub fn open(
     alarms: Alarms,
     pace: Option<&mut Pace>,
 ) -> anyhow::Result<BackendStore> {
-    let place = copy.place(disk)?;
-    let file = place.path.clone();
-    remove(disk, &file)?;
-    let kept = Downloaded(place);
+    let kept = Downloaded::begin(disk, copy)?;
+    let file = &kept.0.path;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let acknowledged = runtime
-        .block_on(download(disk, etcd, &file, copy.spare, alarms, pace))
-        .map_err(|error| refused(etcd, error))?;
+    let acknowledged =
+        runtime.block_on(download(disk, etcd, file, copy.spare, alarms, pace)).map_err(|error| refused(etcd, error))?;
     drop(runtime);
-    let mut store = snapshot::open(&file)?;
+    let mut store = snapshot::open(file)?;
     if !store.has_checksum() {
         return Err(refused(etcd, BackendError::CutShort.into()));
     }
@@ -149,12 +148,9 @@ pub fn open(
 /// # Errors
 /// [`Exit::RefusedSource`] if it is not there, or is none.
 pub fn fetched(disk: &dyn Disk, place: &Path, copy: &Aside) -> anyhow::Result<BackendStore> {
-    let aside = copy.place(disk)?;
-    let file = aside.path.clone();
-    remove(disk, &file)?;
-    let kept = Downloaded(aside);
-    let put = InBucket::named(place)?.fetch(disk, &file)?;
-    let mut store = snapshot::open(&file)?;
+    let kept = Downloaded::begin(disk, copy)?;
+    let put = InBucket::named(place)?.fetch(disk, &kept.0.path)?;
+    let mut store = snapshot::open(&kept.0.path)?;
     store.name_and_keep(place.display().to_string(), Box::new(kept));
     Ok(store.put_there_at(put.unix_timestamp_nanos()))
 }

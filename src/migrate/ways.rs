@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::crash_point::seconds;
 use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint};
 use crate::ids::ClusterId;
 
@@ -101,11 +102,7 @@ pub async fn patiently<T>(
 
 /// Tests have less patience with a source that they have silenced for good.
 pub fn bounded(patience: Duration) -> Duration {
-    #[cfg(feature = "testing")]
-    if let Some(seconds) = std::env::var("SYNCER_PATIENCE_SECONDS").ok().and_then(|text| text.parse().ok()) {
-        return patience.min(Duration::from_secs(seconds));
-    }
-    patience
+    seconds("SYNCER_PATIENCE_SECONDS", patience).min(patience)
 }
 
 /// An error with its causes, in one line.

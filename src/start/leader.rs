@@ -13,6 +13,7 @@ use anyhow::Context;
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::space::{self, Keeper};
 use crate::boot::Desired;
+use crate::crash_point::seconds;
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
 use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
 use crate::membership::{self, MemberFact, Observed, Plan, PodView, Step};
@@ -343,11 +344,7 @@ impl Progress {
 
 /// A learner that has come no further in this time is stuck.
 fn stalled_after() -> Duration {
-    #[cfg(feature = "testing")]
-    if let Some(seconds) = std::env::var("SYNCER_STALLED_SECONDS").ok().and_then(|text| text.parse().ok()) {
-        return Duration::from_secs(seconds);
-    }
-    STALLED
+    seconds("SYNCER_STALLED_SECONDS", STALLED)
 }
 
 /// As JSON, made only if it is logged: `syncer plan --membership` reads it.
