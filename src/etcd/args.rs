@@ -24,7 +24,7 @@ pub const DEFAULT_QUOTA: u64 = 8 * GIB;
 pub const DEFAULT_MAX_REQUEST: u64 = 1_572_864;
 
 /// etcd never takes an election timeout above this (`maxElectionMs`).
-const ELECTION_MAX_MS: u128 = 50_000;
+pub const ELECTION_MAX_MS: u32 = 50_000;
 
 /// Everything that decides how etcd is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,7 +241,7 @@ pub fn quota(asked: Option<u64>, store_size: u64) -> u64 {
 fn check(launch: &EtcdLaunch) -> Result<(), ArgsError> {
     let unsafe_ = |what: String| Err(ArgsError::Unsafe { what });
     let (heartbeat_ms, election_ms) = (launch.timing.heartbeat.as_millis(), launch.timing.election.as_millis());
-    if heartbeat_ms == 0 || election_ms < 5 * heartbeat_ms || election_ms > ELECTION_MAX_MS {
+    if heartbeat_ms == 0 || election_ms < 5 * heartbeat_ms || election_ms > u128::from(ELECTION_MAX_MS) {
         return Err(ArgsError::Timing { heartbeat_ms, election_ms });
     }
     if !launch.metrics.ip().is_loopback() {

@@ -20,7 +20,7 @@ const WATCH: Duration = Duration::from_secs(240);
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(20);
 /// No StatefulSet of this kind has more replicas; what says so is a slip, and is acted upon by nobody.
-const REPLICAS_MAX: u32 = 64;
+pub const REPLICAS_MAX: u32 = 64;
 
 /// What is looked at of a StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,12 +17,10 @@ use crate::discovery::Discovery;
 use crate::discovery::answer::Answer;
 use crate::discovery::own;
 use crate::etcd::client;
+use crate::host::statefulset::REPLICAS_MAX;
 use crate::ids::Ordinal;
 use crate::pki::EtcdTlsFiles;
 use crate::settings::Settings;
-
-/// More pods than any StatefulSet of this kind has are not asked.
-const PODS_MAX: usize = 64;
 
 /// From one line on a certificate that does not fit a clock to the next.
 const CLOCK_EVERY: Duration = Duration::from_secs(60);
@@ -113,7 +111,7 @@ impl Surveyor {
         let (there, named) = self.named().await;
         ordinals.extend(there);
         ordinals.remove(&self.settings.pod.ordinal);
-        let ordinals: Vec<_> = ordinals.into_iter().take(PODS_MAX).collect();
+        let ordinals: Vec<_> = ordinals.into_iter().take(REPLICAS_MAX as usize).collect();
 
         let mut found = Survey { named, ..Survey::default() };
         let last: Vec<_> = ordinals.iter().filter_map(|ordinal| self.pod(*ordinal, None)).collect();

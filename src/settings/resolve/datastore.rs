@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Resolver;
+use crate::etcd::args::ELECTION_MAX_MS;
 use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 use crate::settings::env::variable_of;
@@ -15,8 +16,7 @@ use crate::snapshot::directory::Directory;
 use crate::snapshot::target::Target;
 
 /// Why the default timing is not what a single replica runs with ([`crate::etcd::launch`]).
-/// etcd takes no longer election timeout, in milliseconds.
-const ELECTION_MOST: u64 = 50_000;
+const ELECTION_MOST: u64 = ELECTION_MAX_MS as u64;
 const ALONE: &str = "a lone member of a single replica runs with 20ms and 200ms";
 
 impl Resolver<'_> {

@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use super::section::{Fault, Section, Spot};
+use crate::etcd::args::ELECTION_MAX_MS;
 use crate::snapshot::directory::Directory;
 use crate::snapshot::schedule::Schedule;
 use crate::snapshot::target::Target;
@@ -66,8 +67,7 @@ pub struct SnapshotValues {
     pub target: Option<Spot<Target>>,
 }
 
-/// etcd refuses an election timeout above this (etcd: server/embed/config.go, maxElectionMs).
-const MAX_ELECTION_MS: i64 = 50_000;
+const MAX_ELECTION_MS: i64 = ELECTION_MAX_MS as i64;
 /// Smaller stores do not hold even an empty virtual cluster for long.
 const MIN_QUOTA: i64 = 64 << 20;
 /// Far above what etcd can serve (its own advice ends at 8 GiB).
