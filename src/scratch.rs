@@ -13,6 +13,8 @@ use crate::disk::{Disk, RealDisk, at, parent_of};
 
 /// Where files cannot be locked: nobody has been at it for so long without writing.
 const NOBODY_WRITES: Duration = Duration::from_secs(24 * 60 * 60);
+/// A folder that another process takes for a killed one's, in the moment before it is locked, is made again so often.
+const ATTEMPTS: u32 = 100;
 /// The lock file of a folder.
 const LOCK: &str = ".lock";
 
@@ -33,7 +35,7 @@ impl Scratch {
         }
         // The folder itself is the user's to make.
         std::fs::read_dir(folder).map_err(|e| at(folder, e))?;
-        loop {
+        for _ in 0..ATTEMPTS {
             let dir = folder.join(format!("{prefix}.{}-{:08x}", std::process::id(), rand::random::<u32>()));
             disk.create_dir(&dir)?;
             let lock = match disk.create(&dir.join(LOCK), 0o600).map(drop).and_then(|()| lockable(&dir.join(LOCK))) {
@@ -45,6 +47,7 @@ impl Scratch {
                 return Ok(Scratch { dir, _lock: lock });
             }
         }
+        Err(at(folder, io::Error::other("others remove each folder that is made there")))
     }
 
     /// A file or folder in it.

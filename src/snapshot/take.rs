@@ -65,13 +65,12 @@ impl Member {
 
     /// What every report has of it.
     fn json(&self) -> Map<String, Value> {
-        let said = json!({
+        object(json!({
             "source": self.url,
             "sourceRevision": self.revision,
             "clusterId": self.status.cluster,
             "memberId": self.status.member,
-        });
-        said.as_object().cloned().unwrap_or_default()
+        }))
     }
 }
 
