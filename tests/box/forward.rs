@@ -2,7 +2,7 @@
 //! connects.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,14 +23,16 @@ pub fn forward(place: Place, addresses: Addresses, ordinal: u32, port: u16) -> i
             let place = place.clone();
             // Dropping the client tells it that nobody answers.
             let _ = std::thread::Builder::new().spawn(move || {
-                let _ = place.enter().and_then(|()| relay(client, SocketAddr::new(address, port)));
+                let _ = place.enter().and_then(|()| relay(client, SocketAddr::new(address, port), |_| ()));
             });
         }
     })?;
     Ok(outside)
 }
 
-fn relay(client: TcpStream, to: SocketAddr) -> io::Result<()> {
+/// Passes on what both sides say, until the server has said all; `before` is called with the number of pieces that it has said,
+/// before each of its pieces.
+pub fn relay(client: TcpStream, to: SocketAddr, before: impl Fn(usize)) -> io::Result<()> {
     let server = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
     // Small messages both ways: without this each waits for the other side's delayed acknowledgement.
     client.set_nodelay(true)?;
@@ -41,6 +43,14 @@ fn relay(client: TcpStream, to: SocketAddr) -> io::Result<()> {
         let _ = to_server.shutdown(Shutdown::Write);
     })?;
     let (mut from_server, mut to_client) = (server, client);
-    let _ = io::copy(&mut from_server, &mut to_client);
+    let mut buffer = vec![0; 1 << 16];
+    let mut said = 0;
+    while let Ok(read @ 1..) = from_server.read(&mut buffer) {
+        before(said);
+        said += 1;
+        if to_client.write_all(buffer.get(..read).unwrap_or_default()).is_err() {
+            break;
+        }
+    }
     to_client.shutdown(Shutdown::Both)
 }

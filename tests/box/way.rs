@@ -1,15 +1,15 @@
 //! The way on which pods reach the host cluster's API server. Its answers can be late on it, without anything else in the host
 //! cluster being slower.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::network::{GATEWAY, Network, Place};
+use super::forward::relay;
+use super::network::{GATEWAY, Network};
 
 /// Where pods find the API.
 pub const PORT: u16 = 443;
@@ -31,8 +31,14 @@ impl Way {
         std::thread::Builder::new().name("way".into()).spawn(move || {
             for client in listener.incoming().flatten() {
                 let (place, delay) = (place.clone(), delay.clone());
+                let held = move |said| {
+                    if said >= HANDSHAKE {
+                        delay.hold()
+                    }
+                };
                 // Dropping the client tells it that nobody answers.
-                let _ = std::thread::Builder::new().spawn(move || relay(client, &place, to, &delay));
+                let _ = std::thread::Builder::new()
+                    .spawn(move || place.enter().and_then(|()| relay(client, (Ipv4Addr::LOCALHOST, to).into(), held)));
             }
         })?;
         Ok(way)
@@ -49,27 +55,4 @@ impl Way {
             std::thread::sleep(LOOK);
         }
     }
-}
-
-fn relay(client: TcpStream, place: &Place, to: u16, way: &Way) -> io::Result<()> {
-    place.enter()?;
-    let server = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, to)), Duration::from_secs(5))?;
-    client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    std::thread::Builder::new().spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
-        let _ = to_server.shutdown(Shutdown::Write);
-    })?;
-    let (mut from_server, mut to_client) = (server, client);
-    let mut buffer = vec![0; 1 << 16];
-    let mut said = 0;
-    while let read @ 1.. = from_server.read(&mut buffer)? {
-        if said >= HANDSHAKE {
-            way.hold();
-        }
-        said += 1;
-        to_client.write_all(buffer.get(..read).unwrap_or_default())?;
-    }
-    to_client.shutdown(Shutdown::Both)
 }

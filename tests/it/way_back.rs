@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use crate::support::etcd::PATIENCE;
 use crate::support::kube::Kube;
-use crate::support::pod::TestPod;
+use crate::support::pod::{Dump, TestPod};
 use crate::support::poll;
 
 pub const ETCD: &str = "embeddedEtcd:\n  enabled: true\ncontroller:\n  disabled: true\n";
@@ -158,6 +158,29 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     assert!(want.keys.iter().all(|key| again.keys.contains(key)));
 }
 
+/// Starts a pod that goes back, and ends it once its API server runs on SQLite.
+fn goes_back(pod: &mut TestPod, point: &str) {
+    let data = pod.data();
+    pod.start("k8s", &[]);
+    poll(&format!("{point}: the way back is gone to its end"), PATIENCE, || {
+        pod.assert_running();
+        (!data.join("etcd").exists() && data.join("state.db").exists() && pod.log().contains("kine")).then_some(())
+    });
+    pod.kill_everything();
+}
+
+/// And into etcd again, where what was there is there.
+fn comes_again(pod: &mut TestPod, point: &str, want: &Dump, prefix: &[u8]) {
+    pod.values("embeddedEtcd:\n  enabled: true\n");
+    pod.start("none", &[]);
+    pod.wait_serving();
+    let again = pod.dump();
+    for key in want.keys.iter().filter(|(key, ..)| key.starts_with(prefix)) {
+        assert!(again.keys.contains(key), "{point}: {} is another or gone", key.0.escape_ascii());
+    }
+    pod.kill_everything();
+}
+
 /// Of a store that was formed here, and of one that was imported, whose journal is done and whose old file is kept, or is not.
 #[test]
 fn killed_at_every_crash_point_the_way_back_converges() {
@@ -200,22 +223,9 @@ fn killed_at_every_crash_point_the_way_back_converges() {
             pod.kill_everything();
             continue;
         }
-        pod.start("k8s", &[]);
-        poll(&format!("{point}: the way back is gone to its end"), PATIENCE, || {
-            pod.assert_running();
-            (!data.join("etcd").exists() && db.exists() && pod.log().contains("kine")).then_some(())
-        });
-        pod.kill_everything();
+        goes_back(&mut pod, point);
         assert_eq!(asides(&data), 1, "{point}");
-        // And into etcd again, where what was there is there.
-        pod.values("embeddedEtcd:\n  enabled: true\n");
-        pod.start("none", &[]);
-        pod.wait_serving();
-        let again = pod.dump();
-        for key in want.keys.iter().filter(|(key, ..)| key.starts_with(b"/registry/configmaps/")) {
-            assert!(again.keys.contains(key), "{point}: {} is another or gone", key.0.escape_ascii());
-        }
-        pod.kill_everything();
+        comes_again(&mut pod, point, &want, b"/registry/configmaps/");
     }
 }
 
@@ -261,19 +271,7 @@ fn a_way_back_that_is_given_up_leaves_no_store_to_import_later() {
         }
         // And the way back can be gone again.
         pod.values(BACK);
-        pod.start("k8s", &[]);
-        poll(&format!("{point}: the way back is gone to its end"), PATIENCE, || {
-            pod.assert_running();
-            (!data.join("etcd").exists() && db.exists() && pod.log().contains("kine")).then_some(())
-        });
-        pod.kill_everything();
-        pod.values("embeddedEtcd:\n  enabled: true\n");
-        pod.start("none", &[]);
-        pod.wait_serving();
-        let again = pod.dump();
-        for key in want.keys.iter().filter(|(key, ..)| key.starts_with(b"/registry/")) {
-            assert!(again.keys.contains(key), "{point}: {} is another or gone", key.0.escape_ascii());
-        }
-        pod.kill_everything();
+        goes_back(&mut pod, point);
+        comes_again(&mut pod, point, &want, b"/registry/");
     }
 }
