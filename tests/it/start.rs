@@ -133,7 +133,7 @@ fn what_cannot_run_is_refused_before_the_store_is_moved() {
         ("", "none", &["--", "/no/such/program"][..], "correct the command after `--`"),
         ("", "k3s", &[], "there is no program"),
         ("  extraArgs: [--nonexistent-flag=3]\n", "none", &[], "flag provided but not defined: -nonexistent-flag"),
-        ("  extraArgs: [--max-txn-ops=many]\n", "none", &[], "correct embeddedEtcd.extraArgs"),
+        ("  extraArgs: [--max-txn-ops=many]\n", "none", &[], "correct etcd's extraArgs in the values"),
     ] {
         let mut pod = TestPod::with_small_store();
         pod.values(&format!("{enabled}{values}"));
