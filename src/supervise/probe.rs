@@ -27,6 +27,10 @@ const LAST_PAUSE: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(1);
 /// A child that fails to answer so often in a row serves no longer. Once is what a busy machine does.
 const MISSES: u32 = 2;
+/// From one look at who leads to the next.
+const LOOK: Duration = Duration::from_secs(2);
+/// An etcd that knows no leader in so many looks in a row, a second apart, serves no longer. An election is shorter.
+const LEADERLESS: u32 = 4;
 
 /// How etcd is asked.
 #[derive(Clone, Debug)]
@@ -48,7 +52,7 @@ const SAY_EVERY: Duration = Duration::from_secs(30);
 /// How closely a child that serves is watched.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
-    /// From one question to the next.
+    /// From one question to the next. etcd is asked more often who leads, which costs it nothing.
     pub every: Duration,
     /// An etcd whose `/livez` fails for so long without a break, while it serves no reads, hangs: it is restarted.
     pub hangs_after: Duration,
@@ -90,11 +94,7 @@ pub async fn follow(ready: &Ready, etcd: &EtcdAccess, watch: Watch, mut say: imp
         return;
     }
     loop {
-        let mut misses = 0;
-        while misses < MISSES {
-            sleep(if misses == 0 { watch.every } else { AGAIN.min(watch.every) }).await;
-            misses = if asker.serves().await { 0 } else { misses + 1 };
-        }
+        asker.is_lost(watch.every).await;
         say(Found::Lost);
         let mut lived = Instant::now();
         while !asker.serves().await {
@@ -107,6 +107,33 @@ pub async fn follow(ready: &Ready, etcd: &EtcdAccess, watch: Watch, mut say: imp
             sleep(AGAIN.min(watch.every)).await;
         }
         say(Found::Serves);
+    }
+}
+
+/// What speaks against a child that has served.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubts {
+    /// Questions in a row that were not answered.
+    misses: u32,
+    /// Looks in a row that found no leader.
+    leaderless: u32,
+}
+
+impl Doubts {
+    fn looked(&mut self, leads: Option<bool>) {
+        self.leaderless = if leads == Some(false) { self.leaderless + 1 } else { 0 };
+    }
+
+    fn asked(&mut self, serves: bool) {
+        self.misses = if serves { 0 } else { self.misses + 1 };
+    }
+
+    fn any(self) -> bool {
+        self.misses > 0 || self.leaderless > 0
+    }
+
+    fn lost(self) -> bool {
+        self.misses >= MISSES || self.leaderless >= LEADERLESS
     }
 }
 
@@ -130,6 +157,31 @@ impl Asker<'_> {
         // The next connection reads the certificates anew.
         self.client = None;
         false
+    }
+
+    /// Ends when it serves no longer. Without a quorum a read is answered by nobody, only its deadline tells; but a member
+    /// says at once that it knows no leader.
+    async fn is_lost(&mut self, every: Duration) {
+        let (mut doubts, mut asked) = (Doubts::default(), Instant::now());
+        while !doubts.lost() {
+            sleep(if doubts.any() { AGAIN } else { LOOK }.min(every)).await;
+            let leads = self.leads().await;
+            doubts.looked(leads);
+            if leads == Some(true) && doubts.misses == 0 && asked.elapsed() < every || leads == Some(false) {
+                continue;
+            }
+            doubts.asked(self.serves().await);
+            asked = Instant::now();
+        }
+    }
+
+    /// Whether etcd knows a leader; `None` if it does not say. Another child needs none.
+    async fn leads(&mut self) -> Option<bool> {
+        if *self.ready != Ready::EtcdLinearizableRead {
+            return Some(true);
+        }
+        let status = self.client.as_mut()?.status(DEADLINE).await;
+        status.ok().map(|status| status.leader.is_some())
     }
 
     async fn ask(&mut self) -> anyhow::Result<()> {
@@ -242,6 +294,29 @@ impl ServerCertVerifier for OwnChild {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_serves_is_lost_after_two_misses_or_when_it_knows_no_leader_for_longer_than_an_election() {
+        let mut doubts = Doubts::default();
+        for serves in [false, true, false] {
+            doubts.asked(serves);
+            assert!(!doubts.lost(), "{doubts:?}");
+        }
+        doubts.asked(false);
+        assert!(doubts.lost(), "{doubts:?}");
+
+        let mut doubts = Doubts::default();
+        // It does not say: that is for the question to find out.
+        for leads in [Some(false), Some(false), Some(false), Some(true), Some(false), Some(false), Some(false), None] {
+            doubts.looked(leads);
+            assert!(!doubts.lost(), "{doubts:?}");
+        }
+        for looks in 0..LEADERLESS {
+            assert!(!doubts.lost(), "after {looks} looks: {doubts:?}");
+            doubts.looked(Some(false));
+        }
+        assert!(doubts.lost(), "{doubts:?}");
+    }
 
     #[test]
     fn a_file_that_is_being_written_anew_is_a_sign_of_life() {

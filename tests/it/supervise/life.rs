@@ -15,7 +15,7 @@ use syncer::supervise::{Anew, Control, Plan, StopSignals, control, run as superv
 use tokio::sync::watch;
 
 use super::Solo;
-use crate::support::etcd::{PATIENCE, run};
+use crate::support::etcd::{PATIENCE, connect_to, run};
 use crate::support::pod::{TestPod, children_of};
 use crate::support::poll;
 
@@ -100,6 +100,22 @@ fn an_etcd_that_hangs_is_started_anew_and_the_api_server_runs_on() {
             "started\n",
             "the API server was started twice"
         );
+    }));
+}
+
+/// Without a quorum a read waits for its deadline, and the next one is far away: the member itself says that it has no leader.
+#[test]
+fn an_etcd_that_knows_no_leader_serves_no_longer_without_waiting_for_a_read() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let solo = Solo::new("3.6", dir.path());
+    let (mut plan, _control) = plan(&solo, dir.path(), vec![solo.spec()]);
+    plan.watch.every = Duration::from_secs(24 * 60 * 60);
+    run(beside(plan, async |mut health| {
+        until("it serves", &mut health, |h| h.datastore_ready).await;
+        let mut client = connect_to(&solo.launch.client_url, Some(&solo.tls)).await;
+        // A second voter that never comes.
+        client.member_add(["https://localhost:1"], None).await.expect("add a member");
+        until("it is known to have no quorum", &mut health, |h| !h.datastore_ready).await;
     }));
 }
 
