@@ -9,7 +9,7 @@ use syncer::disk::RealDisk;
 use syncer::exit::exit_of;
 use syncer::settings::Settings;
 use syncer::settings::env::{Env, NOT_OURS, ProcessEnv};
-use syncer::settings::flags::Flags;
+use syncer::settings::flags::{Flags, LogFlags};
 use syncer::settings::load::{Loader, Refused, Surroundings};
 use syncer::snapshot::command::{self as snapshot, SnapshotCommand};
 use syncer::telemetry;
@@ -41,11 +41,11 @@ fn run() -> anyhow::Result<()> {
             Command::Certs(args) => certs(*args),
             Command::Cp { src, dst } => syncer::copy::copy(&RealDisk, &src, &dst).map(|_| ()),
             Command::Migrate(args) => {
-                telemetry::init(None, "info");
+                log_as(&args.log)?;
                 print(&syncer::migrate::command::run(&RealDisk, &args)?)
             }
             Command::Recover(args) => {
-                telemetry::init(None, "info");
+                log_as(&args.log)?;
                 print(&syncer::reset::command::run(&RealDisk, &args)?)
             }
             Command::Snapshot { command } => snapshot(command),
@@ -91,6 +91,12 @@ fn log(settings: &Settings) {
     telemetry::set_pod(&settings.pod.name);
 }
 
+fn log_as(flags: &LogFlags) -> anyhow::Result<()> {
+    let (format, level) = flags.or_env(&ProcessEnv)?;
+    telemetry::init(format, &level);
+    Ok(())
+}
+
 /// Settings that are refused at every start would leave an etcd fenced for good that a killed move has fenced.
 fn refused(refused: Refused) -> anyhow::Error {
     let Some(settings) = &refused.settings else { return refused.error };
@@ -130,7 +136,11 @@ fn plan(args: syncer::plan::Args) -> anyhow::Result<()> {
 }
 
 fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
-    telemetry::init(None, "info");
+    match &command {
+        SnapshotCommand::Restore(args) => log_as(&args.flags.log)?,
+        SnapshotCommand::Save(args) => log_as(&args.flags.log)?,
+        SnapshotCommand::List { log, .. } | SnapshotCommand::Verify { log, .. } => log_as(log)?,
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     match command {
         SnapshotCommand::Restore(args) => {
@@ -143,8 +153,8 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
             print(&text)?;
             pruned
         }
-        SnapshotCommand::List { from, output } => print(&runtime.block_on(snapshot::list(&from, output))?),
-        SnapshotCommand::Verify { file, skip_hash_check, output } => {
+        SnapshotCommand::List { from, output, .. } => print(&runtime.block_on(snapshot::list(&from, output))?),
+        SnapshotCommand::Verify { file, skip_hash_check, output, .. } => {
             print(&snapshot::verify(&file, skip_hash_check, output, &runtime)?)
         }
     }

@@ -22,6 +22,7 @@ use crate::datadir::lock::{LOCK_FILE, LockError, PassingLock};
 use crate::disk::{Disk, parent_of};
 use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
+use crate::settings::flags::LogFlags;
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
@@ -72,6 +73,9 @@ pub struct Args {
     /// The certificates of a running etcd.
     #[command(flatten)]
     pub tls: TlsFlags,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogFlags,
 }
 
 /// The form of a report.

@@ -22,6 +22,7 @@ use crate::migrate::commit::keep_migrated;
 use crate::migrate::fence::{self, FencePhase};
 use crate::observe::notes;
 use crate::restore::record;
+use crate::settings::flags::LogFlags;
 
 /// How far the revision is raised unless told otherwise: no cluster has that many revisions in flight.
 const BUMP: i64 = 1_000_000_000;
@@ -57,6 +58,9 @@ pub struct Args {
     /// Form of the report on standard output.
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogFlags,
 }
 
 /// What the note of a member that was overtaken says.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use super::Distro;
-use super::env::{Env, variable_of};
+use super::env::{Env, RUST_LOG, variable_of};
+use super::{Distro, check};
 use crate::exit::{Exit, refuse};
 use crate::snapshot::schedule::Schedule;
 use crate::snapshot::target::Target;
@@ -169,17 +169,25 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Running")]
     pub shutdown_grace: Option<Duration>,
 
-    /// Form of the log lines. Default: text on a terminal, json elsewhere.
-    #[arg(long, value_enum, help_heading = "Running")]
-    pub log_format: Option<LogFormat>,
-
-    /// error, warn, info, debug or trace; or by part: info,etcd=warn. Default: info.
-    #[arg(long, value_name = "LEVEL", help_heading = "Running")]
-    pub log_level: Option<String>,
+    /// What is logged.
+    #[command(flatten)]
+    pub log: LogFlags,
 
     /// The charts' way to name the certificates' directory (k8s, eks, k0s).
     #[arg(long, value_name = "FILE", hide = true)]
     pub client_ca_cert: Option<PathBuf>,
+}
+
+/// What is logged, and how, by any command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LogFlags {
+    /// Form of the log lines. Default: text on a terminal, json elsewhere.
+    #[arg(long = "log-format", value_enum, help_heading = "Running")]
+    pub format: Option<LogFormat>,
+
+    /// error, warn, info, debug or trace; or by part: info,etcd=warn. Default: info.
+    #[arg(long = "log-level", value_name = "LEVEL", help_heading = "Running")]
+    pub level: Option<String>,
 }
 
 /// [`Distro`] on the command line.
@@ -276,8 +284,12 @@ impl Flags {
 
     /// What the `SYNCER_*` variables say.
     pub fn from_env(env: &dyn Env) -> anyhow::Result<Flags> {
+        Flags::of_variables(env, Flags::names())
+    }
+
+    fn of_variables(env: &dyn Env, names: Vec<String>) -> anyhow::Result<Flags> {
         let mut all = Vec::new();
-        for name in Flags::names() {
+        for name in names {
             let variable = variable_of(&name);
             let Some(value) = env.get(&variable)? else { continue };
             let arg = OsString::from(format!("--{name}={value}"));
@@ -297,6 +309,29 @@ impl Flags {
     }
 }
 
+impl LogFlags {
+    /// Form and level for a command without other settings: these flags, else the variables of `syncer start`.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] for a level or a variable that means nothing.
+    pub fn or_env(&self, env: &dyn Env) -> anyhow::Result<(Option<LogFormat>, String)> {
+        let (format, level) = ("log-format", "log-level");
+        let set = Flags::of_variables(env, vec![format.to_owned(), level.to_owned()])?.log;
+        let level = match (&self.level, set.level) {
+            (Some(given), _) => Some((given.clone(), format!("--{level}"))),
+            (None, Some(set)) => Some((set, variable_of(level))),
+            (None, None) => env.get(RUST_LOG)?.map(|set| (set, RUST_LOG.to_owned())),
+        };
+        if let Some((level, origin)) = &level {
+            check::log_level(level, origin)?;
+        }
+        Ok((self.format.or(set.format), level.map_or_else(|| DEFAULT_LEVEL.to_owned(), |(level, _)| level)))
+    }
+}
+
+/// What is logged where nothing is said of it.
+pub const DEFAULT_LEVEL: &str = "info";
+
 /// clap's message without usage, in one line.
 pub fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
@@ -314,6 +349,36 @@ pub fn one_line(error: &clap::Error) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn a_commands_log_is_as_its_flags_say_else_as_the_variables() {
+        let env = |set: &[(&str, &str)]| {
+            set.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect::<BTreeMap<_, _>>()
+        };
+        let given = LogFlags { format: Some(LogFormat::Text), level: Some("debug".to_owned()) };
+        let none = LogFlags::default();
+        let set = [("SYNCER_LOG_FORMAT", "json"), ("SYNCER_LOG_LEVEL", "warn"), ("RUST_LOG", "trace")];
+        for (flags, set, format, level) in [
+            (&none, &[][..], None, "info"),
+            (&none, &set[2..], None, "trace"),
+            (&none, &set, Some(LogFormat::Json), "warn"),
+            (&given, &set, Some(LogFormat::Text), "debug"),
+            // What concerns `syncer start` alone is for it to refuse.
+            (&none, &[("SYNCER_PEER_PORT", "none")], None, "info"),
+        ] {
+            assert_eq!(flags.or_env(&env(set)).unwrap(), (format, level.to_owned()), "{flags:?} {set:?}");
+        }
+        for (flags, set, want) in [
+            (LogFlags { level: Some("loud".to_owned()), format: None }, &[][..], "(--log-level)"),
+            (none.clone(), &[("SYNCER_LOG_LEVEL", "loud")], "(SYNCER_LOG_LEVEL)"),
+            (none.clone(), &[("RUST_LOG", "7")], "(RUST_LOG)"),
+            (none, &[("SYNCER_LOG_FORMAT", "xml")], "SYNCER_LOG_FORMAT"),
+        ] {
+            let error = flags.or_env(&env(set)).unwrap_err();
+            assert_eq!(crate::exit::exit_of(&error), Exit::Usage);
+            assert!(format!("{error:#}").contains(want), "{error:#}");
+        }
+    }
 
     #[test]
     fn variables_are_flags() {

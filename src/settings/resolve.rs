@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::env::{self, variable_of};
-use super::flags::Flags;
+use super::flags::{DEFAULT_LEVEL, Flags};
 use super::load::{Loaded, Loader, Refused};
 use super::provenance::{Provenance, REDACTED, Source, redacted};
 use super::values::{Era, Spot, Values, ValuesError};
@@ -45,8 +45,8 @@ struct Resolver<'l> {
 
 /// What a flag or its variable says.
 macro_rules! given {
-    ($self:ident, $field:ident, $flag:literal) => {
-        match (&$self.loader.flags.$field, &$self.env_flags.$field) {
+    ($self:ident, $($field:ident).+, $flag:literal) => {
+        match (&$self.loader.flags.$($field).+, &$self.env_flags.$($field).+) {
             (Some(v), _) => Some((v.clone(), Source::Flag(concat!("--", $flag).to_owned()))),
             (None, Some(v)) => Some((v.clone(), Source::Env(variable_of($flag)))),
             (None, None) => None,
@@ -99,17 +99,17 @@ impl Resolver<'_> {
             let args: Vec<_> = command.iter().map(|a| a.to_string_lossy().into_owned()).collect();
             self.notes.note("command", redacted(&args), Source::Flag("--".to_owned()));
         }
-        let format = given!(self, log_format, "log-format");
+        let format = given!(self, log.format, "log-format");
         self.notes.note(
             "log.format",
             format.as_ref().map(|(f, _)| *f),
             source_of_or(&format, "text on a terminal, else json"),
         );
-        let level = match given!(self, log_level, "log-level") {
+        let level = match given!(self, log.level, "log-level") {
             None => self.env(env::RUST_LOG)?,
             given => given,
         };
-        let log_level = self.take("log.level", level, "", || "info".to_owned());
+        let log_level = self.take("log.level", level, "", || DEFAULT_LEVEL.to_owned());
         check::log_level(&log_level, &self.origin("log.level"))?;
         Ok(Settings {
             name,

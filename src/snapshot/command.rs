@@ -13,7 +13,7 @@ use super::target::Target;
 use crate::disk::RealDisk;
 use crate::etcd::tls_flags::TlsFlags;
 use crate::migrate::command::Output;
-use crate::settings::flags::Flags;
+use crate::settings::flags::{Flags, LogFlags};
 
 /// What to do with snapshots.
 #[derive(Clone, Debug, Subcommand)]
@@ -64,6 +64,9 @@ pub enum SnapshotCommand {
         /// Form of the list.
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
+        /// What is logged.
+        #[command(flatten)]
+        log: LogFlags,
     },
     /// Look through a snapshot file: whether it is whole and undamaged, and what is in it.
     #[command(after_long_help = "The hash is the one that `etcdutl snapshot status` shows.\n\n\
@@ -79,6 +82,9 @@ pub enum SnapshotCommand {
         /// Form of the report.
         #[arg(short, long, value_enum, default_value_t = Output::Text)]
         output: Output,
+        /// What is logged.
+        #[command(flatten)]
+        log: LogFlags,
     },
 }
 
