@@ -247,12 +247,7 @@ impl Scene {
 
     /// The last lines of each pod that are not etcd's.
     pub fn logs(&self) -> String {
-        let last = |ordinal: u32| {
-            let log = self.set.log(&format!("vc-{ordinal}"));
-            let ours: Vec<_> = log.lines().filter(|l| !l.contains("\"target\":\"etcd\"")).rev().take(12).collect();
-            format!("\npod {ordinal}, newest first:\n{}", ours.join("\n"))
-        };
-        (0..5).map(last).collect()
+        self.set.last_logs()
     }
 }
 

@@ -71,6 +71,9 @@ impl std::ops::Deref for TestBox {
 
 impl Drop for TestBox {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_logs());
+        }
         let pids = self.client.status().map(|s| s.pods.values().filter_map(|pod| pod.pid).collect::<Vec<_>>());
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
@@ -190,6 +193,16 @@ impl TestBox {
     /// Waits until its status is as wanted.
     pub fn until(&self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
         self.wait(what, PATIENCE, wanted).expect(what)
+    }
+
+    /// The last lines of each pod's log that are not etcd's.
+    pub fn last_logs(&self) -> String {
+        let last = |ordinal: u32| {
+            let log = self.log(&format!("vc-{ordinal}"));
+            let ours: Vec<_> = log.lines().filter(|l| !l.contains("\"target\":\"etcd\"")).rev().take(12).collect();
+            format!("\npod {ordinal}, newest first:\n{}", ours.join("\n"))
+        };
+        (0..5).map(last).collect()
     }
 
     /// Asks a stand-in.
