@@ -19,6 +19,7 @@ use object_store::{BackoffConfig, Error, ObjectMeta, ObjectStore, ObjectStoreExt
 use time::OffsetDateTime;
 
 use super::digest::SnapshotDigest;
+use super::environment;
 use super::https::Connections;
 use super::name::SnapshotName;
 use super::parts::Parts;
@@ -34,6 +35,9 @@ use crate::settings::provenance::without_user;
 const RETRY: Duration = Duration::from_secs(30);
 /// A server that sends nothing for so long hangs.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// So many names in a row that are taken are no snapshots: they would be one of each second.
+const TAKEN_MAX: u32 = 60;
 
 /// A bucket, and the part of it where snapshots are: `s3://BUCKET/PREFIX`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,15 +86,14 @@ impl Bucket {
 
     fn store(&self) -> anyhow::Result<AmazonS3> {
         let backoff = BackoffConfig { init_backoff: Duration::from_millis(200), ..BackoffConfig::default() };
+        let set =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        if let Some((what, remedy)) = environment::fault(set, |file| std::fs::read_to_string(file)) {
+            return Err(refuse(Exit::Usage, format!("{self} cannot be used: {what}"), remedy));
+        }
         let mut builder = AmazonS3Builder::from_env();
         let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
         let endpoint = endpoint.iter().find_map(|key| builder.get_config_value(key));
-        // The store's errors name it whole.
-        if endpoint.as_ref().is_some_and(|endpoint| endpoint.contains('@')) {
-            let what = format!("{self} cannot be used: AWS_ENDPOINT_URL has a user or a password in it");
-            let remedy = "name them in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; the endpoint is SCHEME://HOST:PORT";
-            return Err(refuse(Exit::Usage, what, remedy));
-        }
         if endpoint.is_some_and(|endpoint| endpoint.starts_with("http://")) {
             builder = builder.with_allow_http(true);
         }
@@ -138,7 +141,14 @@ impl Bucket {
     pub async fn begin(&self, name: &SnapshotName) -> anyhow::Result<BucketUpload> {
         let store = self.store()?;
         let mut name = name.clone();
+        let mut taken = 0;
         while self.head(&store, &name.to_string()).await?.is_some() {
+            taken += 1;
+            if taken == TAKEN_MAX {
+                let what = format!("{self} says of each of {taken} names that there is an object of that name already");
+                let remedy = "look at AWS_ENDPOINT_URL: what answers there may be a console or a proxy, and no S3";
+                return Err(refuse(Exit::Usage, what, remedy));
+            }
             name = name.later();
         }
         let object = self.object(&name.to_string());
@@ -314,8 +324,14 @@ pub(super) fn said(error: &Error) -> String {
         }
         cause = error.source();
     }
-    let document = ["<?xml", "<Error", "<html"].iter().filter_map(|start| text.find(start)).min();
-    let Some(start) = document else { return text.trim_end_matches([' ', ':']).to_owned() };
+    let document = ["<?xml", "<Error", "<html"].iter().filter_map(|start| text.find(start));
+    // A proxy's may be of any form: what follows the status, or the words before it.
+    let status = text.find("status code: ").and_then(|at| Some(at + text[at..].find(": ")? + 2));
+    let status = status.and_then(|at| Some(at + text[at..].find(": ")?));
+    let told = text.find("error response: ").map(|at| at + "error response".len());
+    let Some(start) = document.chain(status).chain(told).min() else {
+        return text.trim_end_matches([' ', ':']).to_owned();
+    };
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
     format!("{}{}", text[..start].trim_end(), code.map_or_else(String::new, |code| format!(" {code}")))
 }
@@ -346,5 +362,13 @@ mod tests {
         let error = Error::PermissionDenied { path: "x".into(), source: source.into() };
         let text = said(&error);
         assert!(text.ends_with("403 Forbidden: SignatureDoesNotMatch"), "{text}");
+        for (source, end) in [
+            ("Server returned non-2xx status code: 403 Forbidden: your request: AWS4-HMAC secret", "403 Forbidden"),
+            ("Server returned non-2xx status code: 404 Not Found: ", "404 Not Found"),
+            ("Server returned error response: your request: AWS4-HMAC secret", "error response"),
+        ] {
+            let text = said(&Error::Generic { store: "S3", source: source.into() });
+            assert!(text.ends_with(end), "{text}");
+        }
     }
 }

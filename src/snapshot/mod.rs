@@ -10,6 +10,7 @@ pub mod check;
 pub mod command;
 pub mod digest;
 pub mod directory;
+mod environment;
 pub mod fetched;
 pub mod https;
 pub mod name;

@@ -94,9 +94,9 @@ pub fn cluster_of(settings: &Settings) -> String {
 /// Clocks of two pods differ by less than this.
 pub const CLOCKS: time::Duration = time::Duration::minutes(1);
 
-/// The snapshots of the virtual and the etcd cluster of `newest` that are to go so that the `keep` newest stay at `now`; the
-/// oldest first. What a wrong clock has named after a time to come goes before all others, which it would outlive otherwise,
-/// the newest ones included.
+/// The snapshots of the virtual and the etcd cluster of `newest` that are to go so that `keep` stay at `now`, `newest` among
+/// them, which has just been saved: whatever its name says beside those of other clocks. The oldest first. What a wrong clock
+/// has named after a time to come goes before all others, which it would outlive otherwise.
 ///
 /// Those of another etcd cluster stay: a store that was lost and formed anew, empty, would outlive the last that has its data.
 pub fn expired(
@@ -105,11 +105,12 @@ pub fn expired(
     keep: usize,
     now: OffsetDateTime,
 ) -> Vec<SnapshotName> {
-    let own = |name: &SnapshotName| name.cluster == newest.cluster && name.of == newest.of;
-    let mut own: Vec<_> = names.into_iter().filter(own).collect();
-    own.sort_by_key(|name| (name.taken <= now + CLOCKS, name.taken));
-    own.truncate(own.len().saturating_sub(keep));
-    own
+    let other =
+        |name: &SnapshotName| name.cluster == newest.cluster && name.of == newest.of && name.taken != newest.taken;
+    let mut others: Vec<_> = names.into_iter().filter(other).collect();
+    others.sort_by_key(|name| (name.taken <= now + CLOCKS, name.taken));
+    others.truncate((others.len() + 1).saturating_sub(keep.max(1)));
+    others
 }
 
 #[cfg(test)]
@@ -168,20 +169,22 @@ mod tests {
         .map(|text| {
             text.replace("-a.db", &format!("-{}.db", ClusterId(10))).replace("-b.db", &format!("-{}.db", ClusterId(11)))
         });
-        let newest = name(&names[1]);
-        let at = |now: &str, keep| {
+        let gone = |newest: usize, now: &str, keep| {
             let now = OffsetDateTime::parse(now, &time::format_description::well_known::Rfc3339).unwrap();
-            expired(names.iter().map(|text| name(text)), &newest, keep, now)
+            expired(names.iter().map(|text| name(text)), &name(&names[newest]), keep, now)
                 .iter()
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         };
-        let gone = |keep| at("2027-01-01T00:00:00Z", keep);
-        assert_eq!(gone(3), [""; 0]);
-        assert_eq!(gone(1), [&*names[0], &names[2]]);
-        assert_eq!(gone(0), [&*names[0], &names[2], &names[1]]);
-        assert_eq!(gone(100), [""; 0]);
+        let at = "2027-01-01T00:00:00Z";
+        assert_eq!(gone(1, at, 3), [""; 0]);
+        assert_eq!(gone(1, at, 2), [&*names[0]]);
+        assert_eq!(gone(1, at, 1), [&*names[0], &names[2]]);
+        assert_eq!(gone(1, at, 100), [""; 0]);
         // A clock was wrong once: what is taken now stays.
-        assert_eq!(at("2026-06-01T00:00:00Z", 1), [&*names[1], &names[0]]);
+        assert_eq!(gone(2, "2026-06-01T00:00:00Z", 2), [&*names[1]]);
+        // Another pod's clock is ahead by less than clocks differ: what has just been saved stays all the same.
+        assert_eq!(gone(2, "2026-12-31T23:59:59Z", 1), [&*names[0], &names[1]]);
+        assert_eq!(gone(2, "2026-12-31T23:59:59Z", 2), [&*names[0]]);
     }
 }

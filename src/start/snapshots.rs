@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::etcd::client::EtcdClient;
 use crate::migrate::progress::Meter;
-use crate::settings::SnapshotSettings;
+use crate::settings::{Settings, SnapshotSettings};
 use crate::snapshot::name::{SnapshotName, cluster_of};
 use crate::snapshot::save::{ANSWER, corrupt, save};
 
@@ -46,10 +47,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
         };
         tokio::select! {
             () = ready => {}
-            changed = now.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return std::future::pending().await,
-            },
+            () = changed(&mut now) => continue,
         }
         let Some(wanted) = &wanted else { continue };
         // Not given up for a changed setting: what has gone up to a bucket would stay there.
@@ -62,8 +60,15 @@ pub async fn keep(pod: &Pod) -> Infallible {
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            changed = now.changed() => if changed.is_err() { std::future::pending().await },
+            () = changed(&mut now) => {}
         }
+    }
+}
+
+/// Until the settings change: never, where no values file is watched.
+async fn changed(now: &mut watch::Receiver<Settings>) {
+    if now.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 
