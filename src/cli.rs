@@ -240,6 +240,23 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed>
     }
 }
 
+/// Of a command line of `start` that was not understood: where the volume and the certificates are.
+pub fn volume_of(args: &[OsString]) -> Option<Flags> {
+    if args.get(1).is_none_or(|command| command != "start") {
+        return None;
+    }
+    let own = args.iter().take_while(|arg| *arg != "--");
+    let given = |flag: &str| {
+        let mut args = own.clone().filter_map(|arg| arg.to_str());
+        args.find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('=').map(str::to_owned)).or_else(|| {
+            let mut args = own.clone().skip_while(|arg| *arg != flag);
+            args.nth(1)?.to_str().map(str::to_owned)
+        })
+    };
+    let path = |flag| given(flag).map(PathBuf::from);
+    Some(Flags { data_dir: path("--data-dir"), pki_dir: path("--pki-dir"), name: given("--name"), ..Flags::default() })
+}
+
 /// The complaint with no password in it that stood in a URL.
 fn without_secrets(mut error: clap::Error) -> clap::Error {
     use clap::error::{ContextKind, ContextValue};
@@ -274,6 +291,17 @@ mod tests {
 
     fn words(line: &str) -> Vec<OsString> {
         line.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn the_volume_is_known_of_a_start_that_is_not_understood() {
+        let volume = |line| volume_of(&words(line)).map(|flags| (flags.data_dir, flags.pki_dir, flags.name));
+        assert_eq!(volume("syncer migrate --data-dir=/x --nonsense"), None);
+        assert_eq!(volume("syncer start --nonsense"), Some((None, None, None)));
+        let all = Some((Some("/x".into()), Some("/p".into()), Some("vc".to_owned())));
+        assert_eq!(volume("syncer start --nonsense --data-dir /x --pki-dir=/p --name=vc"), all);
+        assert_eq!(volume("syncer start --nonsense --name vc --data-dir=/x --pki-dir /p -- sh --name=other"), all);
+        assert_eq!(volume("syncer start --data-dir"), Some((None, None, None)));
     }
 
     #[test]

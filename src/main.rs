@@ -1,5 +1,6 @@
 //! The program: argv, logging, runtime, exit code. Everything else is in the library.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -33,7 +34,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<()> {
-    match syncer::cli::parse(std::env::args_os())? {
+    let args: Vec<_> = std::env::args_os().collect();
+    let parsed = syncer::cli::parse(args.iter().cloned()).map_err(|error| not_understood(error, &args))?;
+    match parsed {
         Parsed::Print(text) => print(&text),
         Parsed::Run(command, passed_over) => match *command {
             Command::Start(args) => start(args, &passed_over),
@@ -55,7 +58,7 @@ fn run() -> anyhow::Result<()> {
     }
 }
 
-fn loader(flags: Flags, command: Vec<std::ffi::OsString>) -> Loader {
+fn loader(flags: Flags, command: Vec<OsString>) -> Loader {
     Loader {
         flags,
         wrapped: (!command.is_empty()).then_some(command),
@@ -107,6 +110,12 @@ fn refused(refused: Refused) -> anyhow::Error {
         // Both are told: the one is why, the other is what the source is left as.
         Err(left) => refused.error.context(format!("{left:#}")),
     }
+}
+
+/// The same of a command line.
+fn not_understood(error: anyhow::Error, args: &[OsString]) -> anyhow::Error {
+    let settings = syncer::cli::volume_of(args).and_then(|flags| loader(flags, Vec::new()).of_volume());
+    refused(Refused { error, settings: settings.map(Box::new) })
 }
 
 fn config(args: ConfigArgs) -> anyhow::Result<()> {

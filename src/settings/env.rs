@@ -71,6 +71,10 @@ pub const PATH: &str = "PATH";
 /// The log level, where `--log-level` and `SYNCER_LOG_LEVEL` do not give it.
 pub const RUST_LOG: &str = "RUST_LOG";
 
+/// Those that tell which pod this is, and which API server runs in it.
+pub const OF_THE_POD: &[&str] =
+    &[VCLUSTER_NAME, POD_NAME, POD_IP, NAMESPACE, VCLUSTER_DISTRO, VCLUSTER_COMMAND, APISERVER_COMMAND];
+
 /// Variables that the charts set and that do not concern this program.
 pub const NOT_OURS: &[&str] =
     &["CONFIG", "VCLUSTER_NODE_NAME", "VCLUSTER_TELEMETRY_CONFIG", "NODE_NAME", "NODE_IP", "ETCD_UNSUPPORTED_ARCH"];

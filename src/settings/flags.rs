@@ -287,7 +287,8 @@ impl Flags {
         Flags::of_variables(env, Flags::names())
     }
 
-    fn of_variables(env: &dyn Env, names: Vec<String>) -> anyhow::Result<Flags> {
+    /// What the variables for these flags say.
+    pub(super) fn of_variables(env: &dyn Env, names: Vec<String>) -> anyhow::Result<Flags> {
         let mut all = Vec::new();
         for name in names {
             let variable = variable_of(&name);

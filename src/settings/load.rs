@@ -4,11 +4,12 @@
 //! from outside besides these (where a default file lies, which programs there are) stands in [`Surroundings`]. The
 //! decisions are in [`super::resolve`].
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::Settings;
-use super::env::Env;
+use super::env::{self, Env};
 use super::flags::Flags;
 use super::provenance::{Provenance, Source};
 use super::resolve;
@@ -97,11 +98,35 @@ impl Loaded {
 impl Loader {
     /// Reads everything and decides.
     pub fn load(&self) -> anyhow::Result<Loaded> {
-        self.load_or_refused().map_err(|refused| refused.error)
+        self.loaded().map_err(|refused| refused.error)
     }
 
     /// As [`Loader::load`], for a start: something may be left to do on the volume even of settings that are refused.
     pub fn load_or_refused(&self) -> Result<Loaded, Refused> {
+        self.loaded().map_err(|refused| match refused.settings {
+            Some(_) => refused,
+            None => Refused { settings: self.of_volume().map(Box::new), ..refused },
+        })
+    }
+
+    /// What holds of the volume whatever else is wrong: where it is, and where its certificates are. `None`: that is wrong too.
+    pub fn of_volume(&self) -> Option<Settings> {
+        let set = Flags::of_variables(&*self.env, vec!["data-dir".to_owned(), "pki-dir".to_owned()]).ok()?;
+        let flags = Flags {
+            data_dir: self.flags.data_dir.clone().or(set.data_dir),
+            pki_dir: self.flags.pki_dir.clone().or(set.pki_dir),
+            name: self.flags.name.clone(),
+            distro: self.flags.distro,
+            ..Flags::default()
+        };
+        let passed_on = env::OF_THE_POD.iter().filter_map(|name| Some(((*name).to_owned(), self.env.get_os(name)?)));
+        let env: BTreeMap<String, OsString> = passed_on.collect();
+        let surroundings = Surroundings { values_files: Vec::new(), ..self.surroundings.clone() };
+        let loader = Loader { flags, wrapped: None, env: Box::new(env), surroundings };
+        loader.loaded().ok().map(|loaded| loaded.settings)
+    }
+
+    fn loaded(&self) -> Result<Loaded, Refused> {
         match self.values_file()? {
             Some(path) => {
                 let bytes = values::read_bytes(&path).map_err(ValuesError::refuse)?;
