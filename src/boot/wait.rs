@@ -109,7 +109,7 @@ impl Wait {
                  and PersistentVolumeClaims, and get, create and patch ConfigMaps; a ConfigMap <name>-etcd that was damaged by hand is \
                  to be restored (deleted, it is made anew of what the volumes have, and forgets a reset that is under way)"
                 .into(),
-            Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service (it needs publishNotReadyAddresses) and this pod's dnsPolicy (or name a server by --dns-server); or \
+            Wait::PodsNotNamed(_) => "look at the cluster's DNS, the headless service (it needs publishNotReadyAddresses, and a port named peer, 2380) and this pod's dnsPolicy (or name a server by --dns-server); or \
                  give the pods the host cluster's API, which says it too (a service account with the chart's Role)"
                 .into(),
             Wait::PeersNotKnownEmpty(_) => "start those pods, or set the replicas to 1 and delete the volumes of pods \

@@ -60,6 +60,8 @@ enum Question {
     Pod(Ordinal),
     /// The pods of the headless service.
     Peers,
+    /// The addresses of the headless service.
+    Service,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -160,6 +162,16 @@ impl Discovery {
         })
     }
 
+    /// The addresses of all pods that run, which the headless service has whatever its ports are called. An absence is asked
+    /// for again before its time is over.
+    pub async fn service_addresses(&self) -> Answer<BTreeSet<IpAddr>> {
+        self.memory(|memory, _| memory.doubt(&Question::Service));
+        self.ask(Question::Service).await.map(|found| match found {
+            Found::Addresses(addresses) => addresses,
+            Found::Pods(_) => BTreeSet::new(),
+        })
+    }
+
     /// A pod's addresses by the name that stands in peer URLs, completed by the search list as etcd does it.
     pub async fn short(&self, ordinal: Ordinal) -> Answer<BTreeSet<IpAddr>> {
         let Ok(name) = self.0.names.short(ordinal) else { return Answer::Unknown("no such name can be".to_owned()) };
@@ -212,6 +224,10 @@ impl Discovery {
                 }
                 Err(e) => (Answer::Unknown(e.to_string()), 0),
             },
+            Question::Service => {
+                let (answer, sent) = inner.addresses(inner.names.service()).await;
+                (answer.map(Found::Addresses), sent)
+            }
             Question::Peers => match inner.names.peers() {
                 Ok(name) => {
                     let (answer, sent) = inner.exchange(&Query::query(name, RecordType::SRV), targets).await;

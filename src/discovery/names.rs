@@ -59,6 +59,11 @@ impl Names {
         Name::from_ascii("_peer._tcp")?.append_domain(&self.service)
     }
 
+    /// The headless service's own name.
+    pub const fn service(&self) -> &Name {
+        &self.service
+    }
+
     /// The ordinal of a pod of this StatefulSet, from its full name.
     pub fn ordinal_of(&self, name: &Name) -> Option<Ordinal> {
         if name.base_name() != self.service {

@@ -30,6 +30,8 @@ pub struct Pod {
     pub wanted: Option<bool>,
     /// Whether a wanted ordinal above this one has no pod: by the host API, or without one by DNS.
     pub missing_above: Option<bool>,
+    /// Whether an ordinal above this one is wanted.
+    pub wanted_above: Option<bool>,
     /// Whether the seed runs an older revision than this pod: by the host API, or without one because it resolves and
     /// has no `/v1/state`.
     pub seed_is_older: Option<bool>,
@@ -56,7 +58,7 @@ pub fn explained(pod: &Pod, rules: Rules) -> (bool, Rule) {
     let cases = [
         (Rule::Serving, !pod.stopping && pod.serves && pod.apiserver_ready),
         (Rule::ReadyToBeJoined, ordered && blocks && pod.missing_above == Some(true)),
-        (Rule::ReadyWhileWaiting, ordered && blocks && pod.seed && !pod.empty && pod.missing_above == Some(false)),
+        (Rule::ReadyWhileWaiting, ordered && blocks && pod.seed && !pod.empty && pod.wanted_above == Some(false)),
         (Rule::ReadySurplus, ordered && !pod.stopping && pod.wanted == Some(false)),
         (Rule::ReadyForRollout, blocks && pod.empty && pod.seed_is_older == Some(true)),
     ];
@@ -79,6 +81,7 @@ mod tests {
             policy: Known::Present(PodManagement::OrderedReady),
             wanted: Some(true),
             missing_above: Some(false),
+            wanted_above: Some(true),
             seed_is_older: Some(false),
         }
     }
@@ -89,7 +92,7 @@ mod tests {
         let table = [
             (pod(), Rule::Serving),
             (Pod { missing_above: Some(true), ..waits() }, Rule::ReadyToBeJoined),
-            (Pod { seed: true, ..waits() }, Rule::ReadyWhileWaiting),
+            (Pod { seed: true, wanted_above: Some(false), ..waits() }, Rule::ReadyWhileWaiting),
             (Pod { wanted: Some(false), sound: false, ..waits() }, Rule::ReadySurplus),
             (Pod { empty: true, seed_is_older: Some(true), ..waits() }, Rule::ReadyForRollout),
         ];
@@ -104,9 +107,18 @@ mod tests {
         }
     }
 
+    /// A rollout would replace those that serve, one after the other.
+    #[test]
+    fn a_seed_that_is_cut_off_from_those_that_are_wanted_is_not_ready() {
+        let seed = Pod { seed: true, serves: false, apiserver_ready: false, ..pod() };
+        assert!(!ready(&seed).0);
+        assert!(!ready(&Pod { policy: Known::default(), ..seed }).0);
+    }
+
     #[test]
     fn what_is_not_known_makes_no_pod_ready() {
-        let waits = Pod { serves: false, wanted: None, missing_above: None, seed_is_older: None, ..pod() };
+        let waits =
+            Pod { serves: false, wanted: None, missing_above: None, wanted_above: None, seed_is_older: None, ..pod() };
         for pod in [waits.clone(), Pod { seed: true, ..waits.clone() }, Pod { empty: true, ..waits }] {
             assert!(!ready(&pod).0, "{pod:?}");
         }

@@ -182,7 +182,10 @@ impl Surveyor {
         there.extend(now.present().into_iter().flatten());
         let answered = match now {
             Known::Present(now) => of_now(own, &now, self.own_name_is_wrong().await),
-            Known::Absent => Known::Absent,
+            Known::Absent => {
+                let there = self.discovery.service_addresses().await;
+                unnamed(&own::own_addresses(self.settings.pod.ip), &there, self.own_name_is_wrong().await)
+            }
             Known::Unknown(why) => Known::Unknown(why),
         };
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,6 +264,26 @@ fn of_now(own: Ordinal, named: &[Ordinal], wrong: Option<String>) -> Known<()> {
         _ if !named.contains(&own) => Known::Unknown("its answer does not name this pod yet".to_owned()),
         Some(why) => Known::Unknown(format!("its answer may be of an earlier pod's time: {why}")),
         None => Known::Present(()),
+    }
+}
+
+/// The same where no pod is named, which this one should be: the service has no port of that name, or DNS does not know it yet.
+/// `there`: the service's addresses, which tell as well if nobody else is there.
+fn unnamed(own: &BTreeSet<IpAddr>, there: &Answer<BTreeSet<IpAddr>>, wrong: Option<String>) -> Known<()> {
+    let there = match (wrong, there) {
+        (Some(why), _) => return Known::Unknown(format!("it names no pod, and not this one: {why}")),
+        (None, Answer::Unknown(why)) => return Known::Unknown(why.clone()),
+        (None, Answer::Present { value, .. }) => value.clone(),
+        (None, Answer::Absent { .. }) => BTreeSet::new(),
+    };
+    let others: Vec<_> = there.difference(own).map(ToString::to_string).collect();
+    match others.is_empty() {
+        true if !there.is_empty() => Known::Present(()),
+        true => Known::Unknown("it knows no pod of the headless service, and this one is there".to_owned()),
+        false => Known::Unknown(format!(
+            "the headless service has the pods at {}, and its port `peer` (2380), by which pods are named, is missing",
+            others.join(", ")
+        )),
     }
 }
 
@@ -406,6 +429,27 @@ mod tests {
         assert!(of_now(own, &[other], None).unknown().is_some());
         let elsewhere = Some("vc-0 resolves to 10.0.0.4: an earlier pod's record?".to_owned());
         assert!(of_now(own, &[own], elsewhere).unknown().is_some_and(|why| why.contains("earlier pod's record")));
+    }
+
+    #[test]
+    fn that_no_pod_is_named_does_not_say_that_there_is_none() {
+        let address = |last| IpAddr::from([10, 0, 0, last]);
+        let own = BTreeSet::from([address(4)]);
+        let has = |value: &[u8]| Answer::Present {
+            value: value.iter().map(|last| address(*last)).collect(),
+            ttl: Duration::from_secs(5),
+        };
+        let absent = Answer::Absent { ttl: Duration::from_secs(5) };
+        assert_eq!(unnamed(&own, &has(&[4]), None), Known::Present(()));
+        let why = |there: &Answer<BTreeSet<IpAddr>>, wrong: Option<&str>| -> String {
+            let known = unnamed(&own, there, wrong.map(str::to_owned));
+            known.unknown().map(str::to_owned).unwrap_or_else(|| panic!("{known:?}"))
+        };
+        assert!(why(&has(&[4, 5]), None).contains("10.0.0.5, and its port `peer`"));
+        assert!(why(&has(&[5]), None).contains("10.0.0.5, and its port `peer`"));
+        assert!(why(&absent, None).contains("this one is there"));
+        assert!(why(&Answer::Unknown("SERVFAIL".to_owned()), None).contains("SERVFAIL"));
+        assert!(why(&has(&[4]), Some("vc-0 does not exist")).contains("vc-0 does not exist"));
     }
 
     #[test]

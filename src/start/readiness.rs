@@ -36,6 +36,10 @@ pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Opti
                 facts.desired.known().map(|_| facts.peers.iter().filter(above).any(missing))
             }
         },
+        wanted_above: match facts.members {
+            Known::Present(_) => None,
+            Known::Absent | Known::Unknown(_) => wanted_above(&facts.desired, facts.seed, facts.ordinal),
+        },
         seed_is_older,
     };
     pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
@@ -96,6 +100,7 @@ fn waiting_for_secret(
         policy: set.present().map_or_else(Known::default, |set| Known::Present(set.policy)),
         wanted: seed.and_then(|seed| statefulset::desired(set).wants(seed, ordinal)),
         missing_above: seed.map(|_| others.iter().any(|(other, pod)| *other > ordinal && pod.is_absent())),
+        wanted_above: seed.and_then(|seed| wanted_above(&statefulset::desired(set), seed, ordinal)),
         seed_is_older: pod_of_seed
             .filter(|_| lacks == Lacks::Seeds)
             .and_then(|pod| pod.current_revision)
@@ -117,9 +122,15 @@ pub fn serving(pod: &Pod) {
         policy: Known::<PodManagement>::default(),
         wanted: Desired::Values(pod.now.borrow().etcd.replicas).wants(seed, pod.settings.pod.ordinal),
         missing_above: None,
+        wanted_above: None,
         seed_is_older: None,
     };
     pod.stands_by(ready::ready(&state).0, None);
+}
+
+/// Whether a pod above this one is wanted, if that is known: then the next one is.
+fn wanted_above(desired: &Desired, seed: Ordinal, ordinal: Ordinal) -> Option<bool> {
+    desired.wants(seed, Ordinal(ordinal.0.saturating_add(1)))
 }
 
 fn policy(look: &Look) -> Known<PodManagement> {
@@ -189,7 +200,8 @@ mod tests {
         assert_eq!(why(0, true, OrderedReady, &missing), Some(Rule::ReadyToBeJoined));
         assert_eq!(why_of(Lacks::Api, 0, true, OrderedReady, &missing), None);
         assert_eq!(why(0, true, Parallel, &missing), None);
-        assert_eq!(why(0, false, OrderedReady, &[(1, pod(true)), (2, pod(true))]), Some(Rule::ReadyWhileWaiting));
+        // The others are there: what it lacks comes from them.
+        assert_eq!(why(0, false, OrderedReady, &[(1, pod(true)), (2, pod(true))]), None);
         assert_eq!(why(3, true, OrderedReady, &[(0, pod(true))]), Some(Rule::ReadySurplus));
         assert_eq!(why(1, true, OrderedReady, &[(0, Known::default()), (2, Known::default())]), None);
         let unknown = waiting_for_secret(Ordinal(0), true, Lacks::Seeds, &Known::default(), &BTreeMap::new());

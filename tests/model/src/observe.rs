@@ -84,7 +84,6 @@ impl Look {
 /// Whether DNS has said which pods there are, to this one.
 fn named(w: &World, o: usize) -> Known<()> {
     match w.stale {
-        Some(stale) if stale.named == 0 => Known::Absent,
         // An answer from before it came.
         Some(stale) if (stale.named & stale.right) >> o & 1 == 0 => Known::default(),
         _ => Known::Present(()),
@@ -345,6 +344,7 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
             wanted: wanted.map(|wanted| o < wanted),
             // Where there is a quorum, this pod only has to catch up.
             missing_above: wanted.filter(|_| w.asked(o).is_none()).map(|wanted| (o + 1..wanted).any(missing)),
+            wanted_above: wanted.filter(|_| w.asked(o).is_none()).map(|wanted| o + 1 < wanted),
             seed_is_older: Some(w.pods[0].process == Process::Other),
         },
         c.rules,
