@@ -113,7 +113,7 @@ impl Surveyor {
         ordinals.remove(&self.settings.pod.ordinal);
         let ordinals: Vec<_> = ordinals.into_iter().take(REPLICAS_MAX as usize).collect();
 
-        let mut found = Survey { named, ..Survey::default() };
+        let mut found = Survey::default();
         let last: Vec<_> = ordinals.iter().filter_map(|ordinal| self.pod(*ordinal, None)).collect();
         let mut asked = self.ask_all(&dial, &last, &mut found).await;
         let silent = ordinals.iter().filter(|ordinal| asked.get(ordinal).is_none_or(|answers| answers.word.is_err()));
@@ -134,6 +134,15 @@ impl Surveyor {
             };
             found.add(PeerFact { dns, ..PeerFact::new(ordinal) }, asked.remove(&ordinal));
         }
+        found.named = match named {
+            Named::Told(known) => known,
+            Named::Nobody { there, wrong } => {
+                let asked = found.peers.iter().filter(|peer| peer.dns.present().is_some());
+                let asked = asked.filter_map(|peer| Some(found.pods.get(&peer.ordinal)?.address));
+                let known = own::own_addresses(self.settings.pod.ip).into_iter().chain(asked).collect();
+                unnamed(&known, &there, wrong)
+            }
+        };
         self.say_clocks(&found);
         let other_ca = || self.other_ca.lock().unwrap_or_else(PoisonError::into_inner);
         doubt_other_cas(&mut other_ca(), &mut found.peers, Instant::now());
@@ -156,7 +165,7 @@ impl Surveyor {
 
     /// The pods that the headless service names, and those that were there last: that DNS does not answer now takes
     /// nobody away. With whether it has answered, as of a time at which this pod was there.
-    async fn named(&self) -> (BTreeSet<Ordinal>, Known<()>) {
+    async fn named(&self) -> (BTreeSet<Ordinal>, Named) {
         let mut named = self.named.clone();
         let answered = named.wait_for(|named| *named != Known::default());
         let now = match tokio::time::timeout(FIRST_NAMED, answered).await {
@@ -181,12 +190,11 @@ impl Surveyor {
         };
         there.extend(now.present().into_iter().flatten());
         let answered = match now {
-            Known::Present(now) => of_now(own, &now, self.own_name_is_wrong().await),
+            Known::Present(now) => Named::Told(of_now(own, &now, self.own_name_is_wrong().await)),
             Known::Absent => {
-                let there = self.discovery.service_addresses().await;
-                unnamed(&own::own_addresses(self.settings.pod.ip), &there, self.own_name_is_wrong().await)
+                Named::Nobody { there: self.discovery.service_addresses().await, wrong: self.own_name_is_wrong().await }
             }
-            Known::Unknown(why) => Known::Unknown(why),
+            Known::Unknown(why) => Named::Told(Known::Unknown(why)),
         };
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         (there.into_iter().chain(last.keys().copied()).collect(), answered)
@@ -267,16 +275,29 @@ fn of_now(own: Ordinal, named: &[Ordinal], wrong: Option<String>) -> Known<()> {
     }
 }
 
-/// The same where no pod is named, which this one should be: the service has no port of that name, or DNS does not know it yet.
-/// `there`: the service's addresses, which tell as well if nobody else is there.
-fn unnamed(own: &BTreeSet<IpAddr>, there: &Answer<BTreeSet<IpAddr>>, wrong: Option<String>) -> Known<()> {
+/// Whether DNS has said which pods there are.
+enum Named {
+    /// It has, or has not.
+    Told(Known<()>),
+    /// It names nobody, which leaves out this pod.
+    Nobody {
+        /// The addresses of the headless service.
+        there: Answer<BTreeSet<IpAddr>>,
+        /// Why this pod's own name does not lead to it.
+        wrong: Option<String>,
+    },
+}
+
+/// The same where nobody is named: the service has no port of that name, or DNS does not know it yet. Its addresses, `there`,
+/// tell as well who is there, if they are those of this pod and of others that have been asked by their names (`known`).
+fn unnamed(known: &BTreeSet<IpAddr>, there: &Answer<BTreeSet<IpAddr>>, wrong: Option<String>) -> Known<()> {
     let there = match (wrong, there) {
         (Some(why), _) => return Known::Unknown(format!("it names no pod, and not this one: {why}")),
         (None, Answer::Unknown(why)) => return Known::Unknown(why.clone()),
         (None, Answer::Present { value, .. }) => value.clone(),
         (None, Answer::Absent { .. }) => BTreeSet::new(),
     };
-    let others: Vec<_> = there.difference(own).map(ToString::to_string).collect();
+    let others: Vec<_> = there.difference(known).map(ToString::to_string).collect();
     match others.is_empty() {
         true if !there.is_empty() => Known::Present(()),
         true => Known::Unknown("it knows no pod of the headless service, and this one is there".to_owned()),

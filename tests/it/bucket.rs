@@ -44,6 +44,28 @@ fn json(out: &Output) -> Value {
     serde_json::from_slice(&out.stdout).expect("JSON")
 }
 
+/// The library that speaks S3 ends the process upon these.
+#[test]
+fn variables_that_cannot_be_used_are_named() {
+    let server = VersityGw::start(false, &["backups"]);
+    let home = tempfile::tempdir().unwrap();
+    let token = home.path().join("token");
+    std::fs::write(&token, "token\n").unwrap();
+    for (name, value, said) in [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL is no URL"),
+        ("AWS_ENDPOINT_URL", "http://localhost:9000\n", "AWS_ENDPOINT_URL begins or ends with"),
+        ("AWS_ACCESS_KEY_ID", "key\n", "AWS_ACCESS_KEY_ID begins or ends with"),
+        ("AWS_SESSION_TOKEN", "token\n", "AWS_SESSION_TOKEN begins or ends with"),
+        ("AWS_REGION", "eu-1\n", "AWS_REGION begins or ends with"),
+        ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", token.to_str().unwrap(), "the content of AWS_CONTAINER_"),
+    ] {
+        let out = ran(snapshot(&server, &["list", "--from", "s3://backups/vc"]).env(name, value));
+        assert_eq!(out.status.code(), Some(2), "{name}={value:?}: {}", error_of(&out));
+        assert!(error_of(&out).contains(said), "{name}={value:?}: {}", error_of(&out));
+    }
+    assert!(ran(&mut snapshot(&server, &["list", "--from", "s3://backups/vc"])).status.success());
+}
+
 /// An etcd whose snapshot has several parts, the last of them a short one.
 fn etcd(home: &std::path::Path) -> Etcd {
     let etcd = EtcdSpec::new("3.6", "a", &home.join("etcd")).start();

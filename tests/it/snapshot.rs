@@ -344,6 +344,25 @@ fn the_schedule_goes_on_by_itself() {
     assert!(pod.stop().success());
 }
 
+/// Nobody tells then that the settings change.
+#[test]
+fn a_schedule_of_flags_is_kept_without_a_values_file() {
+    let mut pod = TestPod::new();
+    let place = pod.data().join("kept");
+    std::fs::create_dir(&place).unwrap();
+    let target = format!("--snapshot-target={}", place.display());
+    let with = pod.command("none", &["--etcd-embedded=true", "--snapshot-schedule=@yearly", &target]);
+    let mut command = Command::new(syncer());
+    command.args(with.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--values=")));
+    command.stdin(Stdio::null());
+    pod.spawn(command);
+    poll("the first snapshot is taken", SOON, || {
+        pod.assert_running();
+        files(&place).iter().any(|file| text(file).ends_with(".db")).then_some(())
+    });
+    assert!(pod.stop().success());
+}
+
 #[test]
 fn a_pod_keeps_snapshots_by_its_schedule_and_makes_up_for_a_missed_one() {
     let mut pod = TestPod::new();

@@ -142,16 +142,21 @@ fn killed_while_the_fence_is_lifted_it_is_lifted_by_the_next_start() {
 fn killed_and_reverted_the_fence_is_lifted_before_the_values_are_refused() {
     let (etcd, source) = ("controlPlane:\n  backingStore:\n    etcd:\n", Deployed::start("3.6", 1, None));
     source.fill(20);
-    for (reverted, why) in [
-        ("      embedded: {enabled: false}\n      deploy: {enabled: true}\n", "etcd.deploy is enabled"),
-        ("      embedded: {enabled: false, migrateFromDeployedEtcd: true}\n", "but embedded etcd is off"),
+    for (reverted, flag, why) in [
+        ("      embedded: {enabled: false}\n      deploy: {enabled: true}\n", None, "etcd.deploy is enabled"),
+        ("      embedded: {enabled: false, migrateFromDeployedEtcd: true}\n", None, "but embedded etcd is off"),
+        // Nothing of these is known but where the volume is.
+        ("      embedded: {enabled: [\n", None, "values.yaml"),
+        ("      embedded: {enabled: true}\n", Some("--nonsense"), "--nonsense"),
+        ("      embedded: {enabled: true}\n", Some("--migrate-from=ftp://x"), "--migrate-from"),
     ] {
         let mut pod = TestPod::new();
         killed_at(&mut pod, "migrate-written", &[&from(&source.url())]);
         assert!(!source.takes_writes());
         pod.values(&format!("{etcd}{reverted}"));
         for _ in 0..2 {
-            pod.start("none", &["--", "/bin/sleep", "60"]);
+            let args: Vec<_> = flag.into_iter().chain(["--", "/bin/sleep", "60"]).collect();
+            pod.start("none", &args);
             assert_eq!(pod.wait_end(Duration::from_secs(60)).code(), Some(2), "{}", pod.log());
             assert!(pod.log().contains(why), "{}", pod.log());
             assert!(source.takes_writes(), "the source is left fenced: {}", pod.log());

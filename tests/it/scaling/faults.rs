@@ -1,11 +1,14 @@
 //! Faults of the network around pods under a writer: DNS that fails, a leader that is cut off.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{Access, CHANGE, Scene, ask};
 use crate::statefulset_box::coredns::Mood;
 use crate::statefulset_box::protocol::Policy;
-use crate::support::poll;
+use crate::support::statefulset::TestBox;
+use crate::support::{part, poll};
 
 /// So long nothing must change where nothing may.
 const NOTHING: Duration = Duration::from_secs(6);
@@ -71,5 +74,43 @@ fn a_leader_that_is_cut_off_leads_nobody() {
     scene.set.heal().expect("heal");
     scene.scaled(3);
     assert_eq!(scene.set.etcdctl(0, &["get", "/other/side", "--print-value-only"]).trim(), "x");
+    assert!(!scene.writer.finish().is_empty());
+}
+
+/// A CoreDNS to which the headless service has no port `peer`, as Kubernetes answers where the Service lacks it.
+fn without_the_port(folder: &Path) -> PathBuf {
+    let program = folder.join("coredns");
+    let script = format!(
+        r#"#!/bin/sh
+for argument; do [ "$before" = -conf ] && conf=$argument; before=$argument; done
+sed -i '0,/^  file /s//  template IN SRV cluster.local {{\n    match ^_peer\\.\n    rcode NXDOMAIN\n    authority "cluster.local. 5 IN SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"\n    fallthrough\n  }}\n  file /' "$conf"
+exec {} "$@"
+"#,
+        part("coredns").display()
+    );
+    std::fs::write(&program, script).expect("write a script");
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    program
+}
+
+/// Nobody is named then, and a seed that has lost its volume while the values say one replica must not take that for "nobody is
+/// there": the others serve.
+#[test]
+fn a_service_without_the_port_by_which_pods_are_named_forms_nothing_beside_those_that_serve() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = TestBox::syncer_with(3, Policy::Parallel, |config| config.coredns = without_the_port(folder.path()));
+    let mut scene = Scene::of(3, set);
+    let values = scene.set.dir().join("values.yaml");
+    let three = std::fs::read_to_string(&values).expect("the values");
+    std::fs::write(&values, three.replace("replicas: 3", "replicas: 1")).expect("change the values");
+    scene.set.lose_volume(0).expect("lose the volume");
+    let log = || scene.set.log("vc-0");
+    poll("it says what the service lacks", CHANGE, || log().contains("and its port `peer` (2380)").then_some(()));
+    let began = Instant::now();
+    while began.elapsed() < NOTHING {
+        assert!(!scene.set.volume("vc-0").join("etcd").exists(), "it formed or joined something");
+    }
+    std::fs::write(&values, three).expect("change the values");
+    scene.rests("three are wanted again", 3);
     assert!(!scene.writer.finish().is_empty());
 }

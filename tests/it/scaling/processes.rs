@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Access, CHANGE, Scene, ask};
-use crate::statefulset_box::protocol::Policy;
+use crate::statefulset_box::protocol::{Policy, Status};
 use crate::support::poll;
 
 /// Longer than the kubelet of a test's box takes to end a process that does not answer.
@@ -38,11 +38,13 @@ fn a_process_that_ends_comes_back_in_its_place_and_none_is_ended_for_a_lost_quor
     }
     let accesses: Vec<_> = (0..3).map(|ordinal| Access::of(&scene.set, ordinal)).collect();
     poll("nobody has a quorum", CHANGE, || accesses.iter().all(|access| ask(access).is_none()).then_some(()));
-    // The seed may say that it is ready, for whoever waits for that.
-    let noticed = scene.set.wait("they notice it", CHANGE, |s| !s.pods[&1].ready && !s.pods[&2].ready);
+    let ready = |s: &Status| s.pods.values().any(|pod| pod.ready);
+    let noticed = scene.set.wait("they notice it", CHANGE, |s| !ready(s));
     noticed.unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
     let (written, began) = (scene.writer.acknowledged().len(), Instant::now());
     while began.elapsed() < BEYOND_LIVENESS {
+        // A rollout would replace one after the other.
+        assert!(!ready(&scene.set.status().expect("a status")), "one of them says that it is ready{}", scene.logs());
         for ordinal in 0..3 {
             assert!(scene.set.get(ordinal, "/healthz").is_some(), "pod {ordinal} says that it does not live");
         }
