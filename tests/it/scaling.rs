@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 
+use self::clients::Clients;
 use crate::statefulset_box::protocol::Policy;
 use crate::support::poll;
 use crate::support::statefulset::TestBox;
 
 mod alone;
 mod apiservers;
+mod clients;
 mod clocks;
 mod damage;
 mod faults;
+mod history;
 mod joining;
 mod others;
 mod processes;
@@ -259,24 +262,28 @@ pub fn etcd_calls_it_healthy() {
 
 /// Every step at once, down to nothing (a pause) and back, and to more than any step before.
 const JOURNEY: [u32; 8] = [1, 3, 2, 1, 0, 3, 5, 3];
+const MOST: u32 = 5;
 
-fn whole_journey(policy: Policy) -> Scene {
+/// With a client on each pod beside the writer.
+fn whole_journey(policy: Policy) -> (Scene, Clients) {
     let mut scene = Scene::begin(policy);
+    let clients = Clients::start(&scene.set, MOST);
     for replicas in JOURNEY {
         scene.scale(replicas);
     }
-    scene
+    (scene, clients)
 }
 
 /// And a rolling update, in which each pod stops and stays the member that it is, and the end of all pods at once.
 #[test]
 fn no_write_is_lost_on_the_whole_journey_in_parallel() {
-    let mut scene = whole_journey(Policy::Parallel);
+    let (mut scene, clients) = whole_journey(Policy::Parallel);
     let voters = scene.voters();
     scene.all_replaced("rolled", |set| set.roll().expect("roll"));
     assert_eq!(scene.voters(), voters, "a pod that was only restarted has left{}", scene.logs());
     scene.all_replaced("all were killed at once", |set| (0..3).for_each(|n| set.kill9(n).expect("kill")));
     assert_eq!(scene.voters(), voters, "a pod that was killed is another member{}", scene.logs());
+    clients.finish(&scene.set, 3);
     assert!(!scene.writer.finish().is_empty());
 }
 
@@ -284,13 +291,14 @@ fn no_write_is_lost_on_the_whole_journey_in_parallel() {
 /// are killed: each in turn, and those that are to leave while they do.
 #[test]
 fn no_write_is_lost_on_the_whole_journey_in_order() {
-    let mut scene = whole_journey(Policy::OrderedReady);
+    let (mut scene, clients) = whole_journey(Policy::OrderedReady);
     for ordinal in [1, 0] {
         scene.replaced(ordinal, &format!("pod {ordinal} was killed"), |set| set.kill9(ordinal).expect("kill"));
     }
     scene.set.scale(1).expect("scale");
     scene.set.kill9(2).expect("kill");
     scene.scaled(1);
+    clients.finish(&scene.set, 1);
     assert!(!scene.writer.finish().is_empty());
 }
 
