@@ -26,8 +26,15 @@ mod processes;
 mod upgrade;
 mod wrapped;
 
-/// One try of a write or a question.
+/// One try of a question.
 const TRY: Duration = Duration::from_secs(2);
+
+/// One try of a write: what has gone to a leader that ends meanwhile is answered only after etcd's own time-out of seven seconds.
+const WRITE: Duration = Duration::from_millis(500);
+
+/// So long nothing may go unacknowledged while members leave as they should. It takes milliseconds, which `scripts/bench` measures;
+/// but a busy machine alone may stall for seconds. What waits for an election and then for etcd's own time-out takes longer.
+const GAP: Duration = Duration::from_secs(5);
 
 /// How long a change of the members may take on a busy machine: etcd itself waits for five seconds after each.
 pub const CHANGE: Duration = Duration::from_secs(120);
@@ -61,16 +68,23 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }
 
+/// What was acknowledged, and when.
+#[derive(Default)]
+struct Acknowledged {
+    keys: BTreeSet<String>,
+    at: Vec<Instant>,
+}
+
 /// Writes one key after the other through pod 0 and remembers those that were acknowledged.
 pub struct Writer {
-    acknowledged: Arc<Mutex<BTreeSet<String>>>,
+    acknowledged: Arc<Mutex<Acknowledged>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     fn start(access: Access) -> Writer {
-        let (acknowledged, stop) = (Arc::new(Mutex::new(BTreeSet::new())), Arc::new(AtomicBool::new(false)));
+        let (acknowledged, stop) = (Arc::<Mutex<Acknowledged>>::default(), Arc::new(AtomicBool::new(false)));
         let (told, over) = (Arc::clone(&acknowledged), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
@@ -87,8 +101,10 @@ impl Writer {
                             None => continue,
                         },
                     };
-                    if matches!(tokio::time::timeout(TRY, with.put(key.clone(), "x", None)).await, Ok(Ok(_))) {
-                        told.lock().expect("the set").insert(key);
+                    if matches!(tokio::time::timeout(WRITE, with.put(key.clone(), "x", None)).await, Ok(Ok(_))) {
+                        let mut told = told.lock().expect("the set");
+                        told.keys.insert(key);
+                        told.at.push(Instant::now());
                         client = Some(with);
                     }
                     tokio::time::sleep(Duration::from_millis(5)).await;
@@ -99,7 +115,15 @@ impl Writer {
     }
 
     pub fn acknowledged(&self) -> BTreeSet<String> {
-        self.acknowledged.lock().expect("the set").clone()
+        self.acknowledged.lock().expect("the set").keys.clone()
+    }
+
+    /// The longest time between two acknowledgements, from the last one before `since` until now.
+    fn longest_gap(&self, since: Instant) -> Duration {
+        let mut at = self.acknowledged.lock().expect("the set").at.clone();
+        at.push(Instant::now());
+        let first = at.partition_point(|at| *at < since).saturating_sub(1);
+        at[first..].windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
     }
 
     pub fn finish(mut self) -> BTreeSet<String> {
@@ -226,6 +250,44 @@ impl Scene {
         poll("the voters", CHANGE, || ask(&Access::of(&self.set, 0))).voters
     }
 
+    /// Waits until this pod's member leads, to which leadership is moved.
+    fn led_by(&self, ordinal: u32) {
+        let pods = self.set.status().expect("a status").pods;
+        let accesses: Vec<_> = pods.keys().map(|n| Access::of(&self.set, *n)).collect();
+        let (to, what) = (Access::of(&self.set, ordinal), format!("pod {ordinal} leads"));
+        let leads = async || {
+            let status = to.connect().await?.status().await.ok()?;
+            let member = status.header()?.member_id();
+            if status.leader() == member {
+                return Some(());
+            }
+            // Nobody but the leader does it.
+            for access in &accesses {
+                if access.connect().await?.move_leader(member).await.is_ok() {
+                    break;
+                }
+            }
+            None
+        };
+        poll(&what, CHANGE, || runtime().block_on(leads()));
+    }
+
+    /// Scales down while this pod's member leads.
+    fn members_leave(&mut self, replicas: u32, leader: u32) {
+        let log = |scene: &Scene| scene.set.log(&format!("vc-{leader}"));
+        let said = log(self).len();
+        self.led_by(leader);
+        let began = Instant::now();
+        self.scale(replicas);
+        let gap = self.writer.longest_gap(began);
+        println!("scaled to {replicas} pods, led by pod {leader}: a gap of {gap:?}");
+        let what = format!("to {replicas} pods, led by pod {leader}");
+        assert!(gap < GAP, "{what}: nothing was acknowledged for {gap:?}{}", self.logs());
+        // Nor is that left to etcd, or to an election.
+        let handed_on = log(self)[said..].contains("MoveLeader");
+        assert!(handed_on || leader < replicas, "{what}, whose syncer has not handed that on{}", self.logs());
+    }
+
     /// Waits until each of three pods was replaced, whatever `end` did to them.
     fn all_replaced(&mut self, what: &str, end: impl FnOnce(&TestBox)) {
         let before = self.set.status().expect("a status").pods;
@@ -260,16 +322,21 @@ pub fn etcd_calls_it_healthy() {
     poll("etcd's own health interval", CHANGE, || (since.elapsed() >= Duration::from_secs(6)).then_some(()));
 }
 
-/// Every step at once, down to nothing (a pause) and back, and to more than any step before.
-const JOURNEY: [u32; 8] = [1, 3, 2, 1, 0, 3, 5, 3];
+/// Every step at once, down to nothing (a pause) and back, and to more than any step before; and which pod leads when members are
+/// told to leave: one that stays, or one that leaves itself.
+const JOURNEY: [(u32, Option<u32>); 8] =
+    [(1, Some(0)), (3, None), (2, Some(2)), (1, Some(0)), (0, None), (3, None), (5, None), (3, Some(4))];
 const MOST: u32 = 5;
 
 /// With a client on each pod beside the writer.
 fn whole_journey(policy: Policy) -> (Scene, Clients) {
     let mut scene = Scene::begin(policy);
     let clients = Clients::start(&scene.set, MOST);
-    for replicas in JOURNEY {
-        scene.scale(replicas);
+    for (replicas, leader) in JOURNEY {
+        match leader {
+            Some(leader) => scene.members_leave(replicas, leader),
+            None => scene.scale(replicas),
+        }
     }
     (scene, clients)
 }
