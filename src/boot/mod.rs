@@ -195,6 +195,7 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         let decision = match &facts.data_dir {
             // An uncommitted import never took a write: SQLite is still the truth.
             _ if uncommitted(facts).is_some() => sqlite(facts).map_or(RunOnSqlite, Refuse),
+            _ if !rules.on(Rule::Settings) => RunOnSqlite,
             DataDirFact::Empty => sqlite(facts).map_or(RunOnSqlite, Refuse),
             DataDirFact::Valid { member, cluster } if facts.migrate_back => {
                 back(facts).map_or(MigrateBack { member: *member, cluster: *cluster }, Refuse)

@@ -120,14 +120,14 @@ pub fn explained(l: &Leaving, rules: Rules) -> (LeaveStep, Rule) {
     let wanted = l.desired.wants(l.seed, l.ordinal);
     match l.desired.known() {
         Some(0) if rules.on(Rule::PauseKeeps) => pausing(l, me, hurry, rules),
-        Some(_) if wanted == Some(false) && rules.on(Rule::LeaveFirst) => leaving(l, me, hurry),
-        Some(_) if wanted == Some(true) && !rules.on(Rule::StopOnly) => leaving(l, me, hurry),
+        Some(_) if wanted == Some(false) && rules.on(Rule::LeaveFirst) => leaving(l, me, hurry, rules),
+        Some(_) if wanted == Some(true) && !rules.on(Rule::StopOnly) => leaving(l, me, hurry, rules),
         _ => (stopping(l, me, hurry, rules), Rule::StopOnly),
     }
 }
 
 /// No longer wanted: out of the membership, then the data dir out of the way.
-fn leaving(l: &Leaving, me: MemberId, hurry: bool) -> (LeaveStep, Rule) {
+fn leaving(l: &Leaving, me: MemberId, hurry: bool, rules: Rules) -> (LeaveStep, Rule) {
     let listed = l.members.present().map(|members| members.iter().any(|m| m.member.id == me));
     let step = match (listed, l.etcd) {
         (Some(false), true) => LeaveStep::StopEtcd,
@@ -141,7 +141,9 @@ fn leaving(l: &Leaving, me: MemberId, hurry: bool) -> (LeaveStep, Rule) {
             Some(to) => LeaveStep::MoveLeader(to),
             None => LeaveStep::Wait(LeaveWait::Heir),
         },
-        (Some(true), true) if l.refused && dispensable(l, me) => LeaveStep::StopEtcd,
+        (Some(true), true) if l.refused && (dispensable(l, me) || !rules.on(Rule::StopsIfSpared)) => {
+            LeaveStep::StopEtcd
+        }
         (Some(true), true) => LeaveStep::AskRemoval,
     };
     (step, Rule::LeaveFirst)

@@ -80,8 +80,8 @@ pub fn explained(o: &Observed, rules: Rules) -> (Plan, Rule) {
     for passed in [surplus, replaced, stalled, caught_up, joining, leadership] {
         match passed(o, rules) {
             // Only what gets a new ID must wait: the list already shows what was removed.
-            Some((Plan::Do(step), _)) if !o.settled && matches!(step, Step::AddLearner(_)) => {
-                return (Plan::Wait(Hold::JustChanged), Rule::OneWriter);
+            Some((Plan::Do(Step::AddLearner(_)), _)) if !o.settled && rules.on(Rule::SecondApart) => {
+                return (Plan::Wait(Hold::JustChanged), Rule::SecondApart);
             }
             Some((Plan::Do(step), rule)) => return (Plan::Do(step), rule),
             Some(hold) => held = held.or(Some(hold)),
@@ -210,7 +210,7 @@ fn joining(o: &Observed, rules: Rules) -> Pass {
         _ if !rules.on(Rule::NeverAddSurplus) => None,
         Some(true) => None,
         Some(false) => Some(Hold::NotWanted(ordinal)),
-        None if o.replacing.contains(&ordinal) => None,
+        None if o.replacing.contains(&ordinal) && rules.on(Rule::PlaceKept) => None,
         None => Some(Hold::DesiredUnknown(ordinal)),
     };
     let Some(ordinal) = asking.iter().copied().find(|ordinal| refused(*ordinal).is_none()) else {

@@ -200,7 +200,7 @@ fn a_replaced_pod_is_added_anew_a_second_later_and_without_asking_the_host_api()
     let pods = vec![pod(0, false), pod(1, false), joins(2, Some(id(2)))];
     let mut o = observed(3, vec![voter(0), voter(1)], pods);
     o.settled = false;
-    expect(&o, Plan::Wait(Hold::JustChanged), Rule::OneWriter);
+    expect(&o, Plan::Wait(Hold::JustChanged), Rule::SecondApart);
     // Only a new ID needs another second: a removal makes none, and a leaver's time is short.
     let leaving = observed(2, vec![voter(0), voter(1), voter(2)], vec![pod(0, false), pod(1, false), pod(2, true)]);
     expect(&Observed { settled: false, ..leaving }, Plan::Do(Step::Remove(id(2))), Rule::GoneOrLeaving);

@@ -1,10 +1,11 @@
 //! What may happen next, and what follows from it.
 
+use crate::config::Config;
 use crate::etcd::{Dir, Op};
 use crate::membership::ready::PodManagement;
 use crate::observe::{self, Patience};
 use crate::rules::Rule;
-use crate::world::{Act, Config, Pod, Process, Volume, World};
+use crate::world::{Act, Pod, Process, Volume, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -51,6 +52,12 @@ pub enum Action {
     Damage(usize),
     /// `syncer recover`, killed once it has noted that it has begun.
     BeginRecover(usize),
+    Orphan,
+    Adopt,
+    SwitchOff,
+    SwitchOn,
+    /// The next second.
+    Tick,
 }
 
 impl Action {
@@ -75,6 +82,8 @@ impl Action {
                 | Freeze
                 | Damage(_)
                 | BeginRecover(_)
+                | Orphan
+                | SwitchOff
         )
     }
 }
@@ -184,6 +193,19 @@ impl World {
         if b.restores > 0 && self.volumes[0].staged.is_none() && self.acked & 1 == 1 {
             out.push(Stage);
         }
+        if self.orphaned {
+            out.push(Adopt);
+        } else if b.orphans > 0 {
+            out.push(Orphan);
+        }
+        if !self.enabled {
+            out.push(SwitchOn);
+        } else if b.offs > 0 {
+            out.push(SwitchOff);
+        }
+        if c.seconds && self.changed {
+            out.push(Tick);
+        }
         if b.marker > 0 && self.marker.is_some() {
             out.push(LoseMarker);
         }
@@ -202,6 +224,9 @@ impl World {
     }
 
     fn controller(&self, c: &Config, out: &mut Vec<Action>) {
+        if self.orphaned {
+            return;
+        }
         let desired = usize::from(self.desired);
         let ordered = c.policy == PodManagement::OrderedReady;
         let fine = |o: usize| self.pods[o].exists && !self.pods[o].terminating && self.ready(c, o);
@@ -339,6 +364,24 @@ impl World {
             BeginRecover(o) => {
                 w.budget.recovers -= 1;
                 w.begin_reset(c, o);
+            }
+            Orphan => {
+                w.budget.orphans -= 1;
+                w.orphaned = true;
+            }
+            Adopt => w.orphaned = false,
+            SwitchOff => {
+                w.budget.offs -= 1;
+                w.enabled = false;
+                w.restart_all();
+            }
+            SwitchOn => {
+                w.enabled = true;
+                w.restart_all();
+            }
+            Tick => {
+                w.changed = false;
+                w.given.clear();
             }
             LoseMarker => {
                 w.budget.marker -= 1;

@@ -5,8 +5,9 @@ use std::time::Instant;
 use stateright::{Checker, Model, Property};
 
 use crate::action::Action;
+use crate::config::Config;
 use crate::heal::{Remedied, heals};
-use crate::world::{Config, World};
+use crate::world::World;
 
 impl Model for Config {
     type State = World;
@@ -26,9 +27,9 @@ impl Model for Config {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties =
-            vec![Property::always("no harm", |c: &Config, w: &World| harm(w).is_none() || (c.hole && w.anew))];
+            vec![Property::always("no harm", |c: &Config, w: &World| harm(c, w).is_none() || (c.hole && w.anew))];
         if self.hole {
-            properties.push(Property::sometimes("the hole", |_, w: &World| w.anew && harm(w).is_some()));
+            properties.push(Property::sometimes("the hole", |c: &Config, w: &World| w.anew && harm(c, w).is_some()));
         }
         properties
     }
@@ -39,8 +40,8 @@ impl Model for Config {
     }
 }
 
-/// What must never be.
-pub fn harm(w: &World) -> Option<&'static str> {
+/// What must never be: a loss, or a step that comes before one.
+pub fn harm(c: &Config, w: &World) -> Option<&'static str> {
     let counts = |o: &usize| {
         let cluster = w.dir(*o).map(|d| d.cluster);
         w.serves(*o) && cluster != w.stray && cluster.is_some_and(|cluster| w.open(cluster))
@@ -52,7 +53,10 @@ pub fn harm(w: &World) -> Option<&'static str> {
     if !servers.all(|o| w.dir(o).is_some_and(|d| d.writes() & w.acked == w.acked)) {
         return Some("an acknowledged write is missing");
     }
-    w.bad_step
+    if c.borne && w.acked & !w.kept() != 0 {
+        return Some("no data dir has an acknowledged write any more");
+    }
+    w.loss.or(w.bad_step.filter(|_| !c.loss_only))
 }
 
 /// The outcome of a search.
@@ -81,7 +85,7 @@ pub fn explore(config: &Config, limit: usize) -> Outcome {
     let mut found = checker.discoveries();
     let hole = found.remove("the hole").is_some();
     let broken = found.remove("no harm").map(|path| {
-        let why = harm(path.last_state()).unwrap_or_default().to_owned();
+        let why = harm(config, path.last_state()).unwrap_or_default().to_owned();
         (why, format!("{:?}", path.into_actions()))
     });
     Outcome {
@@ -134,7 +138,7 @@ pub fn walk(config: &Config, walks: u64) -> Outcome {
             w = next;
             o.states += 1;
             trail.push(action);
-            if let Some(why) = harm(&w) {
+            if let Some(why) = harm(config, &w) {
                 o.broken = Some((why.to_owned(), format!("{trail:?}")));
                 break;
             }

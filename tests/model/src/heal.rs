@@ -2,11 +2,12 @@
 
 use crate::action::Action;
 use crate::boot::{self, BootDecision, Notes, Refusal, Role, Wait, Warning};
+use crate::config::{Config, Start};
 use crate::etcd::{Dir, written};
 use crate::explore::{Random, harm};
 use crate::ids::ClusterId;
 use crate::observe::{self, Look};
-use crate::world::{Config, Pod, Process, Start, Volume, World};
+use crate::world::{Pod, Process, Volume, World};
 
 /// Steps until it must be well, or at rest.
 const STEPS: usize = 1500;
@@ -33,6 +34,8 @@ enum Says {
     ScaleToOne,
     /// One of two clusters is to be given up.
     Choose,
+    /// All pods are to have one CA.
+    ShareCa,
 }
 
 /// What it took to end well.
@@ -59,7 +62,8 @@ impl std::ops::AddAssign for Remedied {
 /// # Errors
 /// Why it does not end well.
 pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, String> {
-    let mut w = World { host_up: true, marker_hidden: false, cut: None, stale: None, ..from.clone() };
+    let host_up = !c.away_at_last;
+    let mut w = World { host_up, marker_hidden: false, cut: None, stale: None, orphaned: false, ..from.clone() };
     let mut done = Remedied::default();
     if let Some(replicas) = c.at_last {
         (w.desired, w.values) = (replicas, replicas);
@@ -72,6 +76,11 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, 
     if w.desired == 0 {
         // Paused: it comes back.
         w.desired = w.values;
+        rest(c, &mut w, random)?;
+    }
+    if c.lost_at_last {
+        w.pods[0] = Pod::default();
+        w.volumes[0] = Volume { claim: true, ..Volume::default() };
         rest(c, &mut w, random)?;
     }
     if healthy(c, &w) {
@@ -89,7 +98,10 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, 
         let recover = says(Says::RecoverDropped).or(says(Says::Recover));
         // It says both, and the operator may choose.
         let by_hand = says(Says::ScaleUp).is_some() && says(Says::Recover) == Some(0) && random.below(3) == 0;
-        if by_hand && c.host && w.marker.as_ref().and_then(|m| m.formed()) == w.dir(0).map(|d| ClusterId(d.cluster.into())) {
+        if by_hand
+            && c.host
+            && w.marker.as_ref().and_then(|m| m.formed()) == w.dir(0).map(|d| ClusterId(d.cluster.into()))
+        {
             done += recover_beside(c, &mut w, random)?;
         } else if says(Says::ScaleUp).is_some() && usize::from(w.desired) < c.pods && c.start != Start::OtherProgram {
             (w.desired, w.values) = (c.pods as u8, c.pods as u8);
@@ -98,6 +110,9 @@ pub fn heals(c: &Config, from: &World, random: &mut Random) -> Result<Remedied, 
             (w.desired, w.values) = (1, 1);
             rest(c, &mut w, random)?;
             (w.desired, w.values) = (desired, values);
+        } else if says(Says::ShareCa).is_some() {
+            w.own_cas = false;
+            w.restart_all();
         } else if let Some(o) = says(Says::Delete) {
             w.pods[o] = Pod::default();
             w.volumes[o] = Volume { claim: true, ..Volume::default() };
@@ -242,7 +257,7 @@ fn one_goes_on(c: &Config, w: &World) -> Result<(), String> {
 fn rest(c: &Config, w: &mut World, random: &mut Random) -> Result<(), String> {
     let mut actions = Vec::new();
     for _ in 0..STEPS {
-        if healthy(c, w) {
+        if healthy(c, w) && !c.lost_at_last {
             return Ok(());
         }
         actions.clear();
@@ -251,32 +266,33 @@ fn rest(c: &Config, w: &mut World, random: &mut Random) -> Result<(), String> {
         // A stop that cannot be orderly ends when its grace does.
         last.retain(|a| matches!(a, Action::Hurry(_)));
         fair.retain(|a| c.gone.is_none_or(|gone| *a != Action::Create(gone)));
+        fair.retain(|a| !c.away_at_last || *a != Action::HostUp);
         let at = random.below(fair.len());
         fair.rotate_left(at);
         let Some(next) = fair.into_iter().chain(last).find_map(|a| w.next(c, a)) else { return Ok(()) };
         *w = next;
-        if let Some(why) = harm(w) {
+        if let Some(why) = harm(c, w) {
             return Err(format!("while healing: {why}"));
         }
     }
     Ok(())
 }
 
-/// Every wanted pod is there, serves, and is ready; nobody else is there; the lowest leads; the marker says formed.
+/// Every wanted pod is there, serves, and is ready; nobody else is there; the lowest leads; the marker says formed. While the
+/// host API is away nobody is made a voter, as nobody knows who is wanted: a learner does.
 fn healthy(c: &Config, w: &World) -> bool {
     let wanted = |o: &usize| *o < usize::from(w.desired) && c.gone != Some(*o);
     let replicas = (0..w.pods.len()).filter(wanted).count();
-    let marked = !c.host || w.marker.as_ref().is_some_and(|marker| marker.formed().is_some());
+    let marked = !c.host || c.loss_only || w.marker.as_ref().is_some_and(|marker| marker.formed().is_some());
+    let leader = w.server(None).filter(|o| *o == 0 || c.loss_only || c.away_at_last);
+    let members = leader.and_then(|o| w.dir(o)).is_some_and(|d| {
+        let peers = d.peers();
+        let mut there = peers.iter().filter(|p| c.gone != Some(p.ordinal.into()));
+        there.clone().count() == replicas && there.all(|p| !p.learner || c.away_at_last)
+    });
+    let ready = |o| w.runs(o) && w.pods[o].held.is_empty() && (c.away_at_last || w.ready(c, o));
     (0..w.pods.len()).all(|o| w.pods[o].exists == wanted(&o) && !w.pods[o].terminating)
-        && (replicas == 0
-            || (marked
-                && w.serves(0)
-                && w.dir(0).is_some_and(|d| {
-                    let peers = d.peers();
-                    let mut there = peers.iter().filter(|p| c.gone != Some(p.ordinal.into()));
-                    there.clone().count() == replicas && there.all(|p| !p.learner)
-                })
-                && (0..replicas).all(|o| w.runs(o) && w.pods[o].held.is_empty() && w.ready(c, o))))
+        && (replicas == 0 || (marked && members && (0..replicas).all(ready)))
 }
 
 /// What the pods say that do not serve, each with its ordinal.
@@ -306,6 +322,7 @@ fn says(c: &Config, w: &World) -> Vec<(usize, Says)> {
             BootDecision::Refuse(Refusal::TwoClusters { .. }) => vec![Says::Choose],
             BootDecision::Refuse(Refusal::FormedElsewhere(_)) => vec![Says::ScaleUp, Says::GiveUp],
             BootDecision::Refuse(Refusal::ResetOvertaken { .. }) => vec![Says::Delete],
+            BootDecision::Refuse(Refusal::NoSharedCa) => vec![Says::ShareCa],
             _ => Vec::new(),
         };
         said.into_iter().map(move |said| (o, said))

@@ -1,10 +1,11 @@
 //! The syncer beside the leader: one step of the membership plan.
 
-use crate::etcd::{Entry, Op, Peer, membership};
+use crate::config::Config;
+use crate::etcd::{Dir, Entry, Op, Peer, membership};
 use crate::membership::{self as plans, Plan, Step};
 use crate::observe;
 use crate::rules::Rule;
-use crate::world::{Config, World};
+use crate::world::World;
 
 impl World {
     /// A pass by the syncer of pod `by`, which is beside the leader `l` by rule 5.1.
@@ -28,7 +29,8 @@ impl World {
                 if ordinal.0 >= u32::from(if c.host { self.desired } else { self.values }) && self.host_up {
                     self.bad_step = Some("adds a pod that is not wanted");
                 }
-                change(Op::AddLearner(self.next_id, ordinal.0 as u8))
+                let given = self.given.iter().find(|(to, _)| c.seconds && u32::from(*to) == ordinal.0);
+                change(Op::AddLearner(given.map_or(self.next_id, |(_, id)| *id), ordinal.0 as u8))
             }
             Step::Promote(id) => change(Op::Promote(id.0 as u8)),
             Step::Remove(id) => {
@@ -83,18 +85,33 @@ impl World {
         }
         let adds_learner = matches!(op, Op::AddLearner(..)) && c.rules.on(Rule::AskLeader);
         if !adds_learner && quorum(&dir.peers()) && !quorum(&peers) {
-            self.bad_step = Some("loses the quorum");
+            self.loss = Some("loses the quorum");
         }
-        if matches!(op, Op::AddLearner(..)) {
-            self.next_id += 1;
+        if let Op::AddLearner(id, ordinal) = op {
+            self.next_id = self.next_id.max(id + 1);
             self.pods[by].replacing = None;
-            if dir.peers().iter().any(|p| p.learner) {
-                self.bad_step = Some("adds a second learner, which etcd refuses");
+            self.given.extend(c.seconds.then_some((ordinal, id)));
+            if let Some(refused) = refused(&dir, id, ordinal) {
+                self.bad_step = Some(refused);
+                return;
             }
         }
+        self.changed = c.seconds;
         self.append(l, op);
         if let (Op::AddLearner(id, _), false) = (op, c.rules.on(Rule::AskLeader)) {
             self.append(l, Op::Promote(id));
         }
     }
+}
+
+/// Why etcd itself does not take this learner.
+fn refused(dir: &Dir, id: u8, ordinal: u8) -> Option<&'static str> {
+    let peers = dir.peers();
+    if peers.iter().any(|p| p.id == id) || dir.removed().contains(&id) {
+        return Some("adds a member by an ID that there was, which etcd refuses");
+    }
+    if peers.iter().any(|p| p.ordinal == ordinal) {
+        return Some("adds a member by a URL that is listed, which etcd refuses");
+    }
+    peers.iter().any(|p| p.learner).then_some("adds a second learner, which etcd refuses")
 }

@@ -6,12 +6,13 @@ use crate::boot::{
     DataDirFact, Desired, Facts, JournalFact, Known, LogFact, MarkerSeen, MemberList, PeerFact, PeerState, PodFact,
     RestoreFact, Staged, StoresFact,
 };
+use crate::config::Config;
 use crate::etcd::{Dir, Op, member, membership};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::membership::leave::Leaving;
 use crate::membership::ready::{self, Pod};
 use crate::membership::{MemberFact, Observed, PodView, Request};
-use crate::world::{Act, Config, Process, Store, World};
+use crate::world::{Act, Process, Store, World};
 
 /// The only SQLite store.
 const STATE_DB: &str = "state.db";
@@ -37,6 +38,7 @@ pub fn marker(w: &World, c: &Config) -> Known<MarkerSeen> {
 
 fn desired(w: &World, c: &Config) -> Desired {
     match (c.host, w.host_up) {
+        (true, true) if w.orphaned => Desired::Unknown("no such StatefulSet".into()),
         (true, true) => Desired::Host(w.desired.into()),
         (true, false) => Desired::Unknown("away".into()),
         (false, _) => Desired::Values(w.values.into()),
@@ -159,7 +161,9 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
             let ordinal = Ordinal(p as u32);
             let dns = if look.dns { dns(w, p) } else { Known::default() };
             if !look.dns || w.apart(o, p) || !w.found(p) {
-                return PeerFact { dns, pod: pod(w, c, p), ..PeerFact::new(ordinal) };
+                // Its handshake tells.
+                let other_ca = look.dns && w.own_cas && w.found(p) && w.pods[p].exists;
+                return PeerFact { dns, pod: pod(w, c, p), other_ca, ..PeerFact::new(ordinal) };
             }
             let view =
                 w.dir(p).filter(|d| w.runs(p) && d.commit > 0).map_or_else(Known::default, |d| Known::Present(list(d)));
@@ -189,10 +193,10 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         ordinal: Ordinal(o as u32),
         seed: Ordinal(0),
         desired: desired(w, c),
-        enabled: true,
-        migrate_back: false,
-        sqlite: None,
-        written_back: false,
+        enabled: w.enabled,
+        migrate_back: c.back && !w.enabled,
+        sqlite: (!w.enabled).then(|| STATE_DB.into()),
+        written_back: w.volumes[o].notes.left.is_some(),
         migrate_from: false,
         fence: Default::default(),
         restore: restore(w, o),
@@ -217,7 +221,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
             ..StoresFact::default()
         },
         distro_store: None,
-        shared_ca: true,
+        shared_ca: !w.own_cas,
         k0s_makes_cas: None,
         host_configured: c.host,
         marker: marker(w, c),
@@ -232,8 +236,10 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
     }
 }
 
-fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
+fn member_facts(w: &World, c: &Config, l: usize) -> Option<Vec<MemberFact>> {
     let dir = w.dir(l)?;
+    // Whom nobody could add anew has its minutes; any other is evicted at once.
+    let given_time = |o: usize| c.away_at_last && matches!(w.pods[o].process, Process::Will(Act::Join(_)));
     let facts = dir.peers().into_iter().map(|peer| {
         let runner = w.runner(dir.cluster, peer.id).filter(|o| !w.apart(l, *o) && (*o == l || w.found(*o)));
         let runner = runner.and_then(|o| w.dir(o));
@@ -242,7 +248,7 @@ fn member_facts(w: &World, l: usize) -> Option<Vec<MemberFact>> {
             member: member(peer),
             active: runner.is_some(),
             caught_up,
-            stalled: peer.learner && runner.is_none(),
+            stalled: peer.learner && runner.is_none() && !given_time(peer.ordinal.into()),
         }
     });
     Some(facts.collect())
@@ -269,10 +275,10 @@ pub fn observed(w: &World, c: &Config, l: usize, by: usize) -> Option<Observed> 
         desired: desired(w, c),
         cluster: ClusterId(dir.cluster.into()),
         leader: MemberId(dir.member.into()),
-        members: member_facts(w, by)?,
+        members: member_facts(w, c, by)?,
         pods: pods.collect(),
-        // Otherwise an addition is put off, as by a pass that comes later.
-        settled: true,
+        // Where seconds do not matter, an addition that is put off is one by a pass that comes later.
+        settled: !(c.seconds && w.changed),
         quiet: dir.commit == dir.log.len(),
         replacing: w.pods[by].replacing.map(|o| Ordinal(o.into())).into_iter().collect(),
         own_url_differs: false,
@@ -305,7 +311,7 @@ pub fn leaving(w: &World, c: &Config, o: usize, patience: Patience) -> Leaving {
         apiserver: false,
         etcd: w.runs(o),
         leader: server.and_then(|s| w.dir(s)).map_or(Known::Absent, |d| Known::Present(MemberId(d.member.into()))),
-        members: server.and_then(|s| member_facts(w, s)).map_or_else(Known::default, Known::Present),
+        members: server.and_then(|s| member_facts(w, c, s)).map_or_else(Known::default, Known::Present),
         stopping: (0..w.pods.len())
             .filter(|p| w.pods[*p].terminating)
             .filter_map(|p| w.dir(p))
@@ -326,11 +332,7 @@ pub fn ready(w: &World, c: &Config, o: usize) -> bool {
     let d = w.dir(o);
     let server = d.and_then(|d| w.server_for(o, Some(d.cluster))).and_then(|s| w.dir(s));
     let voter = d.is_some_and(|d| server.is_some_and(|s| s.peers().iter().any(|p| p.id == d.member && !p.learner)));
-    let wanted = match (c.host, w.host_up) {
-        (true, false) => None,
-        (true, true) => Some(usize::from(w.desired)),
-        (false, _) => Some(usize::from(w.values)),
-    };
+    let wanted = desired(w, c).known().map(|replicas| replicas as usize);
     let missing = |p: usize| if c.host { !w.pods[p].exists } else { !w.named(p) };
     ready::explained(
         &Pod {

@@ -6,12 +6,13 @@ use crate::boot::beside::{self, Beside, NotesRead};
 use crate::boot::reset::{self, ResetStep};
 use crate::boot::restored;
 use crate::boot::{BootDecision, MarkerWrite, Notes, Record};
+use crate::config::Config;
 use crate::etcd::{Dir, Entry, Op};
 use crate::ids::{ClusterId, MemberId};
 use crate::membership::leave::{self, LeaveStep};
 use crate::observe::{self, Look, Patience};
 use crate::rules::Rule;
-use crate::world::{Act, Config, Note, Pod, Process, Restore, Store, Volume, World};
+use crate::world::{Act, Note, Pod, Process, Restore, Volume, World};
 
 impl World {
     pub(crate) fn boot(&mut self, c: &Config, o: usize, blind: bool) {
@@ -40,7 +41,8 @@ impl World {
                 Record::Restored(write) => Act::Write(Some(write), Note::None),
                 Record::RestoreDone => Act::RestoreDone,
                 Record::FenceKept => unreachable!("nothing is moved from a deployed etcd in the model"),
-                Record::WentBack | Record::Released(_) => unreachable!("nothing is written back into SQLite in the model"),
+                Record::Released(write) => Act::Write(Some(write), Note::None),
+                Record::WentBack => unreachable!("nothing is written back in the model that came from SQLite"),
             }),
             BootDecision::Join { replace, .. } => will(Act::Join(replace.map(|id| id.0 as u8))),
             BootDecision::SetAside { .. } => will(Act::SetAside),
@@ -48,11 +50,13 @@ impl World {
             BootDecision::PutRestored { .. } => will(Act::PutRestored),
             BootDecision::Wait(_) | BootDecision::Refuse(_) => Process::Waits,
             BootDecision::Import { .. } => will(Act::Import),
-            BootDecision::RunOnSqlite
-            | BootDecision::MigrateBack { .. }
-            | BootDecision::MigrateFrom
-            | BootDecision::LiftFence { .. } => {
-                unreachable!("embedded etcd is on, and nothing is moved from a deployed etcd in the model")
+            BootDecision::MigrateBack { .. } => will(Act::WriteBack),
+            BootDecision::RunOnSqlite => {
+                self.on_sqlite(c, o);
+                Process::Waits
+            }
+            BootDecision::MigrateFrom | BootDecision::LiftFence { .. } => {
+                unreachable!("nothing is moved from a deployed etcd in the model")
             }
         };
         self.stop_etcd(o, process);
@@ -93,7 +97,7 @@ impl World {
         match act {
             Act::Start => {
                 self.pods[o].process = Process::Etcd;
-                self.volumes[o].notes.set_aside = None;
+                (self.volumes[o].notes.set_aside, self.volumes[o].notes.left) = (None, None);
             }
             Act::Form => {
                 let fresh = c.rules.on(Rule::FreshToken);
@@ -205,23 +209,9 @@ impl World {
                     self.begin_reset(c, o);
                 }
             }
-            Act::Import => {
-                let (cluster, id) = (self.next_cluster, self.next_id);
-                (self.next_cluster, self.next_id) = (cluster + 1, id + 1);
-                let log = vec![Entry { term: 1, op: Op::Found(id, o as u8) }];
-                let volume = &mut self.volumes[o];
-                volume.notes.forming = true;
-                volume.store = Some(Store::Importing);
-                volume.dir = Some(Dir { cluster, member: id, term: 1, log, commit: 1 });
-                self.pods[o].process = Process::Will(Act::CommitImport);
-            }
-            Act::CommitImport => {
-                let Volume { dir: Some(dir), store, .. } = &mut self.volumes[o] else { return };
-                dir.log.push(Entry { term: 1, op: Op::Write(0) });
-                dir.commit = dir.log.len();
-                *store = Some(Store::Migrated);
-                self.pods[o].process = Process::Waits;
-            }
+            Act::Import => self.import(o),
+            Act::CommitImport => self.commit_import(o),
+            Act::WriteBack => self.write_back(o),
             Act::Join(replace) => {
                 let cluster = self.asked(o).and_then(|s| self.dir(s)).map(|d| ClusterId(d.cluster.into()));
                 self.volumes[o].notes.set_aside = self.volumes[o].notes.set_aside.or(cluster);
@@ -253,12 +243,19 @@ impl World {
         }
     }
 
-    /// etcd has run with `--force-new-cluster`.
+    /// etcd has run with `--force-new-cluster`; on what is no voter's it panics.
     pub(crate) fn force_alone(&mut self, o: usize) {
-        let Some(dir) = &mut self.volumes[o].dir else { return };
+        let Some(dir) = self.volumes[o].dir.as_mut().filter(|dir| dir.votes()) else { return };
         dir.log.truncate(dir.commit);
         dir.log.push(Entry { term: dir.term, op: Op::Forced(dir.member) });
         dir.commit = dir.log.len();
+    }
+
+    /// Every pod is there anew, with the settings of now.
+    pub(crate) fn restart_all(&mut self) {
+        for pod in &mut self.pods {
+            *pod = Pod { exists: pod.exists && !pod.terminating, ..Pod::default() };
+        }
     }
 
     pub(crate) fn tell_to_stop(&mut self, o: usize) {

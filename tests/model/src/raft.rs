@@ -120,7 +120,7 @@ impl World {
             return Some(());
         }
         if leader.log.get(..follower.commit) != Some(&follower.log[..follower.commit]) {
-            self.bad_step = Some("has let an entry be taken for committed that was not");
+            self.loss = Some("has let an entry be taken for committed that was not");
             return Some(());
         }
         self.pods[f].leads = None;

@@ -3,82 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::boot::{Marker, MarkerPhase, MarkerWrite, Notes, Stopped};
-use crate::etcd::{Dir, Entry, Op, membership};
+use crate::config::{Budget, Config, Start};
+use crate::etcd::{Dir, Entry, Op, membership, written};
 use crate::ids::{ClusterId, MemberId};
-use crate::membership::ready::PodManagement;
 use crate::observe;
-use crate::rules::Rules;
-
-/// What may happen, and how often.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Budget {
-    pub kills: u8,
-    pub losses: u8,
-    pub scales: u8,
-    pub writes: u8,
-    pub blind: u8,
-    pub late: u8,
-    pub host: u8,
-    pub marker: u8,
-    /// Wanted pods that are told to stop, as a rolling update or an eviction does.
-    pub stops: u8,
-    /// Pods that are cut off from all others for a while; the host API and DNS still answer them.
-    pub cuts: u8,
-    /// Times that the marker alone cannot be read.
-    pub hides: u8,
-    /// Snapshots of the first write that are staged on the seed's volume.
-    pub restores: u8,
-    /// Times that DNS goes on saying what it says now, for a while.
-    pub stales: u8,
-    /// Data dirs of the last pod that are damaged while nothing runs on them.
-    pub damages: u8,
-    /// Resets that are begun by hand (`syncer recover`) and killed.
-    pub recovers: u8,
-}
-
-#[derive(Clone, Debug)]
-pub struct Config {
-    pub name: &'static str,
-    pub pods: usize,
-    pub host: bool,
-    pub policy: PodManagement,
-    pub rules: Rules,
-    pub budget: Budget,
-    /// Replicas at first.
-    pub desired: u8,
-    pub start: Start,
-    /// The replica counts that may be scaled to.
-    pub scale_to: &'static [u8],
-    /// Expected: without a host API a lone volume was lost, formed anew, and then an older one came back.
-    pub hole: bool,
-    /// Nobody's grace is too short, and everything is to end well without anybody's help.
-    pub graceful: bool,
-    /// A pod comes back later than any grace lasts, and is rolled by being scaled.
-    pub slow: bool,
-    /// The pod whose node is gone in the end, with its volume: it never comes back.
-    pub gone: Option<usize>,
-    /// So many replicas are wanted in the end.
-    pub at_last: Option<u8>,
-}
-
-/// What there is at first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Nothing.
-    Nothing,
-    /// A cluster of all replicas.
-    Running,
-    /// The same, with zero replicas: each voter has noted its last entry.
-    Paused,
-    /// A cluster of all replicas but the last, and in the last one's volume another cluster's only member.
-    Stray,
-    /// Pods of another program, which are to be rolled out of the way.
-    OtherProgram,
-    /// A cluster of all replicas, a snapshot staged on the seed's volume, and the seed's pod about to start on it.
-    Staged,
-    /// Nothing but a `state.db` with the first write on the seed's volume.
-    Store,
-}
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Volume {
@@ -151,6 +79,7 @@ pub enum Act {
     RestoreDone,
     Import,
     CommitImport,
+    WriteBack,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -203,7 +132,20 @@ pub struct World {
     pub next_id: u8,
     pub next_cluster: u8,
     pub budget: Budget,
+    /// A quorum or a committed entry that is lost, whether or not anybody has seen it yet.
+    pub loss: Option<&'static str>,
+    /// A step that a rule forbids, by that rule's own words: what is lost with it may come much later.
     pub bad_step: Option<&'static str>,
+    /// The host API knows no such StatefulSet, and nobody looks after its pods.
+    pub orphaned: bool,
+    /// Embedded etcd is on.
+    pub enabled: bool,
+    /// Each pod has a CA of its own.
+    pub own_cas: bool,
+    /// The membership was changed in this second.
+    pub changed: bool,
+    /// The IDs that were given in this second, after the ordinals that they were given to.
+    pub given: Vec<(u8, u8)>,
     /// A cluster that was put on a volume by hand: nobody's data is counted there.
     pub stray: Option<u8>,
 }
@@ -227,6 +169,12 @@ impl World {
             next_id: 1,
             next_cluster: 1,
             budget: c.budget,
+            orphaned: false,
+            enabled: true,
+            own_cas: c.own_cas,
+            changed: false,
+            given: Vec::new(),
+            loss: None,
             bad_step: None,
             stray: None,
         };
@@ -240,8 +188,12 @@ impl World {
             w.volumes[0] = Volume { claim: true, store: Some(Store::Sqlite), ..Volume::default() };
             (w.acked, w.next_write) = (1, 1);
         }
-        if matches!(c.start, Start::Running | Start::Paused | Start::Stray | Start::Staged) {
-            let n = c.desired - u8::from(c.start == Start::Stray);
+        if !matches!(c.start, Start::Nothing | Start::OtherProgram | Start::Store) {
+            let n = match c.start {
+                Start::Stray => c.desired - 1,
+                Start::Abandoned | Start::Learner => c.pods as u8,
+                _ => c.desired,
+            };
             let mut log = vec![Entry { term: 1, op: Op::Found(1, 0) }, Entry { term: 1, op: Op::Write(0) }];
             for o in 1..n {
                 log.push(Entry { term: 1, op: Op::AddLearner(o + 1, o) });
@@ -271,6 +223,31 @@ impl World {
             let log = vec![Entry { term: 1, op: Op::Found(member, o as u8) }];
             let dir = Dir { cluster, member, term: 1, log, commit: 1 };
             w.volumes[o] = Volume { claim: true, dir: Some(dir), ..Volume::default() };
+        }
+        for o in usize::from(c.desired)..c.pods {
+            match c.start {
+                Start::Surplus => w.pods[o].exists = true,
+                Start::Abandoned | Start::Learner => w.pods[o] = Pod::default(),
+                _ => {}
+            }
+        }
+        if c.start == Start::Lost {
+            let last = usize::from(c.desired) - 1;
+            w.pods[last] = Pod::default();
+            w.volumes[last] = Volume { claim: true, ..Volume::default() };
+        }
+        if c.start == Start::Learner {
+            let ops = [Op::Found(2, 1), Op::Write(0), Op::AddLearner(3, 0)];
+            let log: Vec<_> = ops.into_iter().map(|op| Entry { term: 1, op }).collect();
+            for (o, member) in [(0, 3), (1, 2)] {
+                w.volumes[o].dir = Some(Dir { cluster: 1, member, term: 1, commit: log.len(), log: log.clone() });
+            }
+            (w.pods[0].leads, w.next_id) = (None, 4);
+        }
+        if c.start == Start::Behind
+            && let Some(dir) = &mut w.volumes[1].dir
+        {
+            dir.commit -= 2;
         }
         if c.start == Start::Paused {
             w.desired = 0;
@@ -313,6 +290,13 @@ impl World {
         (0..self.pods.len()).any(|o| writes(&o))
     }
 
+    /// The writes that some data dir has, or a store that has not been moved into one.
+    pub fn kept(&self) -> u8 {
+        let stores = self.volumes.iter().any(|v| matches!(v.store, Some(Store::Sqlite | Store::Importing)));
+        let dirs = self.volumes.iter().filter_map(|v| v.dir.as_ref());
+        dirs.fold(u8::from(stores), |kept, dir| kept | written(&dir.log))
+    }
+
     /// Whether a restore has replaced this cluster, whoever knows of it.
     pub fn was_replaced(&self, cluster: u8) -> bool {
         let id = ClusterId(cluster.into());
@@ -322,7 +306,7 @@ impl World {
 
     /// Whether two pods cannot reach each other.
     pub fn apart(&self, a: usize, b: usize) -> bool {
-        a != b && (self.cut == Some(a) || self.cut == Some(b))
+        a != b && (self.own_cas || self.cut == Some(a) || self.cut == Some(b))
     }
 
     /// Whether the volumes that are left, but for this one, could elect a leader of this cluster by themselves.

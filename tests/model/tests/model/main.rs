@@ -6,10 +6,10 @@
 mod needed;
 mod scenarios;
 
-use scenarios::{broad, hole, targeted};
+use scenarios::{abandoned, broad, hole, targeted};
+use syncer_model::config::Config;
 use syncer_model::explore::{Outcome, explore, walk};
 use syncer_model::heal::Remedied;
-use syncer_model::world::Config;
 
 fn bound(variable: &str, quick: usize, full: usize) -> usize {
     let default = if std::env::var_os("SYNCER_QUICK").is_some() { quick } else { full };

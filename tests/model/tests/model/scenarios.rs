@@ -1,8 +1,8 @@
 //! The worlds that are explored: who is there at first, and what may happen how often.
 
+use syncer_model::config::{Budget, Config, Start};
 use syncer_model::membership::ready::PodManagement::{self, OrderedReady, Parallel};
 use syncer_model::rules::Rules;
-use syncer_model::world::{Budget, Config, Start};
 
 pub fn config(name: &'static str, pods: usize, host: bool, policy: PodManagement) -> Config {
     Config {
@@ -20,6 +20,13 @@ pub fn config(name: &'static str, pods: usize, host: bool, policy: PodManagement
         slow: false,
         gone: None,
         at_last: None,
+        borne: false,
+        away_at_last: false,
+        lost_at_last: false,
+        seconds: false,
+        own_cas: false,
+        back: false,
+        loss_only: false,
     }
 }
 
@@ -40,6 +47,8 @@ const KILL: Budget = Budget {
     stales: 0,
     damages: 0,
     recovers: 0,
+    orphans: 0,
+    offs: 0,
 };
 
 /// With both policies, with and without a host API.
@@ -93,8 +102,8 @@ pub fn targeted() -> Vec<Config> {
         Config { budget: Budget { losses: 1, host: 1, hides: 1, ..KILL }, ..of("one, lost, host away", 1, true) },
         Config { budget: Budget { marker: 1, ..KILL }, ..of("one, marker lost", 1, true) },
         Config { budget: Budget { losses: 1, marker: 1, ..KILL }, ..of("two, marker and volume lost", 2, true) },
-        Config { budget: Budget { losses: 1, ..KILL }, ..of("two, a lost volume, host", 2, true) },
-        Config { budget: Budget { losses: 1, ..KILL }, ..of("two, a lost volume, no host", 2, false) },
+        Config { budget: Budget { losses: 1, ..KILL }, borne: true, ..of("two, a lost volume, host", 2, true) },
+        Config { budget: Budget { losses: 1, ..KILL }, borne: true, ..of("two, a lost volume, no host", 2, false) },
         Config {
             budget: Budget { losses: 1, scales: 1, kills: 2, ..KILL },
             scale_to: &[1],
@@ -179,8 +188,12 @@ pub fn targeted() -> Vec<Config> {
             scale_to: &[0, 1, 3],
             ..of("three, resumed as one and killed", 3, true)
         },
-        Config { budget: Budget { losses: 1, kills: 3, ..KILL }, ..of("three, lost and killed", 3, true) },
-        Config { budget: Budget { losses: 1, kills: 2, ..KILL }, ..of("three, lost, then killed", 3, false) },
+        Config { budget: Budget { losses: 1, kills: 3, ..KILL }, borne: true, ..of("three, lost and killed", 3, true) },
+        Config {
+            budget: Budget { losses: 1, kills: 2, ..KILL },
+            borne: true,
+            ..of("three, lost, then killed", 3, false)
+        },
         Config {
             budget: Budget { restores: 1, scales: 2, kills: 0, ..KILL },
             scale_to: &[0, 3],
@@ -259,7 +272,7 @@ pub fn targeted() -> Vec<Config> {
         Config { budget: Budget { losses: 2, kills: 2, ..KILL }, ..ordered("three, two lost, no host", 3, false) },
         Config { budget: Budget { recovers: 1, ..KILL }, ..of("three, a recovery begun beside others", 3, true) },
         Config { budget: Budget { damages: 1, ..KILL }, ..of("two, damaged, no host", 2, false) },
-        Config { budget: Budget { damages: 1, kills: 2, ..KILL }, ..of("three, damaged", 3, true) },
+        Config { budget: Budget { damages: 1, kills: 2, ..KILL }, borne: true, ..of("three, damaged", 3, true) },
         Config {
             budget: Budget { damages: 1, ..KILL },
             graceful: true,
@@ -283,7 +296,86 @@ pub fn targeted() -> Vec<Config> {
             budget: Budget { kills: 2, blind: 1, stales: 1, ..KILL },
             ..of("two, a store, no host", 2, false)
         },
+        Config {
+            budget: Budget { stops: 1, losses: 1, ..KILL },
+            borne: true,
+            ..of("two, rolled, one lost, no host", 2, false)
+        },
+        Config {
+            budget: Budget { scales: 2, losses: 1, kills: 0, ..KILL },
+            scale_to: &[0, 2],
+            borne: true,
+            ..of("two, paused, one lost", 2, true)
+        },
+        Config {
+            budget: Budget { orphans: 1, stops: 1, losses: 1, ..KILL },
+            borne: true,
+            ..of("two, orphaned, one lost", 2, true)
+        },
+        Config {
+            desired: 1,
+            start: Start::Surplus,
+            budget: Budget { writes: 0, ..KILL },
+            graceful: true,
+            ..of("one, and one that is not wanted", 2, false)
+        },
+        Config { budget: Budget { damages: 1, ..KILL }, borne: true, ..of("one, damaged", 1, true) },
+        Config {
+            budget: Budget { scales: 1, kills: 0, ..KILL },
+            scale_to: &[1],
+            graceful: true,
+            ..of("three to one, let go late", 3, true)
+        },
+        Config {
+            desired: 1,
+            budget: Budget { scales: 1, losses: 1, ..KILL },
+            scale_to: &[2],
+            seconds: true,
+            ..of("one to two, lost at once", 2, true)
+        },
+        // Without a kill: another leader, or a joiner that starts anew, knows of no place that is kept.
+        Config {
+            start: Start::Lost,
+            budget: Budget { kills: 0, ..KILL },
+            borne: true,
+            away_at_last: true,
+            ..of("three, one lost, host away", 3, true)
+        },
+        Config { start: Start::Nothing, budget: KILL, own_cas: true, ..of("two, each its own CA", 2, false) },
+        Config { budget: Budget { offs: 1, ..KILL }, ..of("one, switched off", 1, true) },
+        Config {
+            budget: Budget { offs: 1, writes: 0, ..KILL },
+            back: true,
+            graceful: true,
+            ..of("one, back to SQLite and again", 1, true)
+        },
+        Config {
+            start: Start::Learner,
+            desired: 1,
+            budget: KILL,
+            graceful: true,
+            at_last: Some(2),
+            ..of("a learner and no voter, then two", 2, true)
+        },
+        Config {
+            start: Start::Behind,
+            budget: Budget { losses: 1, kills: 2, ..KILL },
+            borne: true,
+            ..of("three, one behind, one lost", 3, true)
+        },
+        Config {
+            budget: Budget { marker: 1, ..KILL },
+            lost_at_last: true,
+            ..of("one, marker lost, then its volume", 1, true)
+        },
     ]
+}
+
+/// Scaled to one, and the other killed before it has left: without a host API its volume is that of a voter.
+pub fn abandoned() -> Config {
+    let of = config("two to one by a kill, no host", 2, false, Parallel);
+    let budget = Budget { losses: 1, scales: 1, ..KILL };
+    Config { start: Start::Abandoned, desired: 1, budget, scale_to: &[2], hole: true, ..of }
 }
 
 /// Without a host API a lone pod's lost volume cannot be told from a first start, and is formed anew (rule 4.2). The other
