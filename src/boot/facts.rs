@@ -252,10 +252,12 @@ pub enum FenceFact {
     /// There is none: nothing was ever moved from a running etcd.
     #[default]
     Absent,
-    /// It may be up. With a data dir in place the move is committed.
+    /// It may be up. With the data dir in place that its move has written, the move is committed.
     Raised {
         /// The etcd's URL.
         source: String,
+        /// Whether what stands in the data dir's place is what the move has written, by the move's own journal.
+        moved: bool,
     },
     /// It was lifted, and nothing was moved.
     Lifted {

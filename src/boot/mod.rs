@@ -182,10 +182,14 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
     // Nothing else before the source of an unfinished move takes writes again, or is known to never do so.
     match &facts.fence {
         FenceFact::Damaged(why) => return (Refuse(Refusal::DamagedJournal(why.clone())), Rule::JournalTrue),
-        FenceFact::Raised { source } if facts.data_dir == DataDirFact::Empty => {
+        FenceFact::Raised { source, .. } if facts.data_dir == DataDirFact::Empty => {
             return (BootDecision::LiftFence { source: source.clone() }, Rule::JournalTrue);
         }
-        FenceFact::Raised { .. } => return (BootDecision::Record(Record::FenceKept), Rule::JournalTrue),
+        FenceFact::Raised { moved: true, .. } => return (BootDecision::Record(Record::FenceKept), Rule::JournalTrue),
+        // Whoever put it there, it lacks what the source has, and neither may be served as if the other were not there.
+        FenceFact::Raised { source, moved: false } => {
+            return (Refuse(Refusal::OtherDataDirBesideFence(source.clone())), Rule::JournalTrue);
+        }
         FenceFact::Absent | FenceFact::Lifted { .. } | FenceFact::Kept { .. } => {}
     }
     if let Some(verdict) = restore::verdict(facts, rules) {

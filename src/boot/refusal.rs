@@ -25,6 +25,9 @@ pub enum Refusal {
     TwoSources(PathBuf),
     /// A move from this etcd was begun and not committed, and is not asked for any more.
     MoveUnfinished(String),
+    /// A move from this etcd was begun and not committed, its fence is raised, and a data dir stands here that the move has
+    /// not written.
+    OtherDataDirBesideFence(String),
     /// A move from this etcd was committed, but there is no data dir now.
     MovedButNoDataDir(String),
     /// A SQLite store lies on the volume, and the API server would begin a new one elsewhere.
@@ -130,6 +133,7 @@ impl Refusal {
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::ResetVanished
+            | Refusal::OtherDataDirBesideFence(_)
             | Refusal::MovedButNoDataDir(_)
             | Refusal::MigratedButNoDataDir(_)
             | Refusal::WrittenBackButGone
@@ -192,6 +196,10 @@ impl Refusal {
                     "a move from {source} was begun on this volume and not completed, and is not asked for any more"
                 )
             }
+            Refusal::OtherDataDirBesideFence(source) => format!(
+                "the store of {source} is being moved to this volume, and the etcd data dir here is not the one that the \
+                 move has written"
+            ),
             Refusal::MovedButNoDataDir(source) => {
                 format!("the store of {source} was moved to this volume earlier, but the etcd data dir is gone")
             }
@@ -312,6 +320,11 @@ impl Refusal {
                  embedded etcd enabled; to \
                  begin with an empty cluster instead, move migration.fence away"
                 .into(),
+            Refusal::OtherDataDirBesideFence(source) => format!(
+                "nothing was changed, and {source} takes no writes: to go on with it, move etcd's data dir away: the next \
+                 start lifts the fence, and moves it if that is still asked for; to go on with the data dir instead, and \
+                 without what {source} has, lift the fence (`etcdctl alarm disarm` there) and move migration.fence away"
+            ),
             Refusal::MovedButNoDataDir(_) => "restore the data dir, or a snapshot of it; or, to move again and lose what \
                  was written since, lift the fence around that etcd (`etcdctl alarm disarm`) and move migration.fence and \
                  migration.journal away"

@@ -383,7 +383,8 @@ fn check(f: &Facts) {
             assert!(matches!(f.fence, FenceFact::Raised { .. }) && f.data_dir == DataDirFact::Empty, "{f:?}");
         }
         BootDecision::Record(Record::FenceKept) => {
-            assert!(matches!(f.fence, FenceFact::Raised { .. }) && f.data_dir != DataDirFact::Empty, "{f:?}");
+            let committed = matches!(f.fence, FenceFact::Raised { moved: true, .. });
+            assert!(committed && f.data_dir != DataDirFact::Empty, "{f:?}");
         }
         BootDecision::PutRestored { member, cluster } => {
             let RestoreFact::Staged(Staged { begun: Some(replaced), whole: true, .. }) = &f.restore else {

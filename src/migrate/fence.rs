@@ -4,8 +4,9 @@
 //! the first alarm is raised, so that whoever finds it knows that the source may refuse writes because of us.
 //!
 //! Legal transitions: none -> raised -> lifted -> raised ..., raised -> kept. From the commit of the move on the fence
-//! stays where it is, as what the source took from then on would be lost: *raised* with a data dir in place is *kept*,
-//! whether the record says so yet or not. Nothing leaves kept.
+//! stays where it is, as what the source took from then on would be lost: *raised* with the data dir in place that the move
+//! has written, by the move's own journal, is *kept*, whether the record says so yet or not. Any other data dir is no commit.
+//! Nothing leaves kept.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,8 +14,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::boot::FenceFact;
+use super::journal;
+use crate::boot::{FenceFact, Refusal};
+use crate::datadir::inspect::owner;
 use crate::disk::Disk;
+use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId};
 use crate::record_file::{self, RecordError};
 
@@ -79,13 +83,45 @@ pub fn fact(data_dir: &Path) -> io::Result<FenceFact> {
     Ok(match load(data_dir) {
         Ok(None) => FenceFact::Absent,
         Ok(Some(FenceRecord { phase, source, .. })) => match phase {
-            FencePhase::Raised => FenceFact::Raised { source },
+            FencePhase::Raised => FenceFact::Raised { source, moved: moved(data_dir)? },
             FencePhase::Lifted => FenceFact::Lifted { source },
             FencePhase::Kept => FenceFact::Kept { source },
         },
         Err(e @ RecordError::Damaged { .. }) => FenceFact::Damaged(e.to_string()),
         Err(RecordError::Io(e)) => return Err(e),
     })
+}
+
+/// Whether the data dir on the volume at `data_dir` is the one that a move from a running etcd has written here. It is told by its
+/// log, which a damaged one, or one of a newer etcd, has too; a journal that cannot be read tells of none.
+pub fn moved(data_dir: &Path) -> io::Result<bool> {
+    let journal = match journal::load(&data_dir.join(journal::FILE_NAME)) {
+        Ok(journal) => journal.filter(|journal| journal.source.is_remote()),
+        Err(RecordError::Damaged { .. }) => None,
+        Err(RecordError::Io(e)) => return Err(e),
+    };
+    let Some(written) = journal.and_then(|journal| journal.written) else { return Ok(false) };
+    Ok(owner(&data_dir.join("etcd")).is_some_and(|(_, cluster)| cluster == written.cluster))
+}
+
+/// Refuses to put a data dir on the volume at `data_dir` while a fence is raised from there.
+///
+/// # Errors
+/// [`Exit::RefusedDataDir`].
+pub fn refuse_raised(data_dir: &Path, fence: &FenceFact) -> anyhow::Result<()> {
+    match fence {
+        FenceFact::Raised { source, .. } => Err(refuse(
+            Exit::RefusedDataDir,
+            format!("the store of {source} is being moved to this volume"),
+            format!(
+                "let the pod finish that, or unset migrateFromEtcd and let it lift its fence; or, if that etcd is gone for good, \
+                 move {} away; nothing has been changed",
+                path(data_dir).display()
+            ),
+        )),
+        FenceFact::Damaged(why) => Err(Refusal::DamagedJournal(why.clone()).error()),
+        FenceFact::Absent | FenceFact::Lifted { .. } | FenceFact::Kept { .. } => Ok(()),
+    }
 }
 
 /// The record's file on the volume at `data_dir`.
@@ -96,7 +132,11 @@ pub fn path(data_dir: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datadir::{DatadirWriter, MemberIdentity};
     use crate::disk::RealDisk;
+    use crate::ids::Revision;
+    use crate::migrate::journal::{Journal, Phase, SourceFile, Written};
+    use crate::migrate::source::FileState;
 
     fn record(phase: FencePhase) -> FenceRecord {
         let source = "https://vc-etcd:2379".to_owned();
@@ -108,7 +148,7 @@ mod tests {
         use FencePhase::{Kept, Lifted, Raised};
         let source = || "https://vc-etcd:2379".to_owned();
         let facts = [
-            (Raised, FenceFact::Raised { source: source() }),
+            (Raised, FenceFact::Raised { source: source(), moved: false }),
             (Lifted, FenceFact::Lifted { source: source() }),
             (Kept, FenceFact::Kept { source: source() }),
         ];
@@ -125,6 +165,59 @@ mod tests {
                 assert_eq!(store(&RealDisk, data, &record(*to)).is_ok(), legal, "{from:?} {to:?}");
                 assert_eq!(fact(data).unwrap(), if legal { fact_of_to.clone() } else { fact_of_from.clone() });
             }
+        }
+    }
+
+    /// Only what the move itself has written is its commit, whatever else somebody has put in the place.
+    #[test]
+    fn a_raised_fence_is_kept_for_the_data_dir_of_its_own_move_alone() {
+        let identity = |token: &str| {
+            let urls = vec!["http://localhost:2380".to_owned()];
+            let (peer_urls, client_urls) = (urls.clone(), urls);
+            MemberIdentity { name: "a".into(), peer_urls, client_urls, token: token.into() }
+        };
+        let writes = |dir: &Path, token: &str| {
+            let writer = DatadirWriter::create(&RealDisk, &dir.join("etcd")).unwrap();
+            writer.finish(Revision(1), &[], &identity(token)).unwrap().cluster_id
+        };
+        let of_move = |source: &str, written: Option<ClusterId>| Journal {
+            phase: Phase::Importing,
+            source: SourceFile { path: source.into(), bytes: 0, modified: 0, inode: 0 },
+            source_revision: Revision(1),
+            beside: FileState::default(),
+            renames: false,
+            started: 1,
+            finished: None,
+            written: written.map(|cluster| Written {
+                cluster,
+                revision: Revision(1),
+                keys: 0,
+                hash: 0,
+                max_request_bytes: 0,
+            }),
+            file: None,
+        };
+        let url = "https://vc-etcd:2379";
+        for (what, source, knows, want) in [
+            ("its own", url, Some(true), true),
+            ("another", url, Some(false), false),
+            ("one before anything was written", url, None, false),
+            ("one of a SQLite store's import", "state.db", Some(true), false),
+        ] {
+            let home = tempfile::tempdir().unwrap();
+            let dir = home.path();
+            store(&RealDisk, dir, &record(FencePhase::Raised)).unwrap();
+            let raised = |moved| FenceFact::Raised { source: url.into(), moved };
+            assert_eq!(fact(dir).unwrap(), raised(false), "no journal, no data dir");
+            let there = writes(dir, "a");
+            assert_eq!(fact(dir).unwrap(), raised(false), "no journal");
+            let written = knows.map(|own| if own { there } else { ClusterId(there.0 ^ 1) });
+            let path = dir.join(journal::FILE_NAME);
+            journal::store(&RealDisk, &path, &of_move(source, written)).unwrap();
+            assert_eq!(fact(dir).unwrap(), raised(want), "a data dir that is {what}");
+            // A backend that is damaged takes nothing away from the commit.
+            std::fs::remove_file(dir.join("etcd/member/snap/db")).unwrap();
+            assert_eq!(fact(dir).unwrap(), raised(want), "a damaged data dir that is {what}");
         }
     }
 

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::command::{TargetKind, go};
 use super::commit::with_suffix;
 use super::convert::{DEFAULT_REQUEST_BYTES, LeaseAssigner, LiveKey};
+use super::fence;
 use super::journal::{self, Journal, Phase, Written};
 use super::journey::{self, Commit, Journey, Outcome, Points};
 use super::loopback::{LoopbackEtcd, NO_SNAPSHOT, remove_scratch};
@@ -183,6 +184,12 @@ impl Target for DatadirTarget {
     fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
         self.identity.check().context("check the member's identity")?;
         place::check(&self.path)?;
+        let folder = parent_of(&self.path);
+        // A boot's own import is what the fence is for.
+        if journey.journal != folder.join(journal::FILE_NAME) {
+            let fence = fence::fact(&folder).context("read the record of a fence")?;
+            fence::refuse_raised(&folder, &fence)?;
+        }
         match earlier {
             Some(earlier) if earlier.phase == Phase::Done => Err(refuse(
                 Exit::RefusedDataDir,

@@ -242,7 +242,8 @@ fn journal(journal: &JournalFact) -> String {
 fn fence(fence: &FenceFact) -> String {
     match fence {
         FenceFact::Absent => "none".into(),
-        FenceFact::Raised { source } => format!("around {source}, which takes no writes"),
+        FenceFact::Raised { source, moved: false } => format!("around {source}, which takes no writes"),
+        FenceFact::Raised { source, moved: true } => format!("around {source}, to stay: its data dir is in place"),
         FenceFact::Lifted { source } => format!("around {source}, lifted"),
         FenceFact::Kept { source } => format!("around {source}, to stay: its store was moved"),
         FenceFact::Damaged(why) => format!("damaged: {why}"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::record;
-use crate::boot::{BootDecision, DataDirFact, Facts, FenceFact, RestoreFact, Staged, decide};
+use crate::boot::{BootDecision, DataDirFact, Facts, RestoreFact, Staged, decide};
 use crate::datadir::lock::in_use;
 use crate::etcd::EtcdVersion;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
@@ -91,17 +91,7 @@ pub async fn facts(settings: &Settings, version: EtcdVersion) -> anyhow::Result<
 
 /// Refuses now what a start would refuse.
 pub fn allowed(facts: &Facts, data_dir: &Path) -> anyhow::Result<()> {
-    if let FenceFact::Raised { source } = &facts.fence {
-        return Err(refuse(
-            Exit::RefusedDataDir,
-            format!("the store of {source} is being moved to this volume"),
-            format!(
-                "let the pod finish that, or unset migrateFromEtcd and let it lift its fence; or, if that etcd is gone for good, \
-                 move {} away; nothing has been changed",
-                fence::path(data_dir).display()
-            ),
-        ));
-    }
+    fence::refuse_raised(data_dir, &facts.fence)?;
     if facts.notes.resetting && matches!(facts.data_dir, DataDirFact::Valid { .. }) {
         return Err(refuse(
             Exit::RefusedDataDir,
@@ -154,6 +144,7 @@ pub async fn seen(settings: &Settings) -> Option<Revision> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::FenceFact;
     use crate::exit::exit_of;
     use crate::ids::Ordinal;
 
@@ -161,7 +152,8 @@ mod tests {
     fn a_fence_around_an_etcd_that_is_gone_can_be_forgotten() {
         let facts = |fence| Facts { fence, ..Facts::serving(Ordinal(0), DataDirFact::Empty) };
         let volume = Path::new("/volume");
-        let error = allowed(&facts(FenceFact::Raised { source: "https://vc-etcd:2379".into() }), volume).unwrap_err();
+        let raised = FenceFact::Raised { source: "https://vc-etcd:2379".into(), moved: false };
+        let error = allowed(&facts(raised), volume).unwrap_err();
         assert_eq!(exit_of(&error), Exit::RefusedDataDir);
         assert!(error.to_string().contains("gone for good, move /volume/migration.fence away"), "{error}");
         allowed(&facts(FenceFact::Absent), volume).unwrap();

@@ -11,7 +11,7 @@ use anyhow::Context;
 
 use super::boot::imported;
 use super::pod::Pod;
-use crate::boot::DataDirFact;
+use crate::boot::{DataDirFact, Refusal};
 use crate::crash_point;
 use crate::datadir::inspect;
 use crate::disk::{Disk, RealDisk, parent_of};
@@ -125,15 +125,19 @@ pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
 
 async fn lift_by(settings: &Settings, pki: &PkiPaths, disk: &dyn Disk, patience: Duration) -> anyhow::Result<()> {
     let Some(record) = raised(settings)? else { return Ok(()) };
-    if in_place(settings)? {
+    if fence::moved(&settings.data_dir).context("look whether the move is committed")? {
         tracing::warn!(source = record.source, "the data dir is in place: the source stays fenced");
         return Ok(());
+    }
+    // Served from next, it would lack what the source has.
+    if is_there(settings)? {
+        return Err(Refusal::OtherDataDirBesideFence(record.source).error());
     }
     fenced::lift(disk, &settings.data_dir, &endpoint(pki, &record.source), &record, patience).await
 }
 
-/// Whether there is a data dir, which is the commit of a move. An empty directory is none.
-fn in_place(settings: &Settings) -> anyhow::Result<bool> {
+/// Whether there is a data dir. An empty directory is none.
+fn is_there(settings: &Settings) -> anyhow::Result<bool> {
     let found = inspect(&settings.etcd_dir(), observe::schema(None)).context("inspect etcd's data dir")?;
     Ok(found.fact() != DataDirFact::Empty)
 }
@@ -147,7 +151,7 @@ pub async fn give_up(pod: &Pod, gate: &Gate) {
         Ok(Some(_)) if !gate.give_up() => {
             let begun = Instant::now();
             // One that cannot be looked at now is looked at again.
-            let committed = || in_place(&pod.settings).unwrap_or(false);
+            let committed = || fence::moved(&pod.settings.data_dir).unwrap_or(false);
             while !committed() && begun.elapsed() < WITHIN_GRACE {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -180,17 +184,17 @@ mod tests {
     use crate::settings::load::{Loader, Surroundings};
 
     #[test]
-    fn an_empty_directory_is_no_commit() {
+    fn an_empty_directory_is_no_data_dir() {
         let home = tempfile::tempdir().unwrap();
         let flags = crate::settings::flags::Flags { data_dir: Some(home.path().to_owned()), ..Default::default() };
         let surroundings = Surroundings { values_files: Vec::new(), ..Surroundings::of_this_machine() };
         let env = Box::new(std::collections::BTreeMap::<String, std::ffi::OsString>::new());
         let settings = Loader { flags, wrapped: None, env, surroundings }.load().unwrap().settings;
-        assert!(!in_place(&settings).unwrap());
+        assert!(!is_there(&settings).unwrap());
         std::fs::create_dir(settings.etcd_dir()).unwrap();
-        assert!(!in_place(&settings).unwrap());
+        assert!(!is_there(&settings).unwrap());
         std::fs::create_dir_all(settings.etcd_dir().join("member/snap")).unwrap();
         std::fs::write(settings.etcd_dir().join("member/snap/db"), "x").unwrap();
-        assert!(in_place(&settings).unwrap());
+        assert!(is_there(&settings).unwrap());
     }
 }

@@ -6,14 +6,19 @@ fn source() -> String {
     "https://vc-etcd:2379".to_owned()
 }
 
-fn fences() -> [FenceFact; 5] {
+fn fences() -> [FenceFact; 6] {
     [
         FenceFact::Absent,
-        FenceFact::Raised { source: source() },
+        raised(false),
+        raised(true),
         FenceFact::Lifted { source: source() },
         FenceFact::Kept { source: source() },
         FenceFact::Damaged("x".into()),
     ]
+}
+
+fn raised(moved: bool) -> FenceFact {
+    FenceFact::Raised { source: source(), moved }
 }
 
 /// A move that was committed: its journal is done, and the fence stays.
@@ -61,15 +66,23 @@ fn with_a_data_dir_the_setting_does_nothing() {
 
 #[test]
 fn a_fence_is_lifted_before_anything_else_unless_the_move_is_committed() {
-    let raised = FenceFact::Raised { source: source() };
     for enabled in [false, true] {
         for migrate_from in [false, true] {
             for state_dbs in [vec![], vec![db()]] {
                 let stores = StoresFact { state_dbs, ..StoresFact::default() };
-                let f = Facts { enabled, migrate_from, stores, fence: raised.clone(), ..facts() };
+                let f = Facts { enabled, migrate_from, stores, fence: raised(false), ..facts() };
                 assert_eq!(decide(&f), BootDecision::LiftFence { source: source() });
+                let beside = |data_dir: &DataDirFact, moved| {
+                    decide(&Facts { data_dir: data_dir.clone(), fence: raised(moved), ..f.clone() })
+                };
                 for data_dir in [valid(), DataDirFact::Damaged("x".into()), DataDirFact::Newer("x".into())] {
-                    assert_eq!(decide(&Facts { data_dir, ..f.clone() }), BootDecision::Record(Record::FenceKept));
+                    assert_eq!(beside(&data_dir, true), BootDecision::Record(Record::FenceKept));
+                    let other = Refusal::OtherDataDirBesideFence(source());
+                    assert_eq!(
+                        beside(&data_dir, false),
+                        BootDecision::Refuse(other),
+                        "any data dir is taken for the commit"
+                    );
                 }
             }
         }

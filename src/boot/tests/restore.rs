@@ -104,7 +104,8 @@ fn a_restore_begins_on_the_seed_with_the_host_api_and_beside_nothing_unfinished(
     assert_eq!(decide(&Facts { data_dir: DataDirFact::Empty, notes, ..f() }), begins(&[OLD]));
     // A fence comes first, whoever waits for it.
     let source = "https://etcd".to_owned();
-    let fenced = Facts { data_dir: DataDirFact::Empty, fence: FenceFact::Raised { source: source.clone() }, ..f() };
+    let raised = FenceFact::Raised { source: source.clone(), moved: false };
+    let fenced = Facts { data_dir: DataDirFact::Empty, fence: raised, ..f() };
     assert_eq!(decide(&fenced), BootDecision::LiftFence { source });
     // What is damaged, too old or too new is what snapshots are for.
     for data_dir in [DataDirFact::Damaged("x".into()), DataDirFact::Newer("x".into()), DataDirFact::Older("x".into())] {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use syncer::disk::Disk;
 use syncer::migrate::fence::{self, FencePhase};
 
 use super::*;
@@ -88,6 +89,54 @@ fn after_a_killed_move_another_source_may_be_named() {
         assert!(one.takes_writes() && !other.takes_writes(), "{point}");
         other.one().ctl(&["alarm", "disarm"]);
     }
+}
+
+/// Another data dir in the place is not what was moved: neither it nor the source is served as if the other were not there.
+#[test]
+fn a_data_dir_that_the_move_has_not_written_is_no_commit() {
+    let source = Deployed::start("3.6", 1, None);
+    let (url, elsewhere) = (from(&source.url()), tempfile::tempdir().expect("a folder"));
+    let (etcd, old) = (program("etcd", "3.6"), elsewhere.path().join("old"));
+    let made = |from: &str, to: &Path| {
+        let places = ["--from", from, "--to", &format!("datadir:{}", to.display())];
+        Command::new(syncer())
+            .arg("migrate")
+            .args(places)
+            .arg("--etcd")
+            .arg(&etcd)
+            .output()
+            .expect("run syncer migrate")
+    };
+    let done = made(&format!("etcd:{}", source.url()), &old);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // What the old one lacks.
+    source.fill(20);
+    let want = source.everything();
+    let mut pod = TestPod::new();
+    let place = pod.data().join("etcd");
+    killed_at(&mut pod, "fence-raised", &[&url]);
+    let before = std::fs::read(fence::path(&pod.data())).expect("the record of the fence");
+    let refused = made(&format!("datadir:{}", old.display()), &place);
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(3), "a data dir was written beside a raised fence: {why}");
+    assert!(why.contains("is being moved to this volume") && !place.exists(), "{why}");
+
+    RealDisk.rename(&old, &place).expect("put it there by hand");
+    for asked in [&[url.as_str()][..], &[]] {
+        let (code, log) = ended(&mut pod, asked);
+        assert_eq!(code, Some(3), "it was taken for the commit, with {asked:?}: {log}");
+        assert!(
+            log.contains("is not the one that the move has written") && log.contains("migration.fence away"),
+            "{log}"
+        );
+        assert_eq!(std::fs::read(fence::path(&pod.data())).expect("the record"), before, "the record was changed");
+    }
+    assert!(!source.takes_writes(), "the fence was lifted while another data dir is in the place");
+    RealDisk.rename(&place, &old).expect("move it away");
+    pod.start("none", &[&url]);
+    pod.wait_serving();
+    assert_eq!(moved(&pod), want, "what the source had is not what is served");
+    assert_eq!(pod.stop().code(), Some(0), "{}", pod.log());
 }
 
 /// It is removed before the room is looked at: nothing of it is used again.
