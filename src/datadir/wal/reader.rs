@@ -3,6 +3,11 @@
 //! The rules are those of etcd `server/storage/wal/{wal,decoder,repair}.go`: a log ends at the end of its last segment,
 //! at a zero length field (preallocated space), or at a record that was torn, which etcd cuts off. Anything else that
 //! does not fit is damage. Memory is bounded by one record.
+//!
+//! Here etcd would cut off more than a torn write: it takes any length that points beyond the segment, and any record that
+//! does not fit and has a sector of zeros, for the end, whatever follows. So two more things are damage. A length that is not
+//! that of the record's own content: both stand in one write, and what is not zero of it has reached the disk. And a record
+//! behind which others go on that were written only once it was durable ([`Followers`]).
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -279,6 +284,99 @@ fn is_v2_request(data: &[u8]) -> bool {
     })
 }
 
+fn zeros(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
+}
+
+/// A record's fields before its data are no longer than this: two numbers, and the length of the data.
+const HEAD: u64 = 33;
+const OTHER_LENGTH: &str = "a record's length is not that of its content";
+
+/// What a record's beginning says of its length.
+#[derive(Debug, PartialEq, Eq)]
+enum Head {
+    /// It is so many bytes long.
+    Of(u64),
+    /// There is too little of it.
+    Unknown,
+    /// It is no record's.
+    Bad,
+}
+
+/// etcd writes a record's kind, its checksum and, if there is any, its data, in this order (`record.pb.go`).
+fn head_of(bytes: &[u8]) -> Head {
+    let mut rest = bytes;
+    for (tag, last) in [(0x08, false), (0x10, false), (0x1a, true)] {
+        match rest.split_first() {
+            Some((found, after)) if *found == tag => rest = after,
+            // A record without data ends here.
+            Some((0, _)) if last => return Head::Of((bytes.len() - rest.len()) as u64),
+            Some(_) => return Head::Bad,
+            None => return Head::Unknown,
+        }
+        let Some(end) = rest.iter().position(|byte| byte & 0x80 == 0) else {
+            return if rest.len() < 10 { Head::Unknown } else { Head::Bad };
+        };
+        let (number, after) = rest.split_at(end + 1);
+        if number.len() > 10 {
+            return Head::Bad;
+        }
+        rest = after;
+        if last {
+            let number = number.iter().rev().fold(0_u64, |value, byte| value.wrapping_shl(7) | u64::from(byte & 0x7f));
+            return Head::Of(((bytes.len() - rest.len()) as u64).saturating_add(number));
+        }
+    }
+    Head::Unknown
+}
+
+/// What stands behind a record that does not fit.
+///
+/// etcd writes entries and then a HardState, waits until they are durable, and only then writes anything more
+/// (`wal.go`, `Save`). So of a machine that lost its power the last such batch may have holes, with whole records behind them;
+/// but behind an entry and the HardState after it another record stands only if both had been durable.
+struct Followers {
+    /// The checksum of the record before, which the next goes on from. That of the record that does not fit is not believed.
+    crc: Option<u32>,
+    entry: bool,
+    state: bool,
+}
+
+enum Followed {
+    /// It follows, and tells nothing yet.
+    On,
+    /// It was written when what does not fit had been durable.
+    Durable,
+    /// It does not follow.
+    Nothing,
+}
+
+impl Followers {
+    /// Behind the record of these bytes.
+    fn behind(bytes: &[u8]) -> Followers {
+        let entry = bytes.strip_prefix(&[0x08]).and_then(<[u8]>::first) == Some(&(TYPE_ENTRY as u8));
+        Followers { crc: None, entry, state: false }
+    }
+
+    fn take(&mut self, record: &Record<'_>) -> Followed {
+        let fits = |crc| crc32c::crc32c_append(crc, record.data) == record.crc;
+        if record.kind == TYPE_CRC || !self.crc.is_none_or(fits) {
+            return Followed::Nothing;
+        }
+        // So it takes two that fit together.
+        let fits = self.crc.replace(record.crc).is_some();
+        if fits && self.state {
+            return Followed::Durable;
+        }
+        match record.kind {
+            TYPE_ENTRY => self.entry = true,
+            TYPE_STATE => self.state = self.entry,
+            _ => {}
+        }
+        Followed::On
+    }
+}
+
 enum Step {
     Record,
     End,
@@ -316,20 +414,33 @@ impl SegmentReader<'_> {
         self.fill(&mut frame)?;
         let frame = u64::from_le_bytes(frame);
         if frame == 0 {
-            return Ok(Step::End);
+            let place = self.offset + FRAME as u64;
+            let in_sector = place.next_multiple_of(SECTOR) - place;
+            let mut next = vec![0; in_sector.min(FRAME as u64).min(left - FRAME as u64) as usize];
+            self.fill(&mut next)?;
+            // A sector reaches the disk as a whole: the record's beginning is there, and so was its length.
+            return if zeros(&next) { Ok(Step::End) } else { Err(self.damaged("a record has no length")) };
         }
         let (length, padding) = decode_frame(frame);
         let whole = length + padding;
-        if whole > left - FRAME as u64 {
-            return self.cut_short();
-        }
         if whole > MAX_RECORD {
             return Err(self.damaged("a record is larger than anything etcd writes"));
+        }
+        if whole > left - FRAME as u64 {
+            let mut start = vec![0; (left - FRAME as u64).min(HEAD) as usize];
+            self.fill(&mut start)?;
+            return match self.head(&start) {
+                Head::Of(own) if own != length => Err(self.damaged(OTHER_LENGTH)),
+                Head::Bad => Err(self.damaged("a record is not valid")),
+                Head::Of(_) | Head::Unknown => self.cut_short(),
+            };
         }
         let mut bytes = vec![0; whole as usize];
         self.fill(&mut bytes)?;
         let message = bytes.get(..length as usize).unwrap_or_default();
-        let Ok(record) = Record::decode(message) else { return self.torn_or("a record is not valid", &bytes) };
+        let Ok(record) = Record::decode(message) else {
+            return self.torn_or("a record is not valid", length, &bytes);
+        };
         if record.kind == TYPE_CRC {
             // The first segment at hand may not be the log's first: its checksum is taken as it is.
             if log.crc != 0 && log.crc != record.crc {
@@ -339,7 +450,7 @@ impl SegmentReader<'_> {
         } else {
             let crc = crc32c::crc32c_append(log.crc, record.data);
             if crc != record.crc {
-                return self.torn_or("a checksum does not fit", &bytes);
+                return self.torn_or("a checksum does not fit", length, &bytes);
             }
             log.crc = crc;
             log.apply(&record).map_err(|reason| self.damaged(reason))?;
@@ -348,16 +459,57 @@ impl SegmentReader<'_> {
         Ok(Step::Record)
     }
 
-    /// The end of the log if the record has a sector of zeros and stands in the last segment, else damage.
-    fn torn_or(&self, reason: &'static str, bytes: &[u8]) -> Result<Step, WalError> {
+    /// The end of the log if the record has a sector of zeros and stands in the last segment, and nothing speaks against that;
+    /// else damage.
+    fn torn_or(&mut self, reason: &'static str, length: u64, bytes: &[u8]) -> Result<Step, WalError> {
+        if !self.is_last || !self.sectors(bytes).any(zeros) {
+            return Err(self.damaged(reason));
+        }
+        match self.head(bytes) {
+            Head::Of(own) if own != length => return Err(self.damaged(OTHER_LENGTH)),
+            Head::Bad => return Err(self.damaged(reason)),
+            Head::Of(_) | Head::Unknown => {}
+        }
+        let mut left = self.length - self.offset - FRAME as u64 - bytes.len() as u64;
+        let mut followers = Followers::behind(bytes);
+        while left >= FRAME as u64 {
+            let mut frame = [0; FRAME];
+            self.fill(&mut frame)?;
+            let frame = u64::from_le_bytes(frame);
+            left -= FRAME as u64;
+            let (length, padding) = decode_frame(frame);
+            let whole = length + padding;
+            if frame == 0 || whole > left || whole > MAX_RECORD {
+                break;
+            }
+            let mut bytes = vec![0; whole as usize];
+            self.fill(&mut bytes)?;
+            left -= whole;
+            let record = Record::decode(bytes.get(..length as usize).unwrap_or_default());
+            match record.map(|record| followers.take(&record)) {
+                Ok(Followed::On) => {}
+                Ok(Followed::Durable) => return Err(self.damaged("a record does not fit, and later writes follow it")),
+                Ok(Followed::Nothing) | Err(_) => break,
+            }
+        }
+        Ok(Step::Torn)
+    }
+
+    /// The parts of the record at hand that lie in one sector each.
+    fn sectors<'b>(&self, bytes: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
         let start = self.offset + FRAME as u64;
         let first = ((SECTOR - start % SECTOR) as usize).min(bytes.len());
         let (head, rest) = bytes.split_at(first);
-        let zeros = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
-        if self.is_last && (zeros(head) || rest.chunks(SECTOR as usize).any(zeros)) {
-            return Ok(Step::Torn);
-        }
-        Err(self.damaged(reason))
+        std::iter::once(head).chain(rest.chunks(SECTOR as usize))
+    }
+
+    /// How long the record at hand is by its own beginning.
+    fn head(&self, bytes: &[u8]) -> Head {
+        // Of a sector that never reached the disk nothing is known, and of what was never written.
+        let known: usize = self.sectors(bytes).take_while(|sector| !zeros(sector)).map(<[u8]>::len).sum();
+        let known = bytes.get(..known).unwrap_or_default();
+        let written = known.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        head_of(known.get(..written).unwrap_or_default())
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), WalError> {

@@ -174,6 +174,99 @@ fn damage_is_told_from_a_torn_tail() {
     assert!(matches!(read(&[(0, 0, &unknown.into_bytes())]), Err(WalError::Damaged { .. })));
 }
 
+/// Where each record of a segment begins.
+fn places(segment: &[u8]) -> Vec<usize> {
+    let (mut places, mut at) = (Vec::new(), 0);
+    while let Some(frame) = segment.get(at..at + 8) {
+        let (length, padding) = super::record::decode_frame(u64::from_le_bytes(frame.try_into().unwrap()));
+        if length == 0 {
+            break;
+        }
+        places.push(at);
+        at += 8 + (length + padding) as usize;
+    }
+    places
+}
+
+/// etcd takes a record that points beyond the segment for the end, and cuts off all that follows.
+#[test]
+fn a_wrong_length_is_damage_wherever_it_stands() {
+    let (first, second) = two_segments();
+    let preallocated = [&second[..], &[0; 64_000]].concat();
+    for last in [&second, &preallocated] {
+        for place in places(&second) {
+            for bit in 3..56 {
+                let mut flipped = last.clone();
+                flipped[place + bit / 8] ^= 1 << (bit % 8);
+                let error = match read(&[(0, 0, &first), (1, 6, &flipped)]) {
+                    Ok(wal) => panic!("bit {bit} of the length at {place} is a torn end: {:?}", wal.tail),
+                    Err(error) => error,
+                };
+                assert!(matches!(error, WalError::Damaged { .. }), "bit {bit} of the length at {place}: {error}");
+            }
+        }
+    }
+}
+
+/// Entries whose values have sectors of zeros, each in a batch of its own.
+fn with_zeros() -> Vec<u8> {
+    let mut log = RecordEncoder::resume(0);
+    head(&mut log);
+    log.push(TYPE_SNAPSHOT, &SnapshotRecord::default().encode());
+    for index in 1..=4 {
+        let data = [&[7; 600][..], &[0; 2000], &[7; 600]].concat();
+        let entry = Entry { kind: EntryKind::Normal, term: Term(1), index: RaftIndex(index), data: &data };
+        log.push(TYPE_ENTRY, &entry.encode());
+        log.push(TYPE_STATE, &HardState { term: 1, vote: 0xA, commit: index }.encode());
+    }
+    log.into_bytes()
+}
+
+#[test]
+fn a_record_that_later_writes_follow_was_not_torn() {
+    let log = with_zeros();
+    let places = places(&log);
+    let entries: Vec<usize> = places.iter().copied().filter(|at| log[*at + 9] == 2).collect();
+    let read = |bytes: &[u8]| read(&[(0, 0, &[bytes, &[0; 9000]].concat())]);
+    assert!(!read(&log).unwrap().tail.torn);
+    for (n, at) in entries.iter().enumerate() {
+        // One bit of the value, and of its checksum.
+        for byte in [300, 11] {
+            let mut flipped = log.clone();
+            flipped[at + byte] ^= 1;
+            // Of the last batch nobody has been told that it is durable, as far as the log shows.
+            match read(&flipped) {
+                Ok(wal) => assert!(wal.tail.torn && n == 3, "byte {byte} of entry {n}: {:?}", wal.tail),
+                Err(WalError::Damaged { .. }) => assert!(n < 3, "a torn last write, byte {byte}, is called damage"),
+                Err(other) => panic!("byte {byte} of entry {n}: {other}"),
+            }
+        }
+    }
+    // A hole in the last batch, as the loss of power may leave it: what follows it was written with it.
+    let mut hole = log.clone();
+    let from = (entries[3] + 8).next_multiple_of(512);
+    hole[from..from + 512].fill(0);
+    let wal = read(&hole).unwrap();
+    assert!(wal.tail.torn && wal.tail.offset == entries[3] as u64, "{:?}", wal.tail);
+}
+
+/// A killed etcd leaves the beginning of a write, with the end of the file or preallocated space behind it.
+#[test]
+fn a_write_that_was_cut_anywhere_is_a_torn_end() {
+    let log = with_zeros();
+    let [.., last, state] = places(&log)[..] else { panic!("a log of records") };
+    for cut in last..log.len() {
+        let end = read(&[(0, 0, &log[..cut])]).unwrap().entries.unwrap().last;
+        assert_eq!(end, RaftIndex(if cut < state { 3 } else { 4 }), "cut at {cut}");
+    }
+    for cut in (last.next_multiple_of(512)..log.len()).step_by(512) {
+        let mut preallocated = log[..cut].to_vec();
+        preallocated.resize(64_000, 0);
+        let wal = read(&[(0, 0, &preallocated)]).unwrap();
+        assert!(wal.entries.unwrap().last.0 >= 3 && wal.tail.offset >= last as u64, "cut at {cut}: {:?}", wal.tail);
+    }
+}
+
 #[test]
 fn missing_segments_are_noticed() {
     let (first, second) = two_segments();
