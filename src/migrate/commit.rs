@@ -86,14 +86,30 @@ pub fn move_strays(disk: &dyn Disk, db: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Finishes what a commit left undone: strays of each of `state_dbs`, and the journal in `data_dir`. Does nothing where
 /// nothing is to be done, and never commits.
+///
+/// Only the commit that a journal tells to be under way has left strays of the store that it has renamed. Whatever else has
+/// that name is another store's, whose last writes may be in it alone, and beside the migrated one it would hide that one's rows.
 pub fn finish_commit(disk: &dyn Disk, data_dir: &Path, state_dbs: &[PathBuf], now: u64) -> anyhow::Result<()> {
+    let path = data_dir.join(journal::FILE_NAME);
+    let journal = journal::load(&path).context("read the migration journal")?;
+    let by_hand = data_dir.join(journal::BY_HAND);
+    // No start depends on it otherwise.
+    let others = journal::load(&by_hand).ok().flatten();
     for db in state_dbs {
-        for stray in move_strays(disk, db).context("tidy up after a migration")? {
-            tracing::info!(file = %stray.display(), "moved beside the migrated store");
+        let of = |path: &Path, journal: &Option<Journal>| journal.as_ref().is_some_and(|j| is_underway(path, j, db));
+        if of(&path, &journal) || of(&by_hand, &others) {
+            for stray in move_strays(disk, db).context("tidy up after a migration")? {
+                tracing::info!(file = %stray.display(), "moved beside the migrated store");
+            }
+        } else if let Some(stray) = foreign_wal(db)? {
+            tracing::warn!(
+                file = %stray.display(),
+                "left alone: it is not known to be the migrated store's; it may have the last writes of a state.db that was moved \
+                 away without it: put it back beside that one, under the same base name"
+            );
         }
     }
-    let path = data_dir.join(journal::FILE_NAME);
-    let Some(journal) = journal::load(&path).context("read the migration journal")? else { return Ok(()) };
+    let Some(journal) = journal else { return Ok(()) };
     // One that is done has nothing left; what became of its source since, or stands in its place, is none of its business.
     if journal.source.is_remote() || journal.phase == Phase::Done {
         return Ok(());
@@ -112,14 +128,29 @@ pub fn finish(disk: &dyn Disk, path: &Path, db: &Path, now: u64) -> anyhow::Resu
     if journal::absolute(path, &journal.source.path) != db || exists(db)? || !exists(&migrated(db).db)? {
         return Ok(None);
     }
-    move_strays(disk, db).context("tidy up after a migration")?;
     match journal.phase {
-        Phase::Importing => done(disk, DatadirTarget::POINTS, path, journal, now).map(Some),
+        Phase::Importing => {
+            move_strays(disk, db).context("tidy up after a migration")?;
+            done(disk, DatadirTarget::POINTS, path, journal, now).map(Some)
+        }
         Phase::Done => Ok(Some(journal)),
     }
 }
 
-fn exists(path: &Path) -> io::Result<bool> {
+/// Whether the journal at `path` tells that the store at `db` is being renamed, or has been a moment ago.
+fn is_underway(path: &Path, journal: &Journal, db: &Path) -> bool {
+    journal.phase == Phase::Importing && journal.renames && journal::absolute(path, &journal.source.path) == db
+}
+
+/// A `-wal` with content that lies where `db` was, which was migrated.
+fn foreign_wal(db: &Path) -> io::Result<Option<PathBuf>> {
+    let wal = StoreFiles::of(db).wal;
+    let there = !exists(db)? && exists(&migrated(db).db)? && exists(&wal)?;
+    Ok((there && wal.symlink_metadata().map_err(|e| at(&wal, e))?.len() > 0).then_some(wal))
+}
+
+/// Whether anything bears this name, be it a link to nothing.
+pub(super) fn exists(path: &Path) -> io::Result<bool> {
     match path.symlink_metadata() {
         Ok(_) => Ok(true),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
@@ -240,6 +271,37 @@ mod tests {
         assert!(error.to_string().contains("is not committed"), "{error}");
         assert_eq!(std::fs::read(dir.path().join(journal::FILE_NAME)).unwrap(), before);
         assert!(dir.path().join("state.db-wal").exists());
+    }
+
+    /// A store that was written back, used, and moved away without its `-wal`: that is neither the migrated store's nor rubbish.
+    #[test]
+    fn the_wal_of_another_store_is_left_where_it_is() {
+        let there = [("state.db.migrated", "db"), ("state.db-wal", "another's"), ("state.db-shm", "another's")];
+        for (what, phase, source) in [
+            ("no journal", None, "state.db"),
+            ("a move that is done", Some(Phase::Done), "state.db"),
+            ("an import of another store", Some(Phase::Done), "server/db/state.db"),
+            ("a move that keeps its source", Some(Phase::Importing), "https://vc-etcd:2379"),
+        ] {
+            let dir = dir(&there);
+            let db = dir.path().join("state.db");
+            if let Some(phase) = phase {
+                let path = importing(dir.path(), source);
+                let begun = journal::load(&path).unwrap().unwrap();
+                if phase == Phase::Done {
+                    done(&RealDisk, DatadirTarget::POINTS, &path, begun, 9).unwrap();
+                }
+            }
+            finish_commit(&RealDisk, dir.path(), std::slice::from_ref(&db), 10).unwrap();
+            let now = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
+            assert_eq!(now, b"another's", "with {what} the -wal of another store was moved");
+            assert!(!dir.path().join("state.db.migrated-wal").exists(), "{what}");
+        }
+        // Begun by hand and killed behind its rename, it is the store's own.
+        let dir = dir(&[("state.db.migrated", "db"), ("state.db-wal", "its own")]);
+        RealDisk.rename(&importing(dir.path(), "state.db"), &dir.path().join(journal::BY_HAND)).unwrap();
+        finish_commit(&RealDisk, dir.path(), &[dir.path().join("state.db")], 10).unwrap();
+        assert!(dir.path().join("state.db.migrated-wal").exists(), "the rest of a commit by hand was left behind");
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::record_file::{self, RecordError};
 
 /// Its name in the directory that also holds `etcd/`.
 pub const FILE_NAME: &str = "migration.journal";
+/// That of `syncer migrate` into that directory's `etcd/`.
+pub const BY_HAND: &str = "etcd.migration.journal";
 /// That of the way back, beside it.
 pub const BACK_FILE_NAME: &str = "migration-back.journal";
 
@@ -195,7 +197,7 @@ pub fn written_back(data_dir: &Path) -> io::Result<bool> {
 pub fn max_request_bytes(data_dir: &Path) -> Result<Option<u64>, RecordError> {
     let needed = |journal: Option<Journal>| Some(journal?.written?.max_request_bytes);
     // No boot depends on it otherwise.
-    let by_hand = load(&data_dir.join("etcd.migration.journal")).ok().flatten();
+    let by_hand = load(&data_dir.join(BY_HAND)).ok().flatten();
     Ok(needed(load(&data_dir.join(FILE_NAME))?).max(needed(by_hand)))
 }
 
