@@ -75,9 +75,9 @@ pub struct FileState {
 }
 
 impl FileState {
-    /// Looks at `path`.
+    /// Looks at what is read at `path`: the file itself, where that is a link.
     pub fn of(path: &Path) -> io::Result<FileState> {
-        match path.symlink_metadata() {
+        match path.metadata() {
             Ok(m) => Ok(FileState {
                 bytes: m.len(),
                 modified: i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec()),
@@ -221,5 +221,26 @@ impl<'a> BatchSender<'a> {
         }
         let next = self.empty.try_recv().unwrap_or_default();
         self.full.send(std::mem::replace(&mut self.batch, next)).map_err(|_| Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Disk, RealDisk};
+
+    /// What is read is the file that a link names: a link stays as it is when another is put in that one's place.
+    #[test]
+    fn a_file_behind_a_link_is_seen_to_be_another() {
+        let home = tempfile::tempdir().unwrap();
+        let (file, link) = (home.path().join("a.db"), home.path().join("latest.db"));
+        std::os::unix::fs::symlink("a.db", &link).unwrap();
+        assert_eq!(FileState::of(&link).unwrap(), FileState::default(), "a link to nothing");
+        std::fs::write(&file, "one").unwrap();
+        let before = FileState::of(&link).unwrap();
+        assert_eq!(before, FileState::of(&file).unwrap());
+        std::fs::write(home.path().join("newer.db"), "two").unwrap();
+        RealDisk.rename(&home.path().join("newer.db"), &file).unwrap();
+        assert_ne!(FileState::of(&link).unwrap(), before, "a newer file behind the link is taken for the same");
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 use super::command::{TargetKind, go};
-use super::commit::with_suffix;
+use super::commit::{exists, with_suffix};
 use super::convert::Count;
 use super::journal::{self, Journal, Phase, WrittenFile};
 use super::journey::{self, Journey, Outcome, Points};
@@ -124,7 +124,7 @@ impl Target for SqliteTarget {
     fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
         match earlier {
             Some(earlier) if self.takes_back(journey, earlier)? => Ok(()),
-            Some(earlier) if earlier.phase == Phase::Done && FileState::of(&self.path)? != FileState::default() => {
+            Some(earlier) if earlier.phase == Phase::Done && exists(&self.path)? => {
                 let of = journal::absolute(&journey.journal, &earlier.source.path);
                 Err(refuse(
                     Exit::RefusedDataDir,
@@ -203,7 +203,7 @@ impl Target for SqliteTarget {
 
     /// SQLite would read a `-wal` or roll back a journal that lies beside the new file.
     fn is_vacant(&self) -> anyhow::Result<()> {
-        let target = (FileState::of(&self.path)? != FileState::default()).then(|| self.path.clone());
+        let target = exists(&self.path)?.then(|| self.path.clone());
         let Some(path) = target.into_iter().chain(self.companions()?).next() else { return Ok(()) };
         let what = format!("{} is there already", path.display());
         Err(refuse(Exit::RefusedDataDir, what, "move it aside, or choose another place"))
@@ -235,7 +235,7 @@ impl SqliteTarget {
         let StoreFiles { db: _, wal, shm, journal } = StoreFiles::of(&self.path);
         let mut there = Vec::new();
         for path in [wal, shm, journal] {
-            if FileState::of(&path)? != FileState::default() {
+            if exists(&path)? {
                 there.push(path);
             }
         }
