@@ -209,6 +209,8 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
         )),
         (None, Output::Json) => Ok(format!("{:#}\n", json!({ "movedBefore": true, "journal": journal }))),
     };
+    // Before a lock is made in the target's folder.
+    journey::apart(&journey)?;
     if args.dry_run {
         if let Some(journal) = journey::made(&journey)? {
             return before(&journey, &journal);
@@ -384,6 +386,30 @@ mod tests {
                 assert!(error.to_string().starts_with(&format!("{flag}: ")), "{flag} {value:?}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn a_target_within_the_source_is_bad_usage_and_nothing_is_made_there() {
+        let home = tempfile::tempdir().unwrap();
+        let (member, link) = (home.path().join("etcd/member"), home.path().join("link"));
+        std::fs::create_dir_all(&member).unwrap();
+        std::os::unix::fs::symlink(&member, &link).unwrap();
+        let from = format!("datadir:{}", home.path().join("etcd").display());
+        for to in [member.join("new"), home.path().join("etcd/new"), link.join("new")] {
+            for to in [format!("datadir:{}", to.display()), format!("sqlite:{}", to.display())] {
+                for dry in [None, Some("--dry-run")] {
+                    let words: Vec<_> = ["--from", &from, "--to", &to].into_iter().chain(dry).collect();
+                    let error = run(&RealDisk, &parse(&words).unwrap()).unwrap_err();
+                    assert_eq!(exit_of(&error), Exit::Usage, "{to} is in the source: {error:#}");
+                    assert!(error.to_string().contains("is inside"), "{to}: {error:#}");
+                }
+            }
+        }
+        assert_eq!(std::fs::read_dir(&member).unwrap().count(), 0, "something was left in the source");
+        // Beside it is not in it, however that is written.
+        let beside = format!("datadir:{}/etcd/../other", home.path().display());
+        let error = run(&RealDisk, &parse(&["--from", &from, "--to", &beside, "--dry-run"]).unwrap()).unwrap_err();
+        assert_ne!(exit_of(&error), Exit::Usage, "{error:#}");
     }
 
     #[test]

@@ -311,11 +311,20 @@ pub(super) fn copy_of_source(target: &Path) -> PathBuf {
     commit::with_suffix(target, ".migration.source")
 }
 
-/// Refuses a source that is where the journey keeps something of its own, which it removes.
-fn apart<T: Target>(journey: &Journey<T>) -> anyhow::Result<()> {
+/// Refuses a source that is where the journey keeps something of its own, which it removes; and a target within the source,
+/// which stays as it is.
+pub(super) fn apart<T: Target>(journey: &Journey<T>) -> anyhow::Result<()> {
     let (source, target) = (journey.source.path(), journey.target.path());
     let own = [copy_of_source(target), journey.target.staging(), scratch_of(target), target.to_owned()];
     let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    // The target need not be there yet.
+    if resolved(&parent_of(target)).starts_with(resolved(source)) {
+        return Err(refuse(
+            Exit::Usage,
+            format!("{} is inside {}, which is read and stays as it is", target.display(), source.display()),
+            "choose another target",
+        ));
+    }
     let Some(own) = own.iter().find(|own| source.starts_with(own) || resolved(source).starts_with(resolved(own)))
     else {
         return Ok(());
