@@ -117,6 +117,8 @@ pub enum Refusal {
     },
     /// A snapshot is staged to be restored, and an import of this store was begun and is not committed.
     RestoreBesideImport(PathBuf),
+    /// A snapshot is staged to be restored on an empty volume, and a deployed etcd is to be moved there.
+    RestoreBesideMove,
     /// The staged data dir is gone, or etcd could not start from it.
     RestoreVanished,
     /// The present store has come to the revision from which the restored one is to go on.
@@ -141,6 +143,7 @@ impl Refusal {
             | Refusal::DamagedRestore(_)
             | Refusal::RestoreWhileDisabled
             | Refusal::RestoreBesideImport(_)
+            | Refusal::RestoreBesideMove
             | Refusal::RestoreVanished
             | Refusal::RestoreOutrun => Exit::RefusedDataDir,
             Refusal::SeveralStores(_)
@@ -172,6 +175,7 @@ impl Refusal {
                 | Refusal::MigratedButNoDataDir(_)
                 | Refusal::MovedButNoDataDir(_)
                 | Refusal::WrittenBackButGone
+                | Refusal::RestoreBesideMove
         );
         self.exit() == Exit::RefusedMembership || gone
     }
@@ -281,6 +285,9 @@ impl Refusal {
                 "a snapshot is staged on this volume to be restored, and an import of {} was begun here and not committed",
                 store.display()
             ),
+            Refusal::RestoreBesideMove => {
+                "a snapshot is staged on this volume to be restored, and the store of a deployed etcd is to be moved here too".into()
+            }
             Refusal::RestoreVanished => {
                 "a snapshot is staged on this volume to be restored, and the data dir that was made of it is gone or damaged".into()
             }
@@ -401,6 +408,10 @@ impl Refusal {
             }
             Refusal::RestoreBesideImport(_) => "let the pod finish the import first, the restore called off if it is staged \
                  (`syncer snapshot restore --cancel`); or give the import up: move migration.journal away"
+                .into(),
+            Refusal::RestoreBesideMove => "call the restore off (`syncer snapshot restore --cancel`) to move the deployed etcd's \
+                 store; or unset migrateFromEtcd (since 0.20: migrateFromDeployedEtcd) to serve the snapshot: the deployed etcd \
+                 was not touched"
                 .into(),
             Refusal::RestoreVanished => "call it off (`syncer snapshot restore --cancel`) and restore the snapshot again; if \
                  it was taking its place already, the former data dir is beside it (etcd.aside-TIME): rename that back to \

@@ -45,7 +45,18 @@ fn begin(facts: &Facts, staged: &Staged, rules: Rules) -> Verdict {
     {
         return (BootDecision::Wait(Wait::HostAway(why.clone())), Rule::HostAnswers);
     }
+    // Of two stores that are asked for, neither may be served as if the other had not been.
+    if moves_too(facts, rules) {
+        return refuse(Refusal::RestoreBesideMove, Rule::StoreOfSeed);
+    }
     supersede(facts, staged, rules)
+}
+
+/// Whether without the restore a deployed etcd would be moved here: the setting alone does not tell, as it stays when that is
+/// done.
+fn moves_too(facts: &Facts, rules: Rules) -> bool {
+    let moved = super::lost(facts).is_some() || form::evidence(facts, rules).is_some();
+    facts.migrate_from && facts.data_dir == DataDirFact::Empty && !moved && rules.on(Rule::StoreOfSeed)
 }
 
 /// Why it may not begin on this volume.

@@ -102,6 +102,19 @@ fn a_restore_begins_on_the_seed_with_the_host_api_and_beside_nothing_unfinished(
     let reset = BootDecision::Reset { member: MemberId(1), cluster: OLD };
     assert_eq!(explained(&resetting, Rules::ALL), (reset, Rule::ResetFinished));
     assert_eq!(decide(&Facts { data_dir: DataDirFact::Empty, notes, ..f() }), begins(&[OLD]));
+    // A deployed etcd is to be moved here too: unless that is done, or a cluster is there already, it is one or the other.
+    let two = Facts { migrate_from: true, data_dir: DataDirFact::Empty, ..f() };
+    let lifted = FenceFact::Lifted { source: "https://etcd".into() };
+    for two in [two.clone(), Facts { fence: lifted, ..two.clone() }] {
+        assert_eq!(explained(&two, Rules::ALL), (BootDecision::Refuse(Refusal::RestoreBesideMove), Rule::StoreOfSeed));
+        let formed = Facts { marker: seen(MarkerPhase::Formed(OLD)), ..two.clone() };
+        assert_eq!(decide(&formed), begins(&[OLD]), "the cluster that is restored was formed long ago");
+        let done = Facts { fence: FenceFact::Kept { source: "https://etcd".into() }, ..two };
+        let goes_on = decide(&done);
+        assert!(matches!(goes_on, BootDecision::Record(Record::RestoreBegun(_))), "moved long ago: {goes_on:?}");
+    }
+    let here = Facts { migrate_from: true, ..f() };
+    assert_eq!(decide(&here), begins(&[OLD]), "the setting stays when the move is done");
     // A fence comes first, whoever waits for it.
     let source = "https://etcd".to_owned();
     let raised = FenceFact::Raised { source: source.clone(), moved: false };
