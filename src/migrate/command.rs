@@ -1,10 +1,12 @@
 //! `syncer migrate`: a store from one form to another, offline.
 
 use std::fmt::Write;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use nix::unistd::{AccessFlags, access};
 use serde_json::{Value, json};
 
 use super::commit::with_suffix;
@@ -216,6 +218,7 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
             return before(&journey, &journal);
         }
         journey::admit(&journey)?;
+        writable(&parent_of(&to))?;
         let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
@@ -243,8 +246,26 @@ fn lock(target: &Path) -> anyhow::Result<PassingLock> {
             format!("a syncer runs, or makes something else, in {}: {error}", folder.display()),
             "let that one end, or stop it; or choose another place",
         ),
+        LockError::Io { source, .. }
+            if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) =>
+        {
+            not_writable(&folder, &source)
+        }
         error => anyhow::Error::from(error),
     })
+}
+
+/// Refuses a folder in which nothing can be made, before the source is read for nothing.
+fn writable(folder: &Path) -> anyhow::Result<()> {
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| not_writable(folder, &error.into()))
+}
+
+fn not_writable(folder: &Path, why: &io::Error) -> anyhow::Error {
+    refuse(
+        Exit::Usage,
+        format!("nothing can be written in {}: {why}", folder.display()),
+        "let the user that syncer runs as write there, or choose another place",
+    )
 }
 
 /// 128 random bits, as text.
@@ -410,6 +431,15 @@ mod tests {
         let beside = format!("datadir:{}/etcd/../other", home.path().display());
         let error = run(&RealDisk, &parse(&["--from", &from, "--to", &beside, "--dry-run"]).unwrap()).unwrap_err();
         assert_ne!(exit_of(&error), Exit::Usage, "{error:#}");
+    }
+
+    #[test]
+    fn a_folder_in_which_nothing_can_be_made_is_told_with_a_remedy() {
+        let why = io::Error::from(ErrorKind::ReadOnlyFilesystem);
+        for error in [writable(Path::new("/there/is/none")).unwrap_err(), not_writable(Path::new("/there"), &why)] {
+            assert_eq!(exit_of(&error), Exit::Usage, "{error:#}");
+            assert!(error.to_string().contains("choose another place"), "no remedy: {error:#}");
+        }
     }
 
     #[test]

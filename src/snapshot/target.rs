@@ -41,6 +41,10 @@ impl FromStr for Target {
             Some((scheme, _)) => Err(format!(
                 "{scheme}:// is no place for snapshots that is known here: name a directory, or s3://BUCKET"
             )),
+            // A folder of that name is meant by nobody, and one that is can be written as ./s3:.
+            None if text == "s3:" || text.starts_with("s3:/") => {
+                Err("a bucket is written with two slashes: s3://BUCKET/PREFIX".to_owned())
+            }
             None if text.is_empty() => Err("no place is named".to_owned()),
             None => Ok(Target::directory(text)),
         }
@@ -139,7 +143,8 @@ mod tests {
         assert_eq!("/backups".parse(), Ok(Target::directory("/backups")));
         assert_eq!("s3://backups/vc".parse::<Target>().unwrap().to_string(), "s3://backups/vc");
         assert!("".parse::<Target>().is_err());
-        for other in ["ftp://x", "S3://backups", "s3://"] {
+        assert_eq!("./s3:/backups".parse(), Ok(Target::directory("./s3:/backups")));
+        for other in ["ftp://x", "S3://backups", "s3://", "s3:/backups/vc", "s3:/", "s3:"] {
             assert!(other.parse::<Target>().is_err(), "{other}");
         }
         assert!("s3://backups/team@corp".parse::<Target>().is_ok());

@@ -114,7 +114,10 @@ impl BackendError {
         match self {
             BackendError::Absent | BackendError::NotAFile => "check the path",
             BackendError::NoDatadir => "give the path of the directory that has member/ in it",
-            BackendError::BackendOfDatadir => "give the data dir itself (datadir:PATH), which is read with its log",
+            BackendError::BackendOfDatadir => {
+                "a data dir is read with its log by `syncer migrate --from datadir:PATH`, PATH being the folder that has member/ \
+                 in it; a snapshot is a file of its own, as `syncer snapshot save` writes it"
+            }
             BackendError::Held | BackendError::Locked(_) => "stop that etcd and its syncer, then try again",
             BackendError::CutShort | BackendError::Checksum => "copy or take the snapshot again",
             BackendError::NotEtcd => "give a file that `etcdctl snapshot save` or `syncer snapshot save` wrote",

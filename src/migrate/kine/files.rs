@@ -157,6 +157,9 @@ fn inspect_database(path: &Path) -> Result<DatabaseHeader, SourceError> {
     parse_database_header(&read_start(path, 100)?, meta.len())
 }
 
+/// The newest format of a database's schema (file format, 1.3.9).
+const NEWEST_FORMAT: u32 = 4;
+
 fn parse_database_header(header: &[u8], bytes: u64) -> Result<DatabaseHeader, SourceError> {
     let header: &[u8; 100] = header.first_chunk().filter(|h| h.starts_with(MAGIC)).ok_or(SourceError::NotSqlite)?;
     let page_size = match u16::from_be_bytes([header[16], header[17]]) {
@@ -164,6 +167,11 @@ fn parse_database_header(header: &[u8], bytes: u64) -> Result<DatabaseHeader, So
         size if size >= 512 && size.is_power_of_two() => u32::from(size),
         _ => return Err(SourceError::NotSqlite),
     };
+    // SQLite itself calls that an error of the statement, not of the file.
+    let format = u32::from_be_bytes([header[44], header[45], header[46], header[47]]);
+    if format > NEWEST_FORMAT {
+        return Err(SourceError::Corrupt(format!("its schema is of format {format}, and there are {NEWEST_FORMAT}")));
+    }
     let encoding = u32::from_be_bytes([header[56], header[57], header[58], header[59]]);
     if encoding > 1 {
         return Err(SourceError::NotUtf8Database);
@@ -593,6 +601,8 @@ mod tests {
         assert!(matches!(header(&|h| h[0] = 0), Err(SourceError::NotSqlite)));
         assert!(matches!(header(&|h| h[16] = 17), Err(SourceError::NotSqlite)));
         assert!(matches!(header(&|h| h[59] = 2), Err(SourceError::NotUtf8Database)));
+        assert!(header(&|h| h[47] = 4).is_ok());
+        assert!(matches!(header(&|h| h[47] = 20), Err(SourceError::Corrupt(why)) if why.contains("format 20")));
         assert!(matches!(parse_database_header(b"SQLite format 3\0", 16), Err(SourceError::NotSqlite)));
     }
 }
