@@ -8,11 +8,11 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::journal::{self, Permission, Phase};
-use super::run::{ResetOutcome, ResetPlan, allowed, not_open, reset, usable};
+use super::run::{ResetOutcome, ResetPlan, allowed, newer, not_open, reset, usable};
 use crate::boot::Notes;
 use crate::datadir::lock::LockError;
 use crate::datadir::members::{Member, stored_members};
-use crate::datadir::{DatadirLock, LogTail, Role, UsableDatadir, log_tail, quarantine};
+use crate::datadir::{DatadirLock, InspectedDatadir, LogTail, Role, UsableDatadir, inspect, log_tail, quarantine};
 use crate::disk::Disk;
 use crate::etcd::EtcdVersion;
 use crate::exit::{Exit, refuse};
@@ -387,9 +387,17 @@ fn named(report: &Report, id: MemberId) -> String {
 /// and the SQLite stores that were migrated into it. Everything is renamed, nothing is deleted.
 fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersion) -> anyhow::Result<String> {
     let etcd_dir = data_dir.join("etcd");
-    match (usable(data_dir, version), args.cluster_id) {
-        (Ok(dir), Some(cluster)) if dir.cluster() == cluster => {}
-        (Ok(dir), _) => {
+    let found = inspect(&etcd_dir, version.schema()).map_err(|e| {
+        let what = format!("whether {} is sound cannot be told: {:#}", etcd_dir.display(), anyhow::Error::from(e));
+        refuse(
+            Exit::Fault,
+            what,
+            "have the volume and its file system looked at, and try again; nothing has been changed",
+        )
+    })?;
+    match (found, args.cluster_id) {
+        (InspectedDatadir::Usable(dir), Some(cluster)) if dir.cluster() == cluster => {}
+        (InspectedDatadir::Usable(dir), _) => {
             return Err(refuse(
                 Exit::RefusedDataDir,
                 format!("{} holds sound data of cluster {}", etcd_dir.display(), dir.cluster()),
@@ -400,12 +408,17 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
                 ),
             ));
         }
-        (Err(_), None) if args.yes => {}
-        (Err(error), _) => {
-            let what = format!("there is no cluster that could be named: {error:#}");
+        // As far as can be told it is sound.
+        (InspectedDatadir::Newer(versions), _) => return Err(newer(&etcd_dir, &versions)),
+        (InspectedDatadir::Empty | InspectedDatadir::Damaged(_), None) if args.yes => {}
+        (nameless @ (InspectedDatadir::Empty | InspectedDatadir::Damaged(_)), _) => {
+            let found = match nameless {
+                InspectedDatadir::Damaged(reason) => format!("{} is damaged: {reason}", etcd_dir.display()),
+                _ => format!("{} holds no data of etcd", etcd_dir.display()),
+            };
             return Err(refuse(
                 Exit::RefusedDataDir,
-                what,
+                format!("there is no cluster that could be named: {found}"),
                 "to set aside what is there, add --yes, and no --cluster-id",
             ));
         }

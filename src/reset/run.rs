@@ -358,17 +358,22 @@ pub fn usable(data_dir: &Path, version: EtcdVersion) -> anyhow::Result<UsableDat
             format!("{} holds no data of etcd", etcd_dir.display()),
             "name the directory that holds etcd/",
         )),
-        InspectedDatadir::Newer(versions) => Err(refuse(
-            Exit::RefusedDataDir,
-            format!("{} cannot be opened: {versions}", etcd_dir.display()),
-            "use that version of etcd or a newer one",
-        )),
+        InspectedDatadir::Newer(versions) => Err(newer(&etcd_dir, &versions)),
         InspectedDatadir::Damaged(reason) => Err(refuse(
             Exit::RefusedDataDir,
             format!("{} is damaged: {reason}", etcd_dir.display()),
             "restore from a backup, or use another voter's volume",
         )),
     }
+}
+
+/// What is written by a newer etcd than the one at hand is not looked at any further.
+pub(super) fn newer(etcd_dir: &Path, versions: &str) -> anyhow::Error {
+    refuse(
+        Exit::RefusedDataDir,
+        format!("{} cannot be opened: {versions}", etcd_dir.display()),
+        "use that version of etcd or a newer one",
+    )
 }
 
 fn same(plan: &ResetPlan<'_>, member: MemberId, cluster: ClusterId) -> anyhow::Result<()> {

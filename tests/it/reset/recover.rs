@@ -364,6 +364,28 @@ fn check_refused(line: &'static str) {
     assert!(!first.data_dir.exists());
 }
 
+/// That this etcd, or the disk, does not let it be looked at is no sign that it is damaged.
+#[test]
+fn what_cannot_be_looked_at_is_not_given_up_without_its_name() {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = EtcdSpec::new("3.7", "pod-0", &home.path().join("etcd"));
+    spec.start().stop();
+    let as_found = fingerprint(home.path());
+    for args in [&["--new-cluster", "--yes"][..], &["--new-cluster"]] {
+        let error = refused(recover(&EtcdSpec { line: "3.5", ..spec.clone() }, args), 3);
+        assert!(error.contains("written by etcd 3.7") && error.contains("use that version of etcd"), "{error}");
+        assert!(!error.contains("add --yes"), "it is sound: {error}");
+    }
+    let wal = spec.data_dir.join("member/wal");
+    fs::rename(&wal, home.path().join("wal")).expect("move the log away");
+    std::os::unix::fs::symlink("wal", &wal).expect("make a loop");
+    let error = refused(recover(&spec, &["--new-cluster", "--yes"]), 1);
+    assert!(error.contains("cannot be told") && error.contains("nothing has been changed"), "{error}");
+    fs::remove_file(&wal).expect("remove the loop");
+    fs::rename(home.path().join("wal"), &wal).expect("put the log back");
+    assert_eq!(fingerprint(home.path()), as_found, "refusing changes nothing: look at what recover set aside");
+}
+
 /// `SYNCER_KILLS` is the number of random instants (default 6); their seed is printed, and `SYNCER_SEED` sets it.
 #[test]
 fn killed_at_random_instants_it_converges() {
