@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -192,6 +194,42 @@ fn in_a_pod_it_says_why_it_cannot_ask_the_others() {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(shown.contains("the other pods cannot be asked") && shown.contains("4.2 (PeersSayEmpty)"), "{shown}");
     assert!(!pod.data().join("pki").exists());
+}
+
+#[test]
+fn a_credentials_program_that_does_not_end_holds_up_neither_plan_nor_start() {
+    let mut pod = TestPod::new();
+    let (config, pids) = (pod.data().join("kubeconfig"), pod.data().join("pids"));
+    let hangs = serde_json::json!({
+        "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+        "command": "sh", "args": ["-c", "echo $$ >>$0; exec sleep 1000", pids],
+    });
+    let text = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", "insecure-skip-tls-verify": true}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"exec": hangs}}],
+    });
+    std::fs::write(&config, text.to_string()).unwrap();
+    let start = pod.command("none", &["--host-kubeconfig", config.to_str().unwrap()]);
+    let mut plan = Command::new(syncer());
+    plan.arg("plan").args(start.get_args().skip(1));
+    let mut ended = Vec::new();
+    for (mut command, says) in [(plan, "configuration is not read within"), (start, "how many replicas are wanted")] {
+        command.env("POD_NAME", "vc-0").env("NAMESPACE", "team-a").env("POD_IP", "127.0.0.1");
+        pod.spawn(command);
+        poll(&format!("`{says}` is told"), Duration::from_secs(60), || pod.log().contains(says).then_some(()));
+        if says.starts_with("how") {
+            poll("probes are answered", Duration::from_secs(60), || pod.probe("/livez"));
+            kill(pod.pid(), Signal::SIGTERM).unwrap();
+        }
+        ended.push(pod.wait_end(Duration::from_secs(60)).code());
+    }
+    let pids = std::fs::read_to_string(pids).unwrap();
+    for pid in pids.lines() {
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!((ended, pids.lines().count()), (vec![Some(0); 2], 2), "each runs it once: {}", pod.log());
 }
 
 /// `syncer plan` with the arguments, the environment, the network and the files of a pod's syncer.
