@@ -59,10 +59,12 @@ pub async fn claims(client: &Client, templates: &[String]) -> Known<Vec<Ordinal>
 }
 
 fn claimed(names: &[String], templates: &[String], set: &str, own: Ordinal) -> Vec<Ordinal> {
-    let of = |name: &String| {
-        let pod = templates.iter().find_map(|template| name.strip_prefix(template.as_str())?.strip_prefix('-'))?;
+    // One template's name may be how another's begins: by which of them a claim is a pod's, the rest of it tells.
+    let by = |name: &str, template: &String| {
+        let pod = name.strip_prefix(template.as_str())?.strip_prefix('-')?;
         Ordinal::of_pod(pod).filter(|(of, _)| *of == set).map(|(_, ordinal)| ordinal)
     };
+    let of = |name: &String| templates.iter().find_map(|template| by(name, template));
     let mut ordinals: Vec<_> = names.iter().filter_map(of).filter(|ordinal| *ordinal != own).collect();
     ordinals.sort_unstable();
     ordinals.dedup();
@@ -84,5 +86,14 @@ mod tests {
         assert_eq!(of(&["data"]), [Ordinal(1), Ordinal(7)]);
         assert_eq!(of(&["wal", "data"]), [Ordinal(1), Ordinal(7)]);
         assert_eq!(of(&[]), []);
+    }
+
+    #[test]
+    fn a_template_s_name_may_begin_with_another_s() {
+        let names = ["data-0", "data-vc-1", "data-etcd-vc-2", "data-etcd-vc-0"].map(str::to_owned);
+        for templates in [["data", "data-etcd"], ["data-etcd", "data"]] {
+            let found = claimed(&names, &templates.map(str::to_owned), "vc", Ordinal(0));
+            assert_eq!(found, [Ordinal(1), Ordinal(2)], "{templates:?}: a volume that is not seen is taken for none");
+        }
     }
 }
