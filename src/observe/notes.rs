@@ -10,10 +10,16 @@ use anyhow::Context;
 
 use crate::boot::Notes;
 use crate::disk::{Disk, at};
+use crate::exit::{Exit, refuse};
 
 /// The file's name, in the data directory.
 pub const FILE_NAME: &str = "syncer.notes.json";
 
+/// What to do about notes that cannot be read. Nobody else knows all of what they say.
+const REMEDY: &str = "they say which clusters this volume must not start again (superseded by a restore, left, served by others since a \
+     reset), so do not go on without them: put the file back from a copy of the volume; without one, and while other pods \
+     serve the cluster, give this pod an empty volume, from which it joins anew; if no other volume has the data, keep this \
+     one and make a new store of what it has, or of a backup, on an empty one (docs/migration.md)";
 /// No notes are longer.
 const BYTES_MAX: u64 = 1 << 20;
 
@@ -28,8 +34,10 @@ pub fn load(data_dir: &Path) -> anyhow::Result<Notes> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Notes::default()),
         Err(e) => return Err(at(&path, e).into()),
     }
-    serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} holds no notes of this version of syncer", path.display()))
+    serde_json::from_slice(&bytes).map_err(|e| {
+        let what = format!("{} holds no notes of this version of syncer: {e}", path.display());
+        refuse(Exit::RefusedDataDir, what, REMEDY)
+    })
 }
 
 /// Changes the notes durably.
@@ -48,6 +56,7 @@ pub fn change(disk: &dyn Disk, data_dir: &Path, change: impl FnOnce(&mut Notes))
 mod tests {
     use super::*;
     use crate::disk::RealDisk;
+    use crate::exit::exit_of;
     use crate::ids::ClusterId;
 
     #[test]
@@ -57,7 +66,9 @@ mod tests {
         change(&RealDisk, dir.path(), |notes| notes.set_aside = Some(ClusterId(7))).unwrap();
         assert_eq!(load(dir.path()).unwrap().set_aside, Some(ClusterId(7)));
         std::fs::write(dir.path().join(FILE_NAME), "{").unwrap();
-        let error = format!("{:#}", load(dir.path()).unwrap_err());
-        assert!(error.contains(FILE_NAME), "{error}");
+        let error = load(dir.path()).unwrap_err();
+        assert_eq!(exit_of(&error), Exit::RefusedDataDir, "{error:#}");
+        let error = format!("{error:#}");
+        assert!(error.contains(FILE_NAME) && error.contains("put the file back"), "{error}");
     }
 }

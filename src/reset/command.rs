@@ -8,8 +8,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::journal::{self, Permission, Phase};
-use super::run::{ResetOutcome, ResetPlan, allowed, newer, not_open, reset, usable};
-use crate::boot::Notes;
+use super::run::{ResetOutcome, ResetPlan, allowed, newer, not_open, pending, reset, usable};
+use crate::boot::{Notes, Refusal};
 use crate::datadir::lock::LockError;
 use crate::datadir::members::{Member, stored_members};
 use crate::datadir::{DatadirLock, InspectedDatadir, LogTail, Role, UsableDatadir, inspect, log_tail, quarantine};
@@ -21,6 +21,7 @@ use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
 use crate::migrate::fence::{self, FencePhase};
 use crate::observe::notes;
+use crate::record_file::RecordError;
 use crate::restore::record;
 use crate::settings::flags::LogFlags;
 
@@ -232,7 +233,13 @@ fn answer(asked: &Asked) -> Answer {
 
 /// The next start puts a staged snapshot in the place of whatever is here.
 fn not_restoring(data_dir: &Path) -> anyhow::Result<()> {
-    let Some(staged) = record::load(data_dir).context("read the record of a restore")? else { return Ok(()) };
+    let staged = match record::load(data_dir) {
+        Err(damaged @ RecordError::Damaged { .. }) => {
+            return Err(Refusal::DamagedRestore(damaged.to_string()).error());
+        }
+        staged => staged.context("read the record of a restore")?,
+    };
+    let Some(staged) = staged else { return Ok(()) };
     Err(refuse(
         Exit::RefusedDataDir,
         format!("{} is staged on this volume, and its next start serves that", staged.source),
@@ -252,7 +259,7 @@ fn lock(data_dir: &Path) -> anyhow::Result<DatadirLock> {
 }
 
 fn look(dir: &UsableDatadir, data_dir: &Path, version: EtcdVersion) -> anyhow::Result<Report> {
-    let interrupted = journal::pending(data_dir).context("read the reset's journal")?;
+    let interrupted = pending(data_dir)?;
     let log = match (log_tail(dir), &interrupted) {
         (Ok(log), _) => log,
         (Err(_), Some(journal)) => journal.before.clone(),

@@ -132,7 +132,8 @@ pub fn is_pending(data_dir: &Path) -> anyhow::Result<bool> {
     pending(data_dir).map(|journal| journal.is_some())
 }
 
-fn pending(data_dir: &Path) -> anyhow::Result<Option<ResetJournal>> {
+/// As [`journal::pending`], with what to do about a damaged one.
+pub(super) fn pending(data_dir: &Path) -> anyhow::Result<Option<ResetJournal>> {
     journal::pending(data_dir).map_err(|e| match e {
         RecordError::Io(e) => anyhow::Error::from(e).context("read the reset's journal"),
         damaged => refuse(

@@ -461,4 +461,22 @@ fn start_finishes_an_interrupted_reset() {
     let (code, log) = pod.run_to_end("none", &[]);
     assert_eq!(code, Some(3), "{log}");
     assert!(log.contains("reset.journal is not a whole journal"), "{log}");
+    let found = EtcdSpec { data_dir: pod.data().join("etcd"), ..spec };
+    let error = refused(recover(&found, &[]), 3);
+    assert!(error.contains("reset.journal is not a whole journal") && error.contains("etcd.aside-TIME"), "{error}");
+    let record = pod.data().join("restore.journal");
+    fs::write(&record, "no record").expect("damage the record of a restore");
+    let error = refused(recover(&found, &["--cluster-id", &id]), 3);
+    assert!(error.contains("the record of a staged restore cannot be read"), "{error}");
+    fs::remove_file(&record).expect("remove the record");
+    // Nor are notes: neither by the start nor by this command.
+    fs::remove_file(&journal).expect("remove the journal");
+    fs::write(pod.data().join(notes::FILE_NAME), "{").expect("damage the notes");
+    let (code, log) = pod.run_to_end("none", &[]);
+    assert_eq!(code, Some(3), "{log}");
+    assert!(log.contains("syncer.notes.json holds no notes") && log.contains("put the file back"), "{log}");
+    for args in [&[][..], &["--cluster-id", &id]] {
+        let error = refused(recover(&found, args), 3);
+        assert!(error.contains("syncer.notes.json holds no notes") && error.contains("put the file back"), "{error}");
+    }
 }
