@@ -223,7 +223,7 @@ async fn live(
         // What etcd is started by in this round: the file may have changed since the last.
         let now = pod.now.borrow().clone();
         if let (Some(_), Some(surveyor)) = (&pod.etcd, &pod.surveyor)
-            && !own::before_etcd(settings, surveyor.discovery(), stop).await
+            && !own::before_etcd(&pod.now, surveyor.discovery(), stop).await
         {
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Discovery;
@@ -25,6 +26,10 @@ const TRY_AT_MOST: Duration = Duration::from_secs(5);
 
 /// How long a pod without peers waits.
 const PATIENCE_ALONE: Duration = Duration::from_secs(10);
+
+/// What to do about a name that does not become right by itself.
+const REMEDY: &str = "see that the cluster's DNS answers, that the headless service <name>-headless selects this pod and has \
+                      publishNotReadyAddresses: true, and that no other pod has this one's name";
 
 /// The addresses of this pod: the one that it was told, else all of its interfaces but loopback.
 pub fn own_addresses(told: Option<IpAddr>) -> BTreeSet<IpAddr> {
@@ -56,12 +61,12 @@ pub fn wrong(name: &str, own: &BTreeSet<IpAddr>, answer: &Answer<BTreeSet<IpAddr
 }
 
 /// Waits until `ordinal`, which is this pod, resolves to its own addresses, both by its full name and by the one in peer
-/// URLs. Gives up after `patience`, if there is one, with what is wrong.
+/// URLs. Gives up once it has waited for `patience`, if there is one by then, with what is wrong.
 pub async fn wait(
     discovery: &Discovery,
     ordinal: Ordinal,
     own: &BTreeSet<IpAddr>,
-    patience: Option<Duration>,
+    patience: impl Fn() -> Option<Duration>,
 ) -> Result<(), String> {
     let started = Instant::now();
     let mut said = None;
@@ -73,11 +78,12 @@ pub async fn wait(
             }
             return Ok(());
         };
-        if patience.is_some_and(|patience| started.elapsed() >= patience) {
+        if patience().is_some_and(|patience| started.elapsed() >= patience) {
             return Err(why);
         }
         if said.is_none_or(|at: Instant| at.elapsed() >= SAY_EVERY) {
-            tracing::warn!(waited_seconds = started.elapsed().as_secs(), "etcd waits for this pod's own name: {why}");
+            let waited_seconds = started.elapsed().as_secs();
+            tracing::warn!(waited_seconds, remedy = REMEDY, "etcd waits for this pod's own name: {why}");
             said = Some(Instant::now());
         }
         let pace = Pace { retry_max: TRY_AT_MOST, ..discovery.0.pace.clone() };
@@ -88,15 +94,18 @@ pub async fn wait(
 
 /// What has to hold before etcd starts in a pod. `false`: told to stop meanwhile, or before.
 ///
-/// With one replica it is waited for only briefly: that etcd needs nobody, and a DNS that is down must not keep what is on
-/// the volume from being served.
-pub async fn before_etcd(settings: &Settings, discovery: &Discovery, stop: &mut StopSignals) -> bool {
-    let patience = (settings.etcd.replicas <= 1).then_some(PATIENCE_ALONE);
-    let own = own_addresses(settings.pod.ip);
+/// With one replica by the settings of `now`, which may change meanwhile, it is waited for only briefly: that etcd needs
+/// nobody, and a DNS that is down must not keep what is on the volume from being served.
+pub async fn before_etcd(now: &watch::Receiver<Settings>, discovery: &Discovery, stop: &mut StopSignals) -> bool {
+    let patience = || (now.borrow().etcd.replicas <= 1).then_some(PATIENCE_ALONE);
+    let (ordinal, own) = {
+        let settings = now.borrow();
+        (settings.pod.ordinal, own_addresses(settings.pod.ip))
+    };
     tokio::select! {
-        resolved = wait(discovery, settings.pod.ordinal, &own, patience) => {
+        resolved = wait(discovery, ordinal, &own, patience) => {
             if let Err(why) = resolved {
-                tracing::warn!("going on all the same, as the only replica: {why}");
+                tracing::warn!(remedy = REMEDY, "going on all the same, as the only replica: {why}");
             }
             true
         }

@@ -12,8 +12,10 @@ use syncer::discovery::answer::Answer;
 use syncer::discovery::schedule::Pace;
 use syncer::discovery::{Discovery, own};
 use syncer::ids::Ordinal;
+use syncer::settings::Settings;
 use syncer::settings::flags::Flags;
 use syncer::settings::load::{Loader, Surroundings};
+use syncer::supervise::StopSignals;
 
 use crate::statefulset_box::coredns::{Mood, Zone};
 use crate::support::coredns::CoreDns;
@@ -28,12 +30,16 @@ fn quick() -> Pace {
 }
 
 fn discovery(server: Option<SocketAddr>, resolv_conf: PathBuf, pace: Pace) -> Discovery {
+    let flags = Flags { dns_server: server, resolv_conf: Some(resolv_conf), ..Flags::default() };
+    Discovery::new(&settings(flags), pace).expect("discovery")
+}
+
+fn settings(flags: Flags) -> Settings {
     let env = [("POD_NAME", "vc-0"), ("NAMESPACE", "team-a"), ("POD_IP", "10.1.0.10")];
     let env: BTreeMap<_, _> = env.map(|(name, value)| (name.to_owned(), OsString::from(value))).into();
     let surroundings = Surroundings { values_files: vec![], namespace_file: "/none".into(), folders: vec![] };
-    let flags = Flags { dns_server: server, resolv_conf: Some(resolv_conf), ..Flags::default() };
     let loader = Loader { flags, wrapped: None, env: Box::new(env), surroundings };
-    Discovery::new(&loader.load().expect("settings").settings, pace).expect("discovery")
+    loader.load().expect("settings").settings
 }
 
 fn asking(dns: &CoreDns, pace: Pace) -> Discovery {
@@ -244,20 +250,41 @@ fn etcd_waits_until_this_pods_name_leads_to_it() {
         let discovery = asking(&dns, quick());
         let own = own::own_addresses(Some(ip(0)));
         let short = Duration::from_millis(50);
-        let why = own::wait(&discovery, Ordinal(0), &own, Some(short)).await.expect_err("there is no record");
+        let why = own::wait(&discovery, Ordinal(0), &own, || Some(short)).await.expect_err("there is no record");
         assert!(why.contains("does not exist"), "{why}");
         dns.change(|zone| zone.pods = [("vc-0".to_owned(), ip(9))].into());
         let old = |a: &_| present(a) == Some(&BTreeSet::from([ip(9)]));
         until("the old record", || discovery.pod(Ordinal(0)), old).await;
-        let why = own::wait(&discovery, Ordinal(0), &own, Some(short)).await.expect_err("another pod's record");
+        let why = own::wait(&discovery, Ordinal(0), &own, || Some(short)).await.expect_err("another pod's record");
         assert!(why.contains("an earlier pod's record?"), "{why}");
-        let wait = own::wait(&discovery, Ordinal(0), &own, None);
+        let wait = own::wait(&discovery, Ordinal(0), &own, || None);
         let appear = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             dns.change(|zone| zone.pods = [("vc-0".to_owned(), ip(0))].into());
         };
         let both = async { tokio::join!(wait, appear).0 };
         tokio::time::timeout(PATIENCE, both).await.expect("in time").expect("it resolves");
+    });
+}
+
+/// The DNS server is dead, as far as this pod can tell.
+#[test]
+fn a_pod_that_is_to_be_the_only_one_waits_for_its_name_no_longer() {
+    let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
+    let replicas = |n| settings(Flags { etcd_replicas: Some(n), ..Flags::default() });
+    let server = Some(silent.local_addr().expect("an address"));
+    run(async {
+        let discovery = discovery(server, "/none".into(), quick());
+        let (sender, now) = tokio::sync::watch::channel(replicas(2));
+        let mut stop = StopSignals::new().expect("listen for signals");
+        // As long as one that is the only one from the start.
+        let (_alone, alone) = tokio::sync::watch::channel(replicas(1));
+        assert!(own::before_etcd(&alone, &discovery, &mut stop).await);
+        let mut waits = Box::pin(own::before_etcd(&now, &discovery, &mut stop));
+        let early = tokio::time::timeout(Duration::from_secs(12), &mut waits).await;
+        assert!(early.is_err(), "of two, none starts without its name");
+        sender.send_replace(replicas(1));
+        assert!(tokio::time::timeout(PATIENCE, waits).await.expect("the scale to 1 is noticed while it waits"));
     });
 }
 
