@@ -24,6 +24,7 @@ use crate::discovery::Discovery;
 use crate::discovery::schedule::Pace;
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
+use crate::host::statefulset::REPLICAS_MAX;
 use crate::host::{self, Host};
 use crate::ids::Ordinal;
 use crate::membership::{self, Observed};
@@ -89,9 +90,14 @@ struct Planned {
 /// Decides on the facts in a file.
 ///
 /// # Errors
-/// [`Exit::Usage`], naming file and line, if it cannot be read or holds no facts.
+/// [`Exit::Usage`], naming file and line, if it cannot be read or holds no facts, or more pods than any StatefulSet has.
 pub fn of_file(file: &Path, output: Output) -> anyhow::Result<String> {
-    show(read(file, "facts", "`syncer plan -o json` shows a pod's facts in this form")?, Vec::new(), output)
+    let facts: Facts = read(file, "facts", "`syncer plan -o json` shows a pod's facts in this form")?;
+    if let Some(replicas) = facts.desired.known().filter(|replicas| *replicas > REPLICAS_MAX) {
+        let what = format!("{}: {replicas} replicas are desired", file.display());
+        return Err(refuse(Exit::Usage, what, format!("the most are {REPLICAS_MAX}, as of a StatefulSet")));
+    }
+    show(facts, Vec::new(), output)
 }
 
 /// Plans the membership on what was observed, in a file.

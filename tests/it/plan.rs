@@ -81,6 +81,9 @@ fn bad_facts_are_refused_with_their_place() {
         ("- a list\n".to_owned(), ":1: "),
         ("{".to_owned(), ":1: "),
         (String::new(), "facts.yaml"),
+        // Each wanted pod is gone through: with so many, for minutes and in all of the memory.
+        (whole.replace("values: 1", "values: 65"), "65 replicas"),
+        (whole.replace("values: 1", "host: 4294967295"), "4294967295 replicas"),
         ("\u{1}".to_owned(), "facts.yaml"),
         (format!("{whole}#{}\n", "x".repeat(4 << 20)), "larger than 4 MiB"),
     ];
