@@ -22,7 +22,9 @@ pub mod resolv_conf;
 pub mod schedule;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::boot::Known;
+use crate::exit::{Exit, refuse};
 use crate::ids::Ordinal;
 use crate::settings::Settings;
 use answer::{Answer, addresses, of_candidates, targets, type_of};
@@ -70,6 +73,17 @@ enum Found {
     Pods(BTreeSet<Ordinal>),
 }
 
+/// A file that no second try makes readable is refused with what to do about it.
+fn unreadable(path: &Path, error: io::Error) -> anyhow::Error {
+    use io::ErrorKind::{IsADirectory, NotADirectory, PermissionDenied};
+    if matches!(error.kind(), IsADirectory | NotADirectory | PermissionDenied) {
+        let remedy =
+            "name a file in the form of resolv.conf(5) that syncer may read with --resolv-conf, or leave that out";
+        return refuse(Exit::Usage, format!("read {}: {error}", path.display()), remedy);
+    }
+    anyhow::Error::from(error).context(format!("read {}", path.display()))
+}
+
 /// Asks DNS for the pods of one StatefulSet and remembers the answers for as long as they hold. Cheap to clone; all
 /// clones share memory and budget.
 #[derive(Clone, Debug)]
@@ -90,7 +104,7 @@ impl Discovery {
     /// For this pod's StatefulSet, by the servers and the search list of its settings.
     pub fn new(settings: &Settings, pace: Pace) -> anyhow::Result<Discovery> {
         let path = &settings.dns.resolv_conf;
-        let conf = ResolvConf::read(path).with_context(|| format!("read {}", path.display()))?;
+        let conf = ResolvConf::read(path).map_err(|e| unreadable(path, e))?;
         let names = Names::new(&settings.name, &settings.namespace, &conf).context("the pods' names in DNS")?;
         let servers = match settings.dns.server {
             Some(server) => vec![server],

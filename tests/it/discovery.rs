@@ -11,6 +11,7 @@ use syncer::boot::Known;
 use syncer::discovery::answer::Answer;
 use syncer::discovery::schedule::Pace;
 use syncer::discovery::{Discovery, own};
+use syncer::exit::{Exit, exit_of};
 use syncer::ids::Ordinal;
 use syncer::settings::Settings;
 use syncer::settings::flags::Flags;
@@ -241,6 +242,16 @@ fn strangers_answers_are_passed_over_and_malformed_ones_unknown() {
         let answer = discovery(Some(address), "/none".into(), quick()).pod(Ordinal(0)).await;
         assert!(is_unknown(&answer, "3 datagrams and none that answers the question"), "{answer:?}");
     });
+}
+
+#[test]
+fn a_resolv_conf_that_no_try_makes_readable_is_bad_usage() {
+    let folder = tempfile::tempdir().expect("make a directory");
+    let flags = Flags { resolv_conf: Some(folder.path().to_owned()), ..Flags::default() };
+    let error = Discovery::new(&settings(flags), quick()).expect_err("a folder");
+    assert_eq!(exit_of(&error), Exit::Usage, "{error:#}");
+    let text = format!("{error:#}");
+    assert!(text.contains(folder.path().to_str().expect("text")) && text.contains("--resolv-conf"), "{text}");
 }
 
 #[test]
