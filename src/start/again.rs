@@ -57,7 +57,7 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         }
         if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");
-            control.stop();
+            control.stop().await;
             return std::future::pending().await;
         }
     }

@@ -64,7 +64,7 @@ pub async fn compare(pod: &Pod, control: &Control) -> Infallible {
             }
         };
         if overtaken && !health.borrow().stopping {
-            control.stop();
+            control.stop().await;
             return std::future::pending().await;
         }
     }

@@ -137,9 +137,10 @@ impl Control {
         self.0.try_send(Command::Release).is_ok()
     }
 
-    /// Stops everything, as at a signal. False as for [`Control::restart`].
-    pub fn stop(&self) -> bool {
-        self.0.try_send(Command::Stop).is_ok()
+    /// Stops everything, as at a signal. Waits for a supervisor that does not keep up: who asks for it goes on with
+    /// nothing else. To one that has ended it is nothing.
+    pub async fn stop(&self) {
+        let _ = self.0.send(Command::Stop).await;
     }
 }
 
@@ -189,4 +190,31 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
 /// A time that does not come; only there to have a value.
 fn far() -> tokio::time::Instant {
     tokio::time::Instant::from_std(Instant::now() + Duration::from_secs(3600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_is_not_lost_on_a_supervisor_that_does_not_keep_up() {
+        let (control, Commands(mut commands)) = control();
+        while control.release() {}
+        let mut stop = Box::pin(control.stop());
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut stop).await;
+        assert!(early.is_err(), "there is no room for it, and it says that it was asked for");
+        let taken = async {
+            let mut stops = false;
+            for _ in 0..=COMMANDS_MAX {
+                stops = matches!(commands.recv().await, Some(Command::Stop));
+            }
+            stops
+        };
+        let ((), stops) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(stop, taken) })
+            .await
+            .expect("once there is room, it comes");
+        assert!(stops, "the last that comes is the stop");
+        drop(commands);
+        control.stop().await;
+    }
 }
