@@ -5,6 +5,10 @@
 //! all up to the store's revision is. Then whoever goes on from an older revision is told so and lists anew. If no key has
 //! the store's revision, a gap row has it, as kine itself makes them. The layout is that of kine 0.16.3 and later, which
 //! older ones go on with too: they bind names as text, and create only what is missing.
+//!
+//! A kine that finds no revision above what is compacted when it starts does not compact until it is started again: its next
+//! target comes of what it compacted last (`compactor` in `pkg/logstructured/sqllog/sql.go`). It makes its health key at each
+//! start, which is one, unless that is there already, as in a store that came from SQLite: then kine's record is put above all.
 
 use std::path::{Path, PathBuf};
 
@@ -35,6 +39,9 @@ const INDEXES: [&str; 6] = [
 const INSERT: &str = "INSERT INTO kine \
     (id, name, created, deleted, create_revision, prev_revision, lease, value, old_value) \
     VALUES (?1, CAST(?2 AS TEXT), ?3, ?4, ?5, ?6, ?7, ?8, NULL)";
+
+/// What kine makes at its start if it is not there (`Start` in `pkg/logstructured/logstructured.go`).
+const HEALTH: &[u8] = b"/registry/health";
 
 /// Page cache, in KiB; also what an index is sorted in before it goes to a file.
 const CACHE_KIB: i32 = 8 << 10;
@@ -75,6 +82,8 @@ struct Rows {
     largest: u64,
     /// The lowest number that no row has, as long as rows come in order.
     free: i64,
+    /// kine will find its health key.
+    health: bool,
 }
 
 /// A `state.db` that is written; durable once its file and directory are synced.
@@ -82,6 +91,8 @@ struct Rows {
 pub struct WrittenSqlite {
     /// The revisions.
     pub renumbered: Renumbered,
+    /// The revision up to which it is compacted.
+    pub compacted: Revision,
     /// The live keys, for the comparison with what is read back.
     pub(super) sum: Multiset,
     /// How many.
@@ -120,18 +131,18 @@ impl SqliteSink {
     pub fn finish(self) -> anyhow::Result<WrittenSqlite> {
         let SqliteSink { connection, path, renumber, mut rows } = self;
         let mut renumbered = renumber.finish(|key| rows.put(&connection, key))?;
+        let compacted = renumbered.revision;
         let finish = |rows: &mut Rows, renumbered: &mut Renumbered| -> rusqlite::Result<()> {
-            if rows.free > renumbered.revision.0 {
-                // Every revision is taken.
-                renumbered.revision = Revision(rows.free);
-            }
-            let newest = renumbered.revision.0;
+            let compacted = compacted.0;
+            // Above it also if every revision is taken.
+            let own = if rows.health { compacted + 1 } else { rows.free };
+            renumbered.revision = Revision(own.max(compacted));
             let empty: &[u8] = &[];
             let mut insert = connection.prepare(INSERT)?;
-            insert.execute(params![rows.free, b"compact_rev_key", 1, 0, 0, newest, 0, Some(empty)])?;
-            if !renumbered.taken && rows.free != newest {
-                let name = format!("gap-{newest}");
-                insert.execute(params![newest, name.as_bytes(), 0, 1, 0, 0, 0, None::<&[u8]>])?;
+            insert.execute(params![own, b"compact_rev_key", 1, 0, 0, compacted, 0, Some(empty)])?;
+            if !renumbered.taken && own != compacted {
+                let name = format!("gap-{compacted}");
+                insert.execute(params![compacted, name.as_bytes(), 0, 1, 0, 0, 0, None::<&[u8]>])?;
             }
             connection.execute_batch("COMMIT")?;
             INDEXES.iter().try_for_each(|index| connection.execute_batch(index))
@@ -139,7 +150,8 @@ impl SqliteSink {
         finish(&mut rows, &mut renumbered).map_err(full).context("complete the SQLite file")?;
         connection.close().map_err(|(_, e)| full(e)).context("close the SQLite file")?;
         mark_as_wal(&path).map_err(full).context("complete the SQLite file")?;
-        Ok(WrittenSqlite { renumbered, sum: rows.sum, keys: rows.keys, ttls: rows.ttls, largest: rows.largest })
+        let Rows { sum, keys, ttls, largest, .. } = rows;
+        Ok(WrittenSqlite { renumbered, compacted, sum, keys, ttls, largest })
     }
 }
 
@@ -166,6 +178,7 @@ impl Rows {
         self.ttls += u64::from(!matches!(key.lease, KeyLease::None));
         self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
         self.free += i64::from(id == self.free);
+        self.health |= key.key == HEALTH;
         if self.keys == HALF {
             crash_point!("back-half-written");
         }

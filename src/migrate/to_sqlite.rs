@@ -65,13 +65,12 @@ impl Made for MadeSqlite {
     fn notes(&self, revision: Revision, source_revision: Revision) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(key) = &self.moved.example {
-            let raised = match revision.0 - source_revision.0 {
-                0 => String::new(),
-                by => format!("; the store's revision is {by} above the source's, {source_revision}"),
-            };
             let count = self.moved.count;
-            lines
-                .push(format!("{count} keys shared a revision and have one of their own now (for one, {key}){raised}"));
+            lines.push(format!("{count} keys shared a revision and have one of their own now (for one, {key})"));
+        }
+        let raised = revision.0 - source_revision.0;
+        if raised != 0 {
+            lines.push(format!("the store's revision is {raised} above the source's, {source_revision}"));
         }
         if let Some(key) = &self.dropped.example {
             lines.push(format!(
@@ -337,11 +336,15 @@ fn read_back(
     let of_source = source.extent().revision;
     // A child that is just being forked has it open for a moment.
     let mut file = KineStore::open(staging, WAIT_FOR_HOLDER).context("open what was written")?;
-    let (found, compacted) = (file.revision(), file.survey().compacted);
-    let newest = written.renumbered.revision;
+    let (found, expected) =
+        ((file.revision(), file.survey().compacted), (written.renumbered.revision, written.compacted));
     ensure!(
-        (found, compacted) == (newest, newest),
-        "the file is at revision {found}, compacted at {compacted}, and both should be {newest}"
+        found == expected,
+        "the file is at revision {}, compacted at {}, and should be at {}, compacted at {}",
+        found.0,
+        found.1,
+        expected.0,
+        expected.1
     );
     let mut read = ReadBack::default();
     copy(&mut file, &mut read, meter).context("read back what was written")?;

@@ -4,6 +4,7 @@ pub mod back;
 mod backend;
 mod crash;
 mod dry_run;
+mod kine_goes_on;
 mod layouts;
 mod real_kine;
 mod refusals;

@@ -135,6 +135,25 @@ fn kines_own_row_finds_a_number_where_all_are_taken() {
     assert_eq!((read(&db).0.0.len(), read(&db).1.0), (0, 700));
 }
 
+/// Or nothing would be above what is compacted when kine starts, and it would not compact.
+#[test]
+fn kines_own_row_comes_last_where_its_health_key_is() {
+    let cases: [(&[u8], _, _); 2] =
+        [(b"/registry/health", 10, vec![5, 9, 10]), (b"/registry/healthz", 9, vec![1, 5, 9])];
+    for (key, revision, want) in cases {
+        let home = tempfile::tempdir().unwrap();
+        let (dir, db) = (home.path().join("etcd"), home.path().join("state.db"));
+        let written = write(&mut *datadir(&dir, &[record(key, b"", 5, 5, 0)], &[], 9), &db);
+        assert_eq!(written.renumbered.revision.0, revision, "{}", key.escape_ascii());
+        let ids = |row: &String| row.split(' ').next().unwrap().parse::<i64>().unwrap();
+        assert_eq!(rows(&db).iter().map(ids).collect::<Vec<_>>(), want);
+        let connection = Connection::open(&db).unwrap();
+        let record = "SELECT prev_revision FROM kine WHERE name = 'compact_rev_key'";
+        assert_eq!(connection.query_row(record, [], |row| row.get::<_, i64>(0)).unwrap(), 9);
+        assert_eq!(read(&db).1.0, revision);
+    }
+}
+
 fn names() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         "/registry/[a-d]/[a-z]{1,8}".prop_map(String::into_bytes),
