@@ -7,7 +7,9 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use syncer::disk::Disk;
 use syncer::migrate::fence::{self, FencePhase};
 
+use super::switch::{Writers, has_everything};
 use super::*;
+use crate::support::etcd::PATIENCE;
 use crate::support::{SmallVolume, poll};
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
@@ -69,6 +71,51 @@ fn killed_at_every_crash_point_the_source_or_the_pod_goes_on() {
             pod.wait_serving();
             assert_eq!(moved(&pod), want, "{point}");
             assert!(!source.takes_writes(), "{point}");
+            source.one().ctl(&["alarm", "disarm"]);
+        }
+    }
+}
+
+/// What each member has of alarms is its own, and so is whether it takes writes.
+#[test]
+fn three_members_that_are_written_to_go_on_or_are_moved_whatever_was_killed() {
+    for (line, points) in [
+        ("3.5", &[&["fence-half-raised"][..], &["fence-raised", "fence-half-lifted"]][..]),
+        ("3.6", &[&["fence-held"]]),
+    ] {
+        let source = Deployed::start(line, 3, None);
+        source.fill(50);
+        let url = from(&source.url());
+        for points in points {
+            let what = format!("{line}: killed at {}", points.join(" and "));
+            let mut pod = TestPod::new();
+            let writers = Writers::start(&source, 6);
+            poll("the writers write", PATIENCE, || (writers.acknowledged() > 100).then_some(()));
+            points.iter().for_each(|point| killed_at(&mut pod, point, &[&url]));
+            let (code, log) = ended(&mut pod, &[]);
+            assert_eq!(code, Some(4), "{what}: {log}");
+            assert!(log.contains("was begun on this volume and not completed"), "{what}: {log}");
+            for member in &source.members {
+                let name = &member.spec.name;
+                // It is behind whoever was asked to lift the fence by a moment.
+                poll(&format!("{what}: {name} has no alarm any more; see its `etcdctl alarm list`"), PATIENCE, || {
+                    member.ctl(&["alarm", "list"]).trim().is_empty().then_some(())
+                });
+                let put = run(async { member.client().await.put("/probe", name.as_str(), None).await });
+                assert!(put.is_ok(), "{what}: {name} is left fenced: {put:?}");
+            }
+            // Whoever was refused goes on as well.
+            assert!(writers.refused() > 0, "{what}: nobody wrote behind the fence");
+            let acknowledged = writers.acknowledged();
+            poll("the writers write again", PATIENCE, || (writers.acknowledged() > acknowledged + 100).then_some(()));
+
+            pod.start("none", &[&url]);
+            has_everything(&source, &mut pod, writers);
+            let want = moved(&pod);
+            for member in &source.members {
+                let everything = run(async { contents(&mut member.client().await).await });
+                assert_eq!(everything, want, "{what}: {} differs from the others", member.spec.name);
+            }
             source.one().ctl(&["alarm", "disarm"]);
         }
     }

@@ -51,7 +51,7 @@ impl Source {
             let source = Deployed::also_at("3.5", &url());
             source.fill(300);
             let writers = Writers::start(&source, 4);
-            poll("the writers write", PATIENCE, || (writers.written() > 100).then_some(()));
+            poll("the writers write", PATIENCE, || (writers.acknowledged() > 100).then_some(()));
             writes.send(()).expect("the test waits");
             // An error: the test has failed.
             let _ = moved.recv();

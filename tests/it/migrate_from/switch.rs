@@ -1,7 +1,7 @@
 //! The switch: nothing that the source acknowledged is missing, and everything is as it was.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -13,47 +13,60 @@ use crate::support::etcd::{PATIENCE, SOURCES};
 use crate::support::poll;
 
 /// The last acknowledged write of each key: its value and revision, or `None` for a deletion.
-type Ledger = Arc<Mutex<BTreeMap<String, Option<(String, i64)>>>>;
+type Ledger = BTreeMap<String, Option<(String, i64)>>;
 
 /// Clients that write as fast as they can, each to keys of its own, until they are told to stop.
 pub struct Writers {
-    ledger: Ledger,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<usize>>,
+    writing: Arc<Writing>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What they have in common.
+#[derive(Default)]
+struct Writing {
+    ledger: Mutex<Ledger>,
+    acknowledged: AtomicUsize,
+    /// Writes that were refused because of the fence.
+    refused: AtomicUsize,
+    stop: AtomicBool,
 }
 
 impl Writers {
     pub fn start(source: &Deployed, count: usize) -> Writers {
-        let (ledger, stop) = (Ledger::default(), Arc::new(AtomicBool::new(false)));
+        let writing = Arc::new(Writing::default());
         let threads = (0..count)
             .map(|n| {
-                let (ledger, stop) = (Arc::clone(&ledger), Arc::clone(&stop));
+                let writing = Arc::clone(&writing);
                 let spec = source.members[n % source.members.len()].spec.clone();
                 std::thread::spawn(move || {
                     run(async {
                         let client = crate::support::etcd::connect_to(&spec.client_url(), spec.tls.as_ref()).await;
-                        write(client, n, &ledger, &stop).await
-                    })
+                        write(client, n, &writing).await;
+                    });
                 })
             })
             .collect();
-        Writers { ledger, stop, threads }
+        Writers { writing, threads }
     }
 
-    pub fn written(&self) -> usize {
-        self.ledger.lock().expect("the ledger").len()
+    pub fn acknowledged(&self) -> usize {
+        self.writing.acknowledged.load(Ordering::Relaxed)
+    }
+
+    pub fn refused(&self) -> usize {
+        self.writing.refused.load(Ordering::Relaxed)
     }
 
     /// What was acknowledged, and how many writes were refused because of the fence.
-    pub fn finish(self) -> (BTreeMap<String, Option<(String, i64)>>, usize) {
-        self.stop.store(true, Ordering::Relaxed);
-        let refused = self.threads.into_iter().map(|thread| thread.join().expect("a writer")).sum();
-        (self.ledger.lock().expect("the ledger").clone(), refused)
+    pub fn finish(self) -> (Ledger, usize) {
+        self.writing.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().expect("a writer"));
+        (self.writing.ledger.lock().expect("the ledger").clone(), self.writing.refused.load(Ordering::Relaxed))
     }
 }
 
-async fn write(mut client: Client, writer: usize, ledger: &Ledger, stop: &AtomicBool) -> usize {
-    let mut refused = 0;
+async fn write(mut client: Client, writer: usize, writing: &Writing) {
+    let Writing { ledger, acknowledged, refused, stop } = writing;
     for n in 0_usize.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -67,12 +80,15 @@ async fn write(mut client: Client, writer: usize, ledger: &Ledger, stop: &Atomic
             put.map(|put| Some((value, put.header().expect("a header").revision())))
         };
         match outcome {
-            Ok(state) => drop(ledger.lock().expect("the ledger").insert(key, state)),
+            Ok(state) => {
+                ledger.lock().expect("the ledger").insert(key, state);
+                acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => {
                 let words = error.to_string();
                 // For a moment only the alarm that comes first is there.
                 if ["corrupt cluster", "database space exceeded"].iter().any(|said| words.contains(said)) {
-                    refused += 1;
+                    refused.fetch_add(1, Ordering::Relaxed);
                 } else {
                     // Neither acknowledged nor refused, such as of a leader that went: it may be there or not.
                     ledger.lock().expect("the ledger").remove(&key);
@@ -81,19 +97,24 @@ async fn write(mut client: Client, writer: usize, ledger: &Ledger, stop: &Atomic
             }
         }
     }
-    refused
 }
 
 /// Moves from `source` while eight clients write to it, and gives the pod.
 fn switched(source: &Deployed, mut pod: TestPod) -> TestPod {
     source.fill(300);
     let writers = Writers::start(source, 8);
-    poll("the writers write", PATIENCE, || (writers.written() > 100).then_some(()));
+    poll("the writers write", PATIENCE, || (writers.acknowledged() > 100).then_some(()));
     pod.start("none", &[&from(&source.url())]);
+    has_everything(source, &mut pod, writers);
+    pod
+}
+
+/// Waits until the pod serves, ends the writers, and makes sure that it has what was acknowledged to them.
+pub fn has_everything(source: &Deployed, pod: &mut TestPod, writers: Writers) {
     pod.wait_serving();
     let (acknowledged, refused) = writers.finish();
     assert!(refused > 0, "nobody wrote at the moment of the switch");
-    let got = moved(&pod);
+    let got = moved(pod);
     assert_eq!(got, source.everything(), "the target differs from the source");
     let found: BTreeMap<_, _> = got.1.iter().map(|key| (key.0.as_slice(), key)).collect();
     for (key, state) in acknowledged {
@@ -101,7 +122,6 @@ fn switched(source: &Deployed, mut pod: TestPod) -> TestPod {
         assert_eq!(served, state, "{key} is not as it was acknowledged");
     }
     assert!(!source.takes_writes(), "the source takes writes after the switch");
-    pod
 }
 
 #[test]
