@@ -3,6 +3,7 @@
 mod apiserver;
 mod crash;
 mod fence;
+mod large;
 mod pods;
 mod refused;
 mod slow;

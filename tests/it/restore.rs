@@ -13,7 +13,7 @@ use crate::support::pod::{Dump, TestPod};
 use crate::support::versitygw::VersityGw;
 use crate::support::{SmallVolume, part, poll, syncer};
 
-mod apiserver;
+pub mod apiserver;
 mod crash;
 mod pods;
 
@@ -34,7 +34,7 @@ fn json(out: &Output) -> Value {
 }
 
 /// `syncer snapshot ARGS` beside the pod.
-fn snapshot(pod: &TestPod, args: &[&str]) -> Command {
+pub fn snapshot(pod: &TestPod, args: &[&str]) -> Command {
     snapshot_of(pod, "none", args)
 }
 

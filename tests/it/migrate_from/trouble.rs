@@ -1,12 +1,10 @@
-//! Sources that are restarted, compacted, defragmented, large, or half dead while they are moved.
+//! Sources that are restarted, compacted, defragmented, silent, or half dead while they are moved.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use etcd_client::{GetOptions, Txn, TxnOp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use syncer::migrate::fence::{self, FencePhase};
@@ -14,9 +12,6 @@ use syncer::migrate::fence::{self, FencePhase};
 use super::*;
 use crate::support::etcd::PATIENCE;
 use crate::support::poll;
-
-/// What syncer may take of memory that is its own, whatever the size of the store.
-const MEMORY: u64 = 64 << 20;
 
 fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).expect("a pid fits")), signal).expect("send a signal");
@@ -27,7 +22,8 @@ fn halted_at(pod: &mut TestPod, point: &str, url: &str) {
     halted(pod, point, pod.command("none", &[&from(url)]));
 }
 
-fn halted(pod: &mut TestPod, point: &str, mut command: Command) {
+/// The same with a command of the caller's.
+pub(super) fn halted(pod: &mut TestPod, point: &str, mut command: Command) {
     command.env("SYNCER_HALT_AT", point);
     pod.spawn(command);
     let stat = format!("/proc/{}/stat", pod.pid());
@@ -39,7 +35,7 @@ fn halted(pod: &mut TestPod, point: &str, mut command: Command) {
     assert!(!pod.data().join("etcd").exists(), "the move is committed already: {}", pod.log());
 }
 
-fn goes_on(pod: &TestPod) {
+pub(super) fn goes_on(pod: &TestPod) {
     signal(pod.pid().as_raw().cast_unsigned(), Signal::SIGCONT);
 }
 
@@ -259,86 +255,4 @@ fn a_source_that_hangs_behind_the_fence_holds_up_nothing_for_long() {
     pod.wait_serving();
     assert_eq!(moved(&pod), want);
     assert_eq!(recorded(&pod), FencePhase::Kept);
-}
-
-/// Keys of 4 KiB in a MiB.
-const KEYS_IN_MIB: usize = 250;
-
-/// Writes so many MiB in transactions of 50 keys.
-fn fill_much(source: &Deployed, mib: usize) {
-    let value = |n: usize| format!("{n:0>8}").repeat(512);
-    std::thread::scope(|scope| {
-        for writer in 0..8 {
-            scope.spawn(move || {
-                source.asked(async |mut client| {
-                    for batch in (writer..mib * KEYS_IN_MIB / 50).step_by(8) {
-                        let keys = (0..50).map(|n| batch * 50 + n);
-                        let put = |n: usize| TxnOp::put(format!("/registry/configmaps/{n:08}"), value(n), None);
-                        client.txn(Txn::new().and_then(keys.map(put).collect::<Vec<_>>())).await.expect("write");
-                    }
-                });
-            });
-        }
-    });
-}
-
-/// A hash over every key with its value and revisions, and how many there are.
-async fn digest(client: &mut Client) -> (u64, usize) {
-    let (mut hash, mut count, mut from) = (DefaultHasher::new(), 0, vec![0]);
-    loop {
-        let options = GetOptions::new().with_from_key().with_limit(500);
-        let answer = client.get(from, Some(options)).await.expect("read a page of keys");
-        for kv in answer.kvs() {
-            (kv.key(), kv.value(), kv.create_revision(), kv.mod_revision(), kv.version(), kv.lease()).hash(&mut hash);
-        }
-        count += answer.kvs().len();
-        let Some(last) = answer.kvs().last().filter(|_| answer.more()) else { return (hash.finish(), count) };
-        from = [last.key(), &[0]].concat();
-    }
-}
-
-#[test]
-fn a_large_source_is_moved_in_bounded_memory() {
-    // SYNCER_SOURCE_MIB makes it larger, by hand.
-    let mib = std::env::var("SYNCER_SOURCE_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(240);
-    let source = Deployed::with("3.5", 1, None, &["--quota-backend-bytes=8589934592"]);
-    fill_much(&source, mib);
-    let mut pod = TestPod::new();
-    pod.start("none", &[&from(&source.url())]);
-    let pid = pod.pid().as_raw();
-    let (done, peak) = (AtomicBool::new(false), AtomicU64::new(0));
-    let pause = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                peak.fetch_max(anonymous(pid).unwrap_or(0), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        });
-        let mut said = |what: &str| {
-            poll(what, Duration::from_secs(900), || {
-                pod.assert_running();
-                pod.log().contains(what).then(Instant::now)
-            })
-        };
-        let fenced = said("the source is fenced");
-        let pause = said("moved and committed") - fenced;
-        pod.wait_serving();
-        done.store(true, Ordering::Relaxed);
-        pause
-    });
-    let peak = peak.into_inner();
-    let size = source.asked(async |mut client| client.status().await.expect("status").db_size());
-    let (size_mib, peak_mib) = (size >> 20, peak >> 20);
-    eprintln!("migrate_from: {size_mib} MiB in {pause:?} behind the fence, {peak_mib} MiB of memory");
-    assert!(size_mib as usize >= mib && peak > 0 && peak <= MEMORY, "{peak} bytes for {size}");
-    let want = source.asked(async |mut client| digest(&mut client).await);
-    assert_eq!(want.1, mib * KEYS_IN_MIB);
-    assert_eq!(pod.etcd(async |mut client| digest(&mut client).await), want, "the target differs from the source");
-}
-
-/// Anonymous memory of a process, in bytes.
-fn anonymous(pid: i32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    kib.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }

@@ -16,7 +16,7 @@ fn map(name: &str) -> Value {
 }
 
 /// Whoever watches from there is told that it is too old (410), and lists anew.
-async fn expired(client: &Kube, from: i64) {
+pub async fn expired(client: &Kube, from: i64) {
     let told = match client.watch(MAPS, &from.to_string()).await {
         Err(error) => status_of(&error).map(u64::from),
         Ok(mut watch) => {
