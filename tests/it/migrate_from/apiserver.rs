@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
@@ -13,7 +13,9 @@ use syncer::settings::flags::{DistroFlag, Flags};
 use syncer::settings::load::{Loader, Surroundings};
 use syncer::supervise::spec::Role;
 
+use super::trouble::{goes_on, halted};
 use super::*;
+use crate::support::etcd::PATIENCE;
 use crate::support::kube::{Kube, status_of};
 use crate::support::processes::Processes;
 use crate::support::{free_port, part};
@@ -21,19 +23,24 @@ use crate::support::{free_port, part};
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const WRITERS: usize = 24;
 /// Acknowledged writes before the pod is started.
-const BEFORE: u64 = 2000;
-/// Acknowledged writes a minute at which the switch is begun, and in how many of them that is measured.
+const BEFORE: usize = 2000;
+/// Acknowledged writes a minute up to the fence, and in how many of them that is measured.
 const RATE: f64 = 10_000.0;
-const IN_A_ROW: u64 = 1000;
+const IN_A_ROW: usize = 1000;
 
 /// What the API server last acknowledged of each object: the object as it answered, or `None` when it is deleted.
 type Ledger = Mutex<BTreeMap<String, Option<Value>>>;
 
 /// The kube-apiserver that the chart had beside its etcd, on a port of its own.
-async fn old_apiserver(pod: &TestPod, source: &Deployed, home: &Path) -> (Processes, Kube) {
+pub(super) async fn old_apiserver(
+    distro: DistroFlag,
+    pod: &TestPod,
+    source: &Deployed,
+    home: &Path,
+) -> (Processes, Kube) {
     let port = free_port();
     let flags = Flags {
-        distro: Some(DistroFlag::K8s),
+        distro: Some(distro),
         etcd_embedded: Some(true),
         data_dir: Some(home.join("old")),
         pki_dir: Some(pod.data().join("pki")),
@@ -60,16 +67,28 @@ async fn old_apiserver(pod: &TestPod, source: &Deployed, home: &Path) -> (Proces
 #[derive(Default)]
 struct Writing {
     ledger: Ledger,
-    /// Acknowledged writes.
-    count: AtomicU64,
+    /// When each write was acknowledged.
+    acknowledged: Mutex<Vec<Instant>>,
     /// When the fence first refused one, and how many had been acknowledged by then.
-    fenced: OnceLock<(Instant, u64)>,
+    fenced: OnceLock<(Instant, usize)>,
     stop: AtomicBool,
+}
+
+impl Writing {
+    fn written(&self) -> usize {
+        self.acknowledged.lock().expect("the times").len()
+    }
+
+    /// Acknowledged writes a minute, of the last thousand of so many.
+    fn rate(&self, of: usize, until: Instant) -> Option<f64> {
+        let since = self.acknowledged.lock().expect("the times")[of.checked_sub(IN_A_ROW)?];
+        Some(IN_A_ROW as f64 / (until - since).as_secs_f64() * 60.0)
+    }
 }
 
 /// Creates, changes and deletes objects of its own until it is told to stop; how many writes the fence refused.
 async fn write(kube: Arc<Kube>, writer: usize, writing: Arc<Writing>) -> u64 {
-    let Writing { ledger, count, fenced, stop } = &*writing;
+    let Writing { ledger, acknowledged, fenced, stop } = &*writing;
     let mut refused = 0;
     for n in 0_usize.. {
         if stop.load(Ordering::Relaxed) {
@@ -88,13 +107,13 @@ async fn write(kube: Arc<Kube>, writer: usize, writing: Arc<Writing>) -> u64 {
         match outcome {
             Ok(state) => {
                 ledger.lock().expect("the ledger").insert(name, state);
-                count.fetch_add(1, Ordering::Relaxed);
+                acknowledged.lock().expect("the times").push(Instant::now());
             }
             Err(error) => {
                 let words = format!("{error:#}");
                 if words.contains("corrupt cluster") || words.contains("database space exceeded") {
                     refused += 1;
-                    fenced.get_or_init(|| (Instant::now(), count.load(Ordering::Relaxed)));
+                    fenced.get_or_init(|| (Instant::now(), writing.written()));
                 } else if status_of(&error) != Some(404) {
                     // Neither acknowledged nor refused: it may be there or not. (404: its creation was refused.)
                     ledger.lock().expect("the ledger").remove(&name);
@@ -123,39 +142,36 @@ fn every_write_that_a_real_api_server_acknowledged_is_moved() {
     let home = tempfile::tempdir().expect("a folder");
     let (mut pod, tls) = pod_with_certificates(Distro::K8s);
     let source = Deployed::start("3.5", 1, Some(&tls));
-    let (old, kube) = runtime.block_on(old_apiserver(&pod, &source, home.path()));
+    let (old, kube) = runtime.block_on(old_apiserver(DistroFlag::K8s, &pod, &source, home.path()));
     let kube = Arc::new(kube);
 
     let writing = Arc::new(Writing::default());
     let writers: Vec<_> = (0..WRITERS).map(|n| runtime.spawn(write(kube.clone(), n, writing.clone()))).collect();
-    let written = || writing.count.load(Ordering::Relaxed);
-    let a_minute = |count: u64, time: Duration| count as f64 / time.as_secs_f64() * 60.0;
-    // A busy machine takes longer until some of them in a row are as fast as that.
-    let (mut since, mut mark) = (Instant::now(), 0);
-    let rate = crate::support::poll("the API server takes 10,000 writes a minute", Duration::from_secs(120), || {
-        let now = written();
-        if now - mark < IN_A_ROW {
-            return None;
-        }
-        let rate = a_minute(now - mark, since.elapsed());
-        (since, mark) = (Instant::now(), now);
-        Some(rate).filter(|rate| *rate >= RATE && now >= BEFORE)
-    });
+    crate::support::poll("the writers write", PATIENCE, || (writing.written() >= BEFORE).then_some(()));
+    // It halts before it raises the fence, and takes none of the machine until the writers are as fast as that.
     pod.values(&format!("{ON}controller:\n  disabled: true\n"));
-    let (started, before) = (Instant::now(), written());
-    pod.start("k8s", &[&from(&source.url())]);
+    let command = pod.command("k8s", &[&from(&source.url())]);
+    halted(&mut pod, "fence-recorded", command);
+    let by_halt = writing.written();
+    crate::support::poll("the API server takes 10,000 writes a minute", Duration::from_secs(180), || {
+        let (now, written) = (Instant::now(), writing.written());
+        // A little more, as the last of them come while the pod goes on.
+        writing.rate(written, now).filter(|rate| *rate >= 1.1 * RATE && written >= by_halt + IN_A_ROW)
+    });
+    goes_on(&pod);
     pod.wait_ready();
     writing.stop.store(true, Ordering::Relaxed);
     let refused: u64 = writers.into_iter().map(|writer| runtime.block_on(writer).expect("a writer ends")).sum();
     let (fenced, by_then) = *writing.fenced.get().expect("nobody wrote at the moment of the switch");
-    // How many come between the start and the fence depends on what else the machine does in that second.
-    let last = a_minute(by_then - before, fenced - started);
+    let rate = writing.rate(by_then, fenced).expect("a thousand writes before the fence");
     eprintln!(
-        "migrate_from: {} writes acknowledged, {rate:.0} a minute, and {last:.0} in the {:?} before the fence; then {refused} refused",
-        written(),
-        fenced - started
+        "migrate_from: {} writes acknowledged, {rate:.0} a minute of the last {IN_A_ROW} before the fence; then {refused} refused",
+        writing.written(),
     );
-    assert!(by_then > before, "nobody wrote between the start and the fence");
+    assert!(
+        rate >= RATE,
+        "{rate:.0} writes a minute up to the fence: is the machine busy, or does something hold them up?"
+    );
 
     let new = Kube::from_kubeconfig(&pod.data().join("pki/admin.conf")).expect("a client");
     let before = runtime.block_on(async {
