@@ -2,6 +2,7 @@
 
 mod apiserver;
 mod crash;
+mod eks;
 mod fence;
 mod large;
 mod pods;

@@ -189,15 +189,21 @@ async fn until(what: &str, probe: impl AsyncFn() -> anyhow::Result<bool>) {
     }
 }
 
-/// A chart's variable with its fixed places moved to those of the test.
-fn chart_command(fixture: &str, variable: &str, settings: &Settings, binaries: &Path) -> DistroCommand {
+/// A chart's variable with its fixed places moved to those of a test.
+pub fn chart_variable(fixture: &str, variable: &str, pki: &Path, client_port: u16, apiserver_port: u16) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/charts/{fixture}.yaml"));
     let env: BTreeMap<String, String> = serde_yaml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
-    let text = env[variable]
-        .replace("/pki/", &format!("{}/", settings.pki_dir.display()))
+    let binaries = part("kube-apiserver").parent().unwrap().to_owned();
+    env[variable]
+        .replace("/pki/", &format!("{}/", pki.display()))
         .replace("/binaries/", &format!("{}/", binaries.display()))
-        .replace(":2379", &format!(":{}", settings.listen.client_port))
-        .replace("--secure-port=6443", &format!("--secure-port={}", settings.listen.apiserver_port));
+        .replace(":2379", &format!(":{client_port}"))
+        .replace("--secure-port=6443", &format!("--secure-port={apiserver_port}"))
+}
+
+fn chart_command(fixture: &str, variable: &str, settings: &Settings) -> DistroCommand {
+    let listen = &settings.listen;
+    let text = chart_variable(fixture, variable, &settings.pki_dir, listen.client_port, listen.apiserver_port);
     serde_yaml::from_str(&text).unwrap()
 }
 
@@ -208,8 +214,8 @@ async fn the_eks_charts_command_serves_on_etcd() {
     let flags = Flags { etcd_embedded: Some(true), ..on_sqlite(DistroFlag::Eks, &binaries) };
     let mut settings = settings(dir.path(), flags, &[]);
     syncer::pki::ensure(&settings, &RealDisk, time::OffsetDateTime::now_utc()).unwrap();
-    settings.programs.apiserver = Some(chart_command("eks", "APISERVER_COMMAND", &settings, &binaries));
-    settings.programs.controller = Some(chart_command("eks", "CONTROLLER_COMMAND", &settings, &binaries));
+    settings.programs.apiserver = Some(chart_command("eks", "APISERVER_COMMAND", &settings));
+    settings.programs.controller = Some(chart_command("eks", "CONTROLLER_COMMAND", &settings));
     let logs = dir.path().join("logs");
 
     let program = part("etcd");
