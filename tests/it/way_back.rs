@@ -1,5 +1,7 @@
 //! The way back at boot: a real kube-apiserver's store out of etcd into SQLite, and into etcd again.
 
+mod apiserver;
+
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
