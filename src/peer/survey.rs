@@ -22,8 +22,8 @@ use crate::ids::Ordinal;
 use crate::pki::EtcdTlsFiles;
 use crate::settings::Settings;
 
-/// From one line on a certificate that does not fit a clock to the next.
-const CLOCK_EVERY: Duration = Duration::from_secs(60);
+/// From one line on a certificate for which a pod cannot be asked to the next.
+const CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
 
 /// How long the first look waits for DNS to name the headless service's pods.
 const FIRST_NAMED: Duration = Duration::from_secs(5);
@@ -35,8 +35,8 @@ pub struct Surveyor {
     files: EtcdTlsFiles,
     /// Where each pod was last. While DNS does not say, it is asked there: who answers says which pod it is.
     last: Mutex<BTreeMap<Ordinal, IpAddr>>,
-    /// Of which pod it was last said that a certificate and a clock disagree, what to do, and when.
-    clock_said: Mutex<Option<(Ordinal, &'static str, Instant)>>,
+    /// Of which pod it was last said that it cannot be asked for a certificate, what to do, and when.
+    certificate_said: Mutex<Option<(Ordinal, &'static str, Instant)>>,
     /// The pods that the headless service names, watched at rest by a task that ends with this.
     named: watch::Receiver<Known<Vec<Ordinal>>>,
     /// This pod's own name has led to it: DNS knows of everything that was there before this pod.
@@ -89,7 +89,7 @@ impl Surveyor {
             discovery,
             files,
             last: Mutex::default(),
-            clock_said: Mutex::default(),
+            certificate_said: Mutex::default(),
             named,
             resolved: AtomicBool::new(false),
             named_by_none: AtomicBool::new(false),
@@ -143,23 +143,25 @@ impl Surveyor {
                 unnamed(&known, &there, wrong)
             }
         };
-        self.say_clocks(&found);
+        self.say_certificates(&found);
         let other_ca = || self.other_ca.lock().unwrap_or_else(PoisonError::into_inner);
         doubt_other_cas(&mut other_ca(), &mut found.peers, Instant::now());
         found.list(&dial, &self.settings).await;
         Ok(found)
     }
 
-    /// Says, not too often, that a pod is not heard because its certificate or ours does not fit the time.
-    fn say_clocks(&self, found: &Survey) {
+    /// Says, not too often, that a pod is not heard because its certificate or ours does not fit the time, or its name.
+    fn say_certificates(&self, found: &Survey) {
         let silent = found.peers.iter().filter_map(|peer| Some((peer.ordinal, peer.state.unknown()?)));
-        let Some((ordinal, why, remedy)) = silent.filter_map(|(o, why)| Some((o, why, clock(why)?))).next() else {
+        let refused = |why| clock(why).map(|remedy| ("a clock", remedy)).or_else(|| Some(("its name", name(why)?)));
+        let Some((ordinal, why, (what, remedy))) = silent.filter_map(|(o, why)| Some((o, why, refused(why)?))).next()
+        else {
             return;
         };
-        let mut said = self.clock_said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.is_none_or(|(of, what, at)| (of, what) != (ordinal, remedy) || at.elapsed() >= CLOCK_EVERY) {
+        let mut said = self.certificate_said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|(of, last, at)| (of, last) != (ordinal, remedy) || at.elapsed() >= CERTIFICATE_EVERY) {
             *said = Some((ordinal, remedy, Instant::now()));
-            tracing::warn!(%ordinal, remedy, "a pod cannot be asked, as a certificate does not fit a clock: {why}");
+            tracing::warn!(%ordinal, remedy, "a pod cannot be asked, as a certificate does not fit {what}: {why}");
         }
     }
 
@@ -331,6 +333,15 @@ fn clock(why: &str) -> Option<&'static str> {
     }
 }
 
+/// The same where the other's certificate is not for the name by which pods call each other, which rustls gives.
+fn name(why: &str) -> Option<&'static str> {
+    ["certificate not valid for name", "certificate: NotValidForName"].iter().any(|piece| why.contains(piece)).then_some(
+        "its etcd/peer.crt is not for the name by which other pods call it: issue it, and etcd/server.crt, with the names \
+         POD.NAME-headless.NAMESPACE of all pods or with *.NAME-headless.NAMESPACE, as `syncer certs` does, and replace what is \
+         mounted there or the Secret",
+    )
+}
+
 /// Takes nobody's CA for another before it has been so for a while, in each look since then.
 fn doubt_other_cas(since: &mut BTreeMap<Ordinal, Instant>, peers: &mut [PeerFact], now: Instant) {
     since.retain(|ordinal, _| peers.iter().any(|peer| peer.ordinal == *ordinal && peer.other_ca));
@@ -434,7 +445,7 @@ fn serving(words: &BTreeMap<Ordinal, Word>) -> Vec<Ordinal> {
 #[cfg(test)]
 mod tests {
     use anyhow::Context;
-    use rustls::pki_types::UnixTime;
+    use rustls::pki_types::{ServerName, UnixTime};
     use rustls::{AlertDescription, CertificateError, Error};
 
     use super::*;
@@ -546,5 +557,19 @@ mod tests {
         let ours = told(Error::AlertReceived(AlertDescription::CertificateExpired));
         assert!(clock(&ours).is_some_and(|remedy| remedy.contains("this pod's")), "{ours}");
         assert_eq!(clock(&told(Error::AlertReceived(AlertDescription::UnknownCA))), None);
+    }
+
+    #[test]
+    fn a_certificate_for_other_names_is_told_from_other_failures() {
+        let expected = ServerName::try_from("vc-1.vc-headless.team-a").unwrap();
+        let presented = vec!["other-1.other-headless.team-a".to_owned()];
+        for error in [
+            CertificateError::NotValidForName,
+            CertificateError::NotValidForNameContext { expected, presented: presented.clone() },
+        ] {
+            let why = told(Error::InvalidCertificate(error));
+            assert!(name(&why).is_some() && clock(&why).is_none() && !of_another_ca(&why), "{why}");
+        }
+        assert_eq!(name(&told(Error::InvalidCertificate(CertificateError::UnknownIssuer))), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a certificate and a key can be used. Pure.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use time::{Duration, OffsetDateTime};
 
@@ -103,14 +103,15 @@ pub struct PeerNames {
 
 /// Compares the peer certificate with the names that peers are called by. Words of a wildcard are found by reverse
 /// lookups only, so a certificate that has nothing else makes members depend on those, and the check is left out, as
-/// vCluster itself does; that a caller's certificate is signed by etcd's CA is checked in any case.
-pub fn peer_names(cert: &Cert, names: &[San]) -> PeerNames {
+/// vCluster itself does; that a caller's certificate is signed by etcd's CA is checked in any case. `path` is its file.
+pub fn peer_names(path: &Path, cert: &Cert, names: &[San]) -> PeerNames {
     let skip_san = names.iter().any(|name| !cert.names(name));
     let lacking: Vec<_> = names.iter().filter(|name| !cert.serves(name)).map(San::to_string).collect();
     let warning = (!lacking.is_empty()).then(|| {
         format!(
-            "etcd/peer.crt does not hold {}: etcd is told not to compare its callers' names, and other members cannot \
-             dial these names; issue it with them",
+            "{} does not hold {}: etcd is told not to compare its callers' names, and a pod of such a name that has this \
+             certificate cannot be dialled by others; issue it with these names, as `syncer certs` does",
+            path.display(),
             lacking.join(", ")
         )
     });

@@ -104,7 +104,8 @@ pub fn ensure_input(
     }
 
     let peer = outcome.reports.iter().find(|report| report.file == ETCD_PEER.cert).and_then(|r| r.cert.as_ref());
-    let names = peer.map(|cert| check::peer_names(cert, &sans::peer_names(input))).unwrap_or_default();
+    let path = store.path(ETCD_PEER.cert);
+    let names = peer.map(|cert| check::peer_names(&path, cert, &sans::peer_names(input))).unwrap_or_default();
     outcome.warnings.extend(names.warning);
     let pki = Pki {
         paths: PkiPaths::new(&input.pki_dir),

@@ -21,6 +21,7 @@ mod damage;
 mod faults;
 mod history;
 mod joining;
+mod names;
 mod others;
 mod processes;
 mod upgrade;

@@ -32,15 +32,20 @@ const PEER: [&str; 2] = ["etcd/peer.crt", "etcd/peer.key"];
 
 /// Issues what is missing in a PKI directory of the box, at this time.
 fn issue(dir: &Path, now: OffsetDateTime) {
+    issue_for("vc", dir, now);
+}
+
+/// The same for a StatefulSet of this name.
+pub fn issue_for(name: &str, dir: &Path, now: OffsetDateTime) {
     let input = Input {
         pki_dir: dir.to_owned(),
         lasting_dir: None,
         distro: Distro::None,
         etcd: true,
-        name: "vc".to_owned(),
+        name: name.to_owned(),
         namespace: "team-a".to_owned(),
         cluster_domain: "cluster.local".to_owned(),
-        pod: "vc-0".to_owned(),
+        pod: format!("{name}-0"),
         pod_ip: None,
         in_pod: true,
         desired: 3,
@@ -52,7 +57,7 @@ fn issue(dir: &Path, now: OffsetDateTime) {
     assert_eq!(refusals, []);
 }
 
-fn copy_peer(from: &Path, to: &Path) {
+pub fn copy_peer(from: &Path, to: &Path) {
     for file in PEER {
         fs::create_dir_all(to.join("etcd")).expect("a folder");
         fs::copy(from.join(file), to.join(file)).expect("copy a file");
