@@ -76,6 +76,7 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         stores: stores(&settings.state_db_candidates()).context("look for SQLite stores")?,
         shared_ca: false,
         k0s_makes_cas: k0s::makes_cas(settings),
+        k0s_other_cas: None,
         host_configured: false,
         marker: Known::Unknown("no host API is configured".to_owned()),
         claims: Known::Unknown("no host API is configured".to_owned()),

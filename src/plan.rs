@@ -33,6 +33,7 @@ use crate::observe;
 use crate::peer::survey::{Survey, Surveyor};
 use crate::pki::PkiPaths;
 use crate::rules::{Rule, Rules};
+use crate::serve::k0s;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
 
@@ -178,7 +179,10 @@ pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyho
         let seed = view.as_ref().and_then(|view| view.set.present()).map_or(facts.seed, |set| set.start);
         facts.peers.retain(|peer| peer.ordinal >= seed);
         match survey(settings, &facts, view.as_ref()).await {
-            Ok(survey) => survey.add_to(&mut facts),
+            Ok(survey) => {
+                survey.add_to(&mut facts);
+                facts.k0s_other_cas = survey.other_k0s_cas(k0s::pki_dir(settings));
+            }
             Err(error) => {
                 remarks.push(format!("the other pods cannot be asked: {error:#}"));
                 facts.named = Known::Unknown("they cannot be asked".to_owned());

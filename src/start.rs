@@ -54,6 +54,7 @@ use crate::pki::ensure;
 use crate::serve::distro::{self, Backend};
 use crate::serve::front::{self, Apiserver, Front};
 use crate::serve::health::Health;
+use crate::serve::k0s;
 use crate::serve::prepare;
 use crate::serve::token::SharedToken;
 use crate::settings::load::Loader;
@@ -175,6 +176,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
                 health: health.subscribe(),
                 metrics: (Ipv4Addr::LOCALHOST, settings.listen.metrics_port).into(),
                 etcd_dir: settings.etcd_dir(),
+                k0s_pki: k0s::pki_dir(&settings),
             };
             Some(tokio::spawn(peer::server::serve(listener, answers)))
         }

@@ -106,6 +106,9 @@ pub struct Facts {
     /// Where k0s would make CAs and a key pair for tokens of its own, as it would not find those that all pods share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub k0s_makes_cas: Option<PathBuf>,
+    /// Where k0s has CAs or a key pair for tokens that are not those of this pod's, which serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k0s_other_cas: Option<(PathBuf, Ordinal)>,
     /// Whether a host API is configured at all.
     #[serde(default)]
     pub host_configured: bool,
@@ -157,6 +160,7 @@ impl Facts {
             distro_store: None,
             shared_ca: false,
             k0s_makes_cas: None,
+            k0s_other_cas: None,
             host_configured: false,
             marker: Known::default(),
             claims: Known::default(),

@@ -456,6 +456,11 @@ fn join(facts: &Facts, cluster: ClusterId, rules: Rules) -> Verdict {
     {
         return refuse(Refusal::K0sMakesCas(dir.clone()), Rule::SharedCa);
     }
+    if let Some((dir, ordinal)) = &facts.k0s_other_cas
+        && rules.on(Rule::SharedCa)
+    {
+        return refuse(Refusal::K0sOtherCas { dir: dir.clone(), ordinal: *ordinal }, Rule::SharedCa);
+    }
     let listed = list.of(facts.ordinal).map(|member| member.id);
     let wanted = match (facts.desired.wants(facts.seed, facts.ordinal), &facts.desired) {
         _ if !rules.on(Rule::NeverAddSurplus) => None,

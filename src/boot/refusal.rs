@@ -102,6 +102,13 @@ pub enum Refusal {
     NoSharedCa,
     /// A pod that would join lacks, in this folder, the CAs that the other pods' k0s has.
     K0sMakesCas(PathBuf),
+    /// A pod that would join has other CAs for k0s, or another key pair for tokens, than one that serves.
+    K0sOtherCas {
+        /// Where they are.
+        dir: PathBuf,
+        /// The pod that serves.
+        ordinal: Ordinal,
+    },
     /// Embedded etcd is off and more than one replica is asked for: SQLite has one writer.
     SqliteReplicas(u32),
     /// The record of a staged restore cannot be read.
@@ -161,7 +168,7 @@ impl Refusal {
             | Refusal::ResetOvertaken { .. }
             | Refusal::RestoreNotTheSeed { .. }
             | Refusal::SqliteReplicas(_) => Exit::RefusedMembership,
-            Refusal::NoSharedCa | Refusal::K0sMakesCas(_) => Exit::RefusedPki,
+            Refusal::NoSharedCa | Refusal::K0sMakesCas(_) | Refusal::K0sOtherCas { .. } => Exit::RefusedPki,
         }
     }
 
@@ -269,6 +276,11 @@ impl Refusal {
             Refusal::K0sMakesCas(dir) => format!(
                 "more than one replica needs shared CAs, and k0s would make its own in {}: no other pod would accept this \
                  one's certificates and service account tokens",
+                dir.display()
+            ),
+            Refusal::K0sOtherCas { dir, ordinal } => format!(
+                "more than one replica needs shared CAs, and those of k0s in {}, or its key pair for tokens, are not the same as \
+                 pod {ordinal}'s: neither would accept the other's certificates and service account tokens",
                 dir.display()
             ),
             Refusal::SqliteReplicas(n) => {
@@ -389,6 +401,10 @@ impl Refusal {
             Refusal::NoSharedCa => {
                 "mount one PKI into every pod, or let the pods use the Secret <name>-certs of the host cluster".into()
             }
+            Refusal::K0sOtherCas { .. } => "nothing was changed: move that folder away, then copy ca.crt, ca.key, \
+                 front-proxy-ca.crt, front-proxy-ca.key, sa.key and sa.pub from it of the pod that serves, or mount the same ones \
+                 there in every pod"
+                .into(),
             Refusal::K0sMakesCas(_) => "copy ca.crt, ca.key, front-proxy-ca.crt, front-proxy-ca.key, sa.key and sa.pub from \
                  that folder of a pod that runs into this pod's, or mount them there in every pod; or leave the certificates \
                  on the volume (no --pki-dir) and let the pods use the Secret <name>-certs of the host cluster"

@@ -27,6 +27,7 @@ fn facts() -> Facts {
         distro_store: None,
         shared_ca: true,
         k0s_makes_cas: None,
+        k0s_other_cas: None,
         marker: Known::Unknown("no host API is configured".into()),
         host_configured: false,
         claims: Known::Unknown("no host API is configured".into()),

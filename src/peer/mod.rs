@@ -69,6 +69,9 @@ pub struct Word {
     /// Bytes of the store in its data dir, a snapshot that is on its way included, while its etcd runs.
     #[serde(default)]
     pub received: Option<u64>,
+    /// Which CAs and key pair for tokens its k0s has, if it runs one and they are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k0s_cas: Option<String>,
 }
 
 impl Word {
@@ -202,6 +205,7 @@ impl Own {
             request_bytes: says.request_bytes,
             restarts: says.due && health.datastore_ready,
             received: None,
+            k0s_cas: None,
         }
     }
 }

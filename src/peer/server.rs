@@ -21,7 +21,7 @@ use super::{Own, STATE, WAKE, Word, tls};
 use crate::boot::PeerState;
 use crate::etcd::health;
 use crate::exit::{Exit, refuse};
-use crate::pki::EtcdTlsFiles;
+use crate::pki::{EtcdTlsFiles, shared};
 use crate::serve::health::Health;
 use crate::serve::silent::{Place, Silent};
 
@@ -57,6 +57,8 @@ pub struct Answers {
     pub metrics: SocketAddr,
     /// Its data dir.
     pub etcd_dir: PathBuf,
+    /// Where its k0s has its CAs, if it runs one.
+    pub k0s_pki: Option<PathBuf>,
 }
 
 /// Answers for ever.
@@ -117,7 +119,7 @@ impl Answers {
         response
     }
 
-    /// The word, with what etcd has applied while only its metrics tell that, and what it has received.
+    /// The word, with what etcd has applied while only its metrics tell that, what it has received, and which CAs k0s has.
     async fn word(&self) -> Word {
         let word = self.own.word(*self.health.borrow());
         let applied = match word.state {
@@ -127,7 +129,8 @@ impl Answers {
             _ => None,
         };
         let received = self.own.member().and_then(|_| received(&self.etcd_dir));
-        Word { applied, received, ..word }
+        let k0s_cas = self.k0s_pki.as_deref().and_then(shared::of_k0s);
+        Word { applied, received, k0s_cas, ..word }
     }
 }
 
@@ -160,6 +163,7 @@ mod tests {
             health,
             metrics: address,
             etcd_dir: dir.path().join("etcd"),
+            k0s_pki: None,
         };
         let server = tokio::spawn(serve(listener, answers));
         let mut strangers = Vec::new();

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use crate::discovery::own;
 use crate::etcd::client;
 use crate::host::statefulset::REPLICAS_MAX;
 use crate::ids::Ordinal;
-use crate::pki::EtcdTlsFiles;
+use crate::pki::{EtcdTlsFiles, shared};
 use crate::settings::Settings;
 
 /// From one line on a certificate for which a pod cannot be asked to the next.
@@ -387,6 +388,15 @@ impl Survey {
         facts.shared_ca = self.shared_ca;
     }
 
+    /// A pod that serves, whose k0s has other CAs than are in this folder, or another key pair for tokens.
+    pub fn other_k0s_cas(&self, own: Option<PathBuf>) -> Option<(PathBuf, Ordinal)> {
+        let dir = own?;
+        let here = shared::of_k0s(&dir)?;
+        let serves = |word: &Word| matches!(word.state, Some(PeerState::Serving { .. }));
+        let other = |word: &Word| serves(word) && word.k0s_cas.as_ref().is_some_and(|there| *there != here);
+        self.words.iter().find(|(_, word)| other(word)).map(|(ordinal, _)| (dir, *ordinal))
+    }
+
     fn add(&mut self, mut fact: PeerFact, asked: Option<Asked>) {
         let Some(Asked { word, members }) = asked else { return self.peers.push(fact) };
         self.shared_ca |= word.is_ok() || members.is_ok();
@@ -499,6 +509,29 @@ mod tests {
         assert_eq!(asked(&[a.clone(), b.clone(), c.clone()]), [Ordinal(1), Ordinal(2), Ordinal(0)]);
         assert_eq!(asked(&[own(0, 1, &[2]), b, c]), [Ordinal(0), Ordinal(1), Ordinal(2)]);
         assert_eq!(asked(&[a]), [Ordinal(0)]);
+    }
+
+    #[test]
+    fn k0s_cas_are_compared_with_those_of_pods_that_serve() {
+        let dir = tempfile::tempdir().unwrap();
+        let word = |serves: bool, cas: Option<String>| {
+            let own = crate::peer::Own::new(Ordinal(1));
+            own.runs(Some((MemberId(1), ClusterId(1))));
+            let health = crate::serve::health::Health { datastore_ready: serves, ..Default::default() };
+            let words = [(Ordinal(1), Word { k0s_cas: cas, ..own.word(health) })].into();
+            Survey { words, ..Survey::default() }
+        };
+        let here = || Some(dir.path().to_owned());
+        let other = Some("others".to_owned());
+        assert_eq!(word(true, other.clone()).other_k0s_cas(here()), None, "nothing is here");
+        for file in ["ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.pub", "sa.key"] {
+            std::fs::write(dir.path().join(file), file).unwrap();
+        }
+        assert_eq!(word(true, other.clone()).other_k0s_cas(here()), Some((dir.path().to_owned(), Ordinal(1))));
+        assert_eq!(word(true, shared::of_k0s(dir.path())).other_k0s_cas(here()), None, "the same");
+        assert_eq!(word(true, None).other_k0s_cas(here()), None, "it has none, or runs no k0s");
+        assert_eq!(word(false, other.clone()).other_k0s_cas(here()), None, "it does not serve");
+        assert_eq!(word(true, other).other_k0s_cas(None), None, "no k0s runs here");
     }
 
     #[test]

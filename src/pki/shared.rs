@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use super::cert::Cert;
 use super::issue;
 use super::key::{PrivateKey, public_keys_of};
-use super::layout::{RECORD, RelPath, SA_KEY, SA_PUB, secret_key};
+use super::layout::{RECORD, RelPath, SA_KEY, SA_PUB, read_pem, secret_key};
 use super::plan::{self, CaName, Input, Item};
 use super::record::Record;
 use super::store::{Content, NewFile, ReadFile, Store};
@@ -57,6 +57,22 @@ impl fmt::Display for Shared {
     }
 }
 
+/// What k0s issues by.
+const OF_K0S: [Shared; 3] = [Shared::Ca(CaName::Kubernetes), Shared::Ca(CaName::FrontProxy), Shared::ServiceAccount];
+
+/// Which CAs and key pair for tokens are in this folder of k0s', told apart by their keys. `None`: not all of them.
+pub fn of_k0s(dir: &Path) -> Option<String> {
+    let print = |item: &Shared| {
+        let (public, key) = item.files();
+        let (public, key) = (read_pem(&dir.join(public)).ok()?, read_pem(&dir.join(key)).ok()?);
+        // Of what is no key nothing else can be said than whether it is the same.
+        let bits = PrivateKey::from_pem(&key).map_or(public, |key| key.public_bits().to_vec());
+        Some(Print::of(&bits).to_string())
+    };
+    let prints: Option<Vec<_>> = OF_K0S.iter().map(print).collect();
+    Some(prints?.join(", "))
+}
+
 /// The shared part of a PKI directory.
 pub struct SharedPki {
     store: Store,
@@ -79,8 +95,7 @@ impl SharedPki {
         });
         // k0s makes what it does not find there (`pkg/component/controller/certificates.go`), each pod another.
         let of_k0s = input.distro == Distro::K0s && input.lasting_dir.is_none();
-        let of_k0s =
-            of_k0s.then_some([Shared::Ca(CaName::Kubernetes), Shared::Ca(CaName::FrontProxy), Shared::ServiceAccount]);
+        let of_k0s = of_k0s.then_some(OF_K0S);
         SharedPki {
             items: items.chain(of_k0s.into_iter().flatten()).collect(),
             store: Store::new(&input.pki_dir, input.lasting_dir.as_deref()),

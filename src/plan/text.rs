@@ -129,6 +129,9 @@ fn facts(f: &Facts) -> Vec<(String, String)> {
     if let Some(dir) = &f.k0s_makes_cas {
         lines.push(("k0s", format!("would make CAs of its own in {}", dir.display())));
     }
+    if let Some((dir, ordinal)) = &f.k0s_other_cas {
+        lines.push(("k0s", format!("has other CAs or keys in {} than pod {ordinal}", dir.display())));
+    }
     if f.host_configured {
         lines.push(("marker", known(&f.marker, marker)));
         lines.push(("volumes", known(&f.claims, |claims| format!("of pods {}", joined(claims)))));

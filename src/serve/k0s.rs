@@ -43,15 +43,20 @@ pub(super) fn specs(settings: &Settings, backend: &Backend) -> Result<Vec<ChildS
     Ok(vec![spec])
 }
 
-/// The folder in which k0s would make CAs or a key pair for tokens, because some are missing there: no other pod's k0s
-/// would have the same (`pkg/component/controller/certificates.go`). `None`: all are there, or k0s is not run by us here.
-pub fn makes_cas(settings: &Settings) -> Option<PathBuf> {
+/// The folder of k0s' CAs and its key pair for tokens. `None`: k0s is not run by us here.
+pub fn pki_dir(settings: &Settings) -> Option<PathBuf> {
     if settings.distro != Distro::K0s || settings.wrapped.is_some() {
         return None;
     }
     // A command that cannot be used is refused by who starts it.
     let (_, flags) = command(settings).ok()?;
-    let dir = Path::new(flags.value("data-dir").unwrap_or("/var/lib/k0s")).join("pki");
+    Some(Path::new(flags.value("data-dir").unwrap_or("/var/lib/k0s")).join("pki"))
+}
+
+/// The folder in which k0s would make CAs or a key pair for tokens, because some are missing there: no other pod's k0s
+/// would have the same (`pkg/component/controller/certificates.go`). `None`: all are there, or k0s is not run by us here.
+pub fn makes_cas(settings: &Settings) -> Option<PathBuf> {
+    let dir = pki_dir(settings)?;
     let shared = [CA.cert, CA.key, FRONT_PROXY_CA.cert, FRONT_PROXY_CA.key, SA_KEY, SA_PUB];
     shared.iter().any(|file| !dir.join(file).exists()).then_some(dir)
 }

@@ -20,6 +20,7 @@ use crate::peer::Own;
 use crate::peer::survey::{Survey, Surveyor};
 use crate::pki::Pki;
 use crate::serve::health::Health;
+use crate::serve::k0s;
 use crate::settings::Settings;
 use crate::settings::load::Loader;
 
@@ -173,6 +174,7 @@ impl Pod {
             // What was taken for granted before anything said which ordinal is the first.
             facts.peers.retain(|peer| peer.ordinal >= self.seed());
             look.survey.add_to(&mut facts);
+            facts.k0s_other_cas = look.survey.other_k0s_cas(k0s::pki_dir(&self.settings));
         }
         if let Some(broken) = &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {
             broken.add_to(&mut facts);

@@ -449,12 +449,26 @@ fn a_pod_whose_k0s_would_make_cas_of_its_own_does_not_join() {
     assert!(!set.volume("vc-1").join("etcd").exists(), "{}", set.log("vc-1"));
     let members = set.etcdctl(0, &["member", "list"]);
     assert_eq!(members.lines().count(), 1, "{members}");
-    // The remedy.
     let pki = |pod: &str| set.volume(pod).join("k0s/pki");
-    std::fs::create_dir_all(pki("vc-1")).expect("a folder");
-    for file in std::fs::read_dir(pki("vc-0")).expect("k0s has made them").map(|file| file.expect("a file")) {
-        std::fs::copy(file.path(), pki("vc-1").join(file.file_name())).expect("copy a file");
-    }
+    let files: Vec<_> =
+        std::fs::read_dir(pki("vc-0")).expect("k0s has made them").map(|f| f.expect("a file")).collect();
+    // Put there by hand, and others than those of the pod that serves.
+    let put = |content: &dyn Fn(&Path) -> Vec<u8>| {
+        let new = set.volume("vc-1").join("k0s/new");
+        std::fs::create_dir_all(&new).expect("a folder");
+        for file in &files {
+            std::fs::write(new.join(file.file_name()), content(&file.path())).expect("write a file");
+        }
+        let _ = std::fs::remove_dir_all(pki("vc-1"));
+        syncer::disk::Disk::rename(&syncer::disk::RealDisk, &new, &pki("vc-1")).expect("put it in place");
+    };
+    put(&|_| b"of somebody else".to_vec());
+    poll("it does not join with other CAs", CHANGE, || {
+        set.log("vc-1").contains("or its key pair for tokens, are not the same as pod 0's").then_some(())
+    });
+    assert!(!set.volume("vc-1").join("etcd").exists(), "{}", set.log("vc-1"));
+    // The remedy.
+    put(&|file| std::fs::read(file).expect("read a file"));
     set.wait("both serve", CHANGE, |s| s.settled && s.pods.len() == 2)
         .unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-1")));
     let said = ask(&Access::of(&set, 1)).expect("it serves");

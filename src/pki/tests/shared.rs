@@ -5,7 +5,7 @@ use crate::host::secret::SecretData;
 use crate::host::share::{Access, Facts, Local, Sharing, Step, There, decide};
 use crate::ids::Ordinal;
 use crate::pki::plan::CaName;
-use crate::pki::shared::{Shared, SharedPki};
+use crate::pki::shared::{self, Shared, SharedPki};
 
 use super::*;
 
@@ -225,4 +225,26 @@ fn what_a_secret_has_is_told_apart() {
     assert!(matches!(there(&[("sa.key", get("sa.key"))]).1, There::Whole(_)), "sa.pub follows from it");
     assert!(matches!(there(&[("sa.pub", get("sa.pub"))]).1, There::Part(_)));
     assert!(matches!(there(&[("sa.pub", get("sa.pub")), ("sa.key", get("ca.key"))]).1, There::Bad(_)));
+}
+
+#[test]
+fn k0s_cas_are_told_apart_by_their_keys() {
+    let (a, b) = (Dir::new(Distro::K8s), Dir::new(Distro::K8s));
+    assert_eq!((a.ensure(), b.ensure()), (vec![], vec![]));
+    let read = |dir: &Dir, file: &str| fs::read(dir.path(file)).unwrap();
+    let of = |dir: &Dir| shared::of_k0s(&dir.input.pki_dir);
+    let first = of(&a);
+    assert!(first.is_some() && of(&b).is_some() && of(&b) != first, "{first:?}");
+    // A certificate that was renewed, or a bundle, is of the same CA.
+    a.put("ca.crt", [read(&a, "ca.crt"), read(&b, "ca.crt")].concat());
+    assert_eq!(of(&a), first);
+    for file in ["ca.key", "front-proxy-ca.key", "sa.key"] {
+        let own = read(&a, file);
+        a.put(file, read(&b, file));
+        assert_ne!(of(&a), first, "{file}");
+        fs::remove_file(a.path(file)).unwrap();
+        assert_eq!(of(&a), None, "{file}");
+        a.put(file, own);
+    }
+    assert_eq!(of(&a), first);
 }

@@ -223,6 +223,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
         distro_store: None,
         shared_ca: !w.own_cas,
         k0s_makes_cas: None,
+        k0s_other_cas: None,
         host_configured: c.host,
         marker: marker(w, c),
         claims: if claims {

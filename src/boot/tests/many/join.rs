@@ -78,6 +78,12 @@ fn joining_needs_one_shared_ca_and_starting_does_not() {
     expect(&f, BootDecision::Refuse(Refusal::K0sMakesCas("/data/k0s/pki".into())), Rule::SharedCa);
     assert!(starts(&Facts { k0s_makes_cas: makes_cas.clone(), ..voter_of(&[0, 1, 2]) }));
     assert!(matches!(decide(&Facts { k0s_makes_cas: makes_cas, ..facts() }), BootDecision::Form), "the first of them");
+    // It has others than a pod that serves.
+    let (dir, ordinal) = (PathBuf::from("/data/k0s/pki"), Ordinal(1));
+    let other = Some((dir.clone(), ordinal));
+    let f = Facts { k0s_other_cas: other.clone(), members: list(&[1]), ..three() };
+    expect(&f, BootDecision::Refuse(Refusal::K0sOtherCas { dir, ordinal }), Rule::SharedCa);
+    assert!(starts(&Facts { k0s_other_cas: other, ..voter_of(&[0, 1, 2]) }));
 }
 
 #[test]
