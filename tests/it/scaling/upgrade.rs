@@ -37,7 +37,38 @@ fn install(folder: &Path, line: &str) {
     syncer::disk::Disk::rename(&RealDisk, &new, &folder.join("etcd")).expect("put it in place");
 }
 
-/// Pod by pod, and no version is skipped.
+/// What etcd each pod runs.
+fn runs(set: &TestBox, ordinal: u32) -> String {
+    let shown: serde_json::Value =
+        serde_json::from_str(&set.etcdctl(ordinal, &["endpoint", "status", "-w", "json"])).expect("JSON");
+    shown[0]["Status"]["version"].as_str().expect("a version").to_owned()
+}
+
+/// One pod of the new line beside two of the old: either kind is killed, or loses its volume, and comes back as it was.
+fn faults_while_mixed(scene: &mut Scene, folder: &Path, old: &str, new: &str) {
+    let mut back = |ordinal: u32, line: &str, what: &str, end: fn(&TestBox, u32)| {
+        install(folder, line);
+        let what = format!("{old} and {new}: pod {ordinal} with {line} {what}");
+        scene.replaced(ordinal, &what, |set| end(set, ordinal));
+        let lines = [runs(&scene.set, 0), runs(&scene.set, 1), runs(&scene.set, 2)];
+        let wanted = [old, old, new].iter().zip(&lines).all(|(line, shown)| shown.starts_with(&format!("{line}.")));
+        assert!(wanted, "{what}: {lines:?}{}", scene.logs());
+        let written = scene.writer.acknowledged().len();
+        poll(&format!("{what}: writes go on"), CHANGE, || {
+            (scene.writer.acknowledged().len() > written + 20).then_some(())
+        });
+    };
+    let killed = |set: &TestBox, ordinal: u32| set.kill9(ordinal).expect("kill");
+    let lost = |set: &TestBox, ordinal: u32| set.lose_volume(ordinal).expect("lose the volume");
+    back(2, new, "is upgraded by a kill", killed);
+    back(2, new, "is killed again", killed);
+    back(1, old, "is killed", killed);
+    back(0, old, "is killed, through which all is written", killed);
+    back(2, new, "loses its volume", lost);
+    back(1, old, "loses its volume", lost);
+}
+
+/// Pod by pod, and no version is skipped. Before each step, faults beside the first pod that has made it.
 #[test]
 fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -72,7 +103,11 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     };
     versions(&scene, "3.5");
     refused(&scene, "3.7", "the etcd data dir is too old for this etcd", "run the minor version in between");
+    install(folder.path(), "3.5");
+    scene.set.wait("pod 2 is back", CHANGE, |s| s.settled).unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+    faults_while_mixed(&mut scene, folder.path(), "3.5", "3.6");
     install(folder.path(), "3.6");
+    scene.set.roll().expect("roll");
     rolled(&mut scene, "3.6");
     // What 3.5 has written is still in the logs. The remedy: the writer's next hundred writes.
     refused(&scene, "3.7", "its log has a request of etcd 3.5", "snapshotCount: 100 in the values");
@@ -83,6 +118,7 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     rolled(&mut scene, "3.6");
     let before = scene.writer.acknowledged().len();
     poll("a few hundred writes", CHANGE, || (scene.writer.acknowledged().len() > before + 300).then_some(()));
+    faults_while_mixed(&mut scene, folder.path(), "3.6", "3.7");
     install(folder.path(), "3.7");
     scene.set.roll().expect("roll");
     rolled(&mut scene, "3.7");
