@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{CHANGE, TRY, etcd_calls_it_healthy, runtime};
 use crate::statefulset_box::client::Client;
-use crate::statefulset_box::protocol::{PodPhase, Policy};
+use crate::statefulset_box::protocol::{PodPhase, Policy, Status};
 use crate::support::kube::Kube;
 use crate::support::pod::child_running;
 use crate::support::poll;
@@ -24,6 +24,8 @@ const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager";
 /// As a kubelet and a Service's endpoints would see it a moment later.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Between two reads of everything: three API servers, and all else, run on this machine.
+const READ_EVERY: Duration = Duration::from_millis(100);
 /// No ready pod has taken a write for so long: clients would call that an outage. Loose, as the machine may be busy: it
 /// takes a tenth of a second.
 const OUTAGE: Duration = Duration::from_secs(15);
@@ -70,12 +72,13 @@ struct Writers {
 }
 
 impl Writers {
-    fn start(set: &Client, ordinals: std::ops::Range<u32>) -> Writers {
+    /// What they write begins with `w-` and this.
+    fn start(set: &Client, ordinals: std::ops::Range<u32>, prefix: &'static str) -> Writers {
         let (ledger, stop) = (Arc::new(Mutex::new(Ledger::default())), Arc::new(AtomicBool::new(false)));
         let threads = ordinals
             .map(|ordinal| {
                 let (set, ledger, stop) = (set.clone(), Arc::clone(&ledger), Arc::clone(&stop));
-                std::thread::spawn(move || runtime().block_on(write(&set, ordinal, &ledger, &stop)))
+                std::thread::spawn(move || runtime().block_on(write(&set, ordinal, prefix, &ledger, &stop)))
             })
             .collect();
         Writers { ledger, stop, threads }
@@ -85,10 +88,6 @@ impl Writers {
         self.ledger.lock().expect("the ledger").by_pod.get(&ordinal).copied().unwrap_or(0)
     }
 
-    fn acknowledged(&self) -> Written {
-        self.ledger.lock().expect("the ledger").acknowledged.clone()
-    }
-
     fn finish(self) -> Ledger {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().for_each(|thread| thread.join().expect("the writer ends"));
@@ -96,7 +95,7 @@ impl Writers {
     }
 }
 
-async fn write(set: &Client, ordinal: u32, ledger: &Mutex<Ledger>, stop: &AtomicBool) {
+async fn write(set: &Client, ordinal: u32, prefix: &str, ledger: &Mutex<Ledger>, stop: &AtomicBool) {
     let kube = kube(set, ordinal);
     for n in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
@@ -106,13 +105,64 @@ async fn write(set: &Client, ordinal: u32, ledger: &Mutex<Ledger>, stop: &Atomic
         if !set.status().is_ok_and(|status| status.ready().contains(&ordinal)) {
             continue;
         }
-        let name = format!("w-{ordinal}-{n:06}");
+        let name = format!("w-{prefix}-{ordinal}-{n:06}");
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
         // What is not acknowledged may or may not be there.
         if let Ok(Ok(made)) = tokio::time::timeout(TRY, kube.create(MAPS, &map)).await {
             ledger.lock().expect("the ledger").take(ordinal, name, version_of(&made));
         }
     }
+}
+
+/// One client for each pod, which reads everything from a quorum over and over, whenever its API server answers.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    /// How often each pod has answered, and what it lacked then.
+    threads: Vec<JoinHandle<(usize, Vec<String>)>>,
+}
+
+impl Readers {
+    fn start(set: &Client, ordinals: std::ops::Range<u32>, writers: &Writers) -> Readers {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = ordinals
+            .map(|ordinal| {
+                let (set, ledger, stop) = (set.clone(), Arc::clone(&writers.ledger), Arc::clone(&stop));
+                std::thread::spawn(move || runtime().block_on(read(&set, ordinal, &ledger, &stop)))
+            })
+            .collect();
+        Readers { stop, threads }
+    }
+
+    /// Each has answered, and had each time what was acknowledged before it was asked.
+    fn finish(self, set: &Client) {
+        self.stop.store(true, Ordering::Relaxed);
+        let found = self.threads.into_iter().map(|thread| thread.join().expect("the reader ends"));
+        for (ordinal, (answers, lacking)) in found.enumerate() {
+            eprintln!("apiservers: pod {ordinal} has answered {answers} lists while it was rolled");
+            assert!(lacking.is_empty(), "while it was rolled: {}{}", lacking[0], logs(set));
+            assert!(answers >= 10, "pod {ordinal} has answered {answers} times{}", logs(set));
+        }
+    }
+}
+
+async fn read(set: &Client, ordinal: u32, ledger: &Mutex<Ledger>, stop: &AtomicBool) -> (usize, Vec<String>) {
+    let (kube, mut answers, mut lacking) = (kube(set, ordinal), 0, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(READ_EVERY).await;
+        let before = ledger.lock().expect("the ledger").acknowledged.clone();
+        let Ok(Ok((listed, _))) = tokio::time::timeout(TRY, kube.list(MAPS)).await else { continue };
+        answers += 1;
+        let served = written(&listed);
+        let lost: Vec<_> = before.iter().filter(|(name, version)| served.get(*name) != Some(version)).collect();
+        if let Some((name, version)) = lost.first() {
+            let has = served.get(*name);
+            lacking.push(format!(
+                "pod {ordinal}, answer {answers}: {} lacking, {name} is {has:?}, was {version}",
+                lost.len()
+            ));
+        }
+    }
+    (answers, lacking)
 }
 
 fn version_of(object: &Value) -> String {
@@ -124,8 +174,12 @@ fn maps(set: &Client, ordinal: u32) -> Written {
     let listed = poll(&format!("pod {ordinal} lists"), CHANGE, || {
         runtime().block_on(async { kube(set, ordinal).list(MAPS).await.ok() })
     });
+    written(&listed.0)
+}
+
+fn written(maps: &[Value]) -> Written {
     let of = |map: &Value| (map["metadata"]["name"].as_str().unwrap_or_default().to_owned(), version_of(map));
-    listed.0.iter().map(of).filter(|(name, _)| name.starts_with("w-")).collect()
+    maps.iter().map(of).filter(|(name, _)| name.starts_with("w-")).collect()
 }
 
 /// Each pod serves everything that was acknowledged, at the resourceVersions that were.
@@ -135,6 +189,36 @@ fn all_serve(set: &Client, ordinals: std::ops::Range<u32>, acknowledged: &Writte
         let lost: Vec<_> = acknowledged.iter().filter(|(name, version)| served.get(*name) != Some(version)).collect();
         assert!(lost.is_empty(), "{what}: pod {ordinal} lacks or changed {} writes: {:?}", lost.len(), lost.first());
     }
+}
+
+/// Nobody writes any more: all have the same objects at the same resourceVersions, whatever was acknowledged among them.
+fn all_serve_the_same(set: &Client, ordinals: std::ops::Range<u32>, acknowledged: &Written) {
+    all_serve(set, ordinals.clone(), acknowledged, "at rest");
+    let all: Vec<_> = ordinals.map(|ordinal| maps(set, ordinal)).collect();
+    for (ordinal, served) in all.iter().enumerate() {
+        let differ = served.iter().find(|(name, version)| all[0].get(*name) != Some(version));
+        assert_eq!((differ, served.len()), (None, all[0].len()), "at rest: pods 0 and {ordinal} differ{}", logs(set));
+    }
+}
+
+/// A rolling update under writers and readers of each pod.
+fn roll_under_readers(set: &TestBox, before: &Status, writers: Writers) -> Ledger {
+    poll("each pod takes writes", CHANGE, || (0..3).all(|pod| writers.count(pod) > 5).then_some(()));
+    let readers = Readers::start(set, 0..3, &writers);
+    let began = Instant::now();
+    set.roll().expect("roll");
+    let rolled = set.wait("all are rolled", CHANGE, |s| s.settled && s.revision == before.revision + 1);
+    let rolled = rolled.unwrap_or_else(|e| panic!("{e:#}{}", logs(set)));
+    assert!(rolled.pods.iter().all(|(ordinal, pod)| pod.incarnation > before.pods[ordinal].incarnation), "{rolled:?}");
+    let taken: Vec<_> = (0..3).map(|pod| writers.count(pod)).collect();
+    poll("each pod takes writes again", CHANGE, || {
+        (0..3).all(|pod| writers.count(pod) > taken[pod as usize]).then_some(())
+    });
+    eprintln!("apiservers: rolled in {:?}", began.elapsed());
+    readers.finish(set);
+    let ledger = writers.finish();
+    all_serve_the_same(set, 0..3, &ledger.acknowledged);
+    ledger
 }
 
 /// A write through one pod is read at once through each other, and a token that one has signed is believed by all.
@@ -227,7 +311,7 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
     if !set.has_namespaces() {
         return;
     }
-    let writers = Writers::start(&set, 0..3);
+    let writers = Writers::start(&set, 0..3, "a");
     poll("writes are taken", CHANGE, || (writers.count(0) > 5).then_some(()));
     set.scale(3).expect("scale");
     let first = settled("three API servers", 3);
@@ -235,19 +319,9 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
     one_cluster(&set, 3);
     one_controller_manager(&set, 3);
 
-    poll("each pod takes writes", CHANGE, || (0..3).all(|pod| writers.count(pod) > 5).then_some(()));
-    let began = Instant::now();
-    set.roll().expect("roll");
-    let rolled = set.wait("all are rolled", CHANGE, |s| s.settled && s.revision == first.revision + 1);
-    let rolled = rolled.unwrap_or_else(|e| panic!("{e:#}{}", logs(&set)));
-    assert!(rolled.pods.iter().all(|(ordinal, pod)| pod.incarnation > first.pods[ordinal].incarnation), "{rolled:?}");
-    let before: Vec<_> = (0..3).map(|pod| writers.count(pod)).collect();
-    poll("each pod takes writes again", CHANGE, || {
-        (0..3).all(|pod| writers.count(pod) > before[pod as usize]).then_some(())
-    });
-    eprintln!("apiservers: rolled in {:?}", began.elapsed());
-    all_serve(&set, 0..3, &writers.acknowledged(), "after the rolling update");
+    let first = roll_under_readers(&set, &first, writers);
 
+    let writers = Writers::start(&set, 0..3, "b");
     etcd_calls_it_healthy();
     // Open watches keep an API server from ending by itself for a minute.
     let runtime = runtime();
@@ -262,12 +336,31 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
     settled("one pod", 1);
     let before = writers.count(0);
     poll("the pod that is left takes writes", CHANGE, || (writers.count(0) > before + 5).then_some(()));
-    let ledger = writers.finish();
+    let mut ledger = writers.finish();
+    ledger.acknowledged.extend(first.acknowledged);
+    ledger.longest = ledger.longest.max(first.longest);
     eprintln!("apiservers: {:?} writes by pod, at most {:?} without one", ledger.by_pod, ledger.longest);
     all_serve(&set, 0..1, &ledger.acknowledged, "scaled to one");
     let members = set.etcdctl(0, &["member", "list"]);
     assert_eq!(members.lines().count(), 1, "{members}");
     assert!(ended.values().all(|took| *took < GONE_WITHIN), "{ended:?}{}", logs(&set));
+    assert!(ledger.longest < OUTAGE, "{:?} without a write{}", ledger.longest, logs(&set));
+}
+
+/// No pod is replaced before the one above it is ready, and none is created before the one below it is.
+#[test]
+fn three_api_servers_serve_the_same_while_pods_are_rolled_in_order() {
+    if std::env::var_os("SYNCER_QUICK").is_some() {
+        eprintln!("skipped: --quick");
+        return;
+    }
+    let set = TestBox::kubernetes(3, Policy::OrderedReady);
+    let first = set.wait("three API servers", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", logs(&set)));
+    if !set.has_namespaces() {
+        return;
+    }
+    let ledger = roll_under_readers(&set, &first, Writers::start(&set, 0..3, "a"));
+    eprintln!("apiservers: {:?} writes by pod, at most {:?} without one", ledger.by_pod, ledger.longest);
     assert!(ledger.longest < OUTAGE, "{:?} without a write{}", ledger.longest, logs(&set));
 }
 
