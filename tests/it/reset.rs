@@ -9,6 +9,7 @@ macro_rules! for_each_line {
     };
 }
 
+mod agreed;
 mod lossless;
 pub mod pods;
 mod promoted;

@@ -3,7 +3,7 @@
 //! raft counts by the configuration that the leader has applied. Entries that it committed together with the change, or
 //! while it still applied what was before, needed the old voters alone: a member that has just been promoted may lack
 //! them, and so may one of two that were three a moment ago. A change that changes nothing, which the leader proposes
-//! after it ([`syncer start`] does), makes it certain.
+//! after it ([`syncer start`] does), makes it certain. What is lost otherwise: [`super::agreed`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
