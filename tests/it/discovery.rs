@@ -21,7 +21,7 @@ use syncer::supervise::StopSignals;
 use crate::statefulset_box::coredns::{Mood, Zone};
 use crate::support::coredns::CoreDns;
 use crate::support::etcd::run;
-use crate::support::free_port;
+use crate::support::{free_port, poll};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -143,6 +143,63 @@ fn an_absence_holds_as_long_as_its_ttl_says() {
         dns.set_mood(Mood::ServFail);
         until("it is unknown once its time is over", || discovery.pod(Ordinal(0)), |a| is_unknown(a, "SERVFAIL")).await;
         assert!(asked.elapsed() >= Duration::from_secs(2), "{:?}", asked.elapsed());
+    });
+}
+
+/// How often the server was asked which pods the service names, once more than once: it notes a question after its answer.
+fn srv_questions(dns: &CoreDns) -> usize {
+    let asked = || dns.log().lines().filter(|line| line.contains("[INFO] ") && line.contains("SRV IN ")).count();
+    poll("the server has noted two questions", PATIENCE, || (asked() > 1).then_some(()));
+    asked()
+}
+
+/// A service that has no pod yet does not exist. At rest nobody asks again while that holds, however short the pace; who
+/// waits for it to appear does, as often as the pace allows.
+#[test]
+fn a_service_that_did_not_exist_is_found_when_its_absence_is_over() {
+    const HOLDS: u32 = 2;
+    let first = || Zone { negative_ttl: HOLDS, ..zone(0) };
+    let pods = BTreeSet::from([Ordinal(0), Ordinal(1)]);
+    let come = |zone: &mut Zone| zone.pods = [("vc-0".to_owned(), ip(0)), ("vc-1".to_owned(), ip(1))].into();
+
+    let mut dns = CoreDns::start(first());
+    run(async {
+        // It looks every 150 ms.
+        let discovery = asking(&dns, Pace { rest: Duration::from_millis(150), ..quick() });
+        let began = Instant::now();
+        assert!(is_absent(&discovery.service().await));
+        let (sender, mut watched) = tokio::sync::watch::channel(Known::default());
+        let found = async {
+            watched.wait_for(|seen| *seen == Known::Absent).await.expect("it is watched");
+            dns.change(come);
+            let all = Known::Present(pods.iter().copied().collect());
+            watched.wait_for(|seen| *seen == all).await.expect("it is watched");
+            began.elapsed()
+        };
+        let after = tokio::select! {
+            found = tokio::time::timeout(PATIENCE, found) => found.expect("the pods are found"),
+            () = discovery.follow(Ordinal(0), sender) => unreachable!("it watches for ever"),
+        };
+        let holds = Duration::from_secs(HOLDS.into());
+        assert!(after >= holds, "it was asked for again after {after:?}, while it held");
+        let (asked, most) = (srv_questions(&dns), 1 + after.div_duration_f64(holds) as usize);
+        assert!(asked <= most, "{asked} questions for SRV records in {after:?}: {}", dns.log());
+    });
+
+    let mut dns = CoreDns::start(Zone { negative_ttl: 3600, ..first() });
+    run(async {
+        let retry = Duration::from_millis(200);
+        let pace = Pace { retry, retry_max: retry, ..quick() };
+        let discovery = asking(&dns, pace.clone());
+        let began = Instant::now();
+        assert!(is_absent(&discovery.service_with(Ordinal(0)).await));
+        dns.change(come);
+        let named = |answer: &_| present(answer) == Some(&pods);
+        until("the pods are found", || discovery.service_with(Ordinal(0)), named).await;
+        let (after, asked) = (began.elapsed(), srv_questions(&dns));
+        // A fifth of a second, less a quarter.
+        let most = 1 + after.div_duration_f64(pace.retry.mul_f64(0.75)) as usize;
+        assert!(asked <= most, "{asked} questions for SRV records in {after:?}: {}", dns.log());
     });
 }
 
