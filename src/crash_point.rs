@@ -3,7 +3,9 @@
 //! Compiled in only with the feature `testing`. `SYNCER_CRASH_AT=<name>` makes the process kill itself with SIGKILL
 //! at that point, which is what a node that loses power, or `kill -9`, does at the worst moment. `SYNCER_HALT_AT=<name>`
 //! makes it halt there by SIGSTOP until it gets SIGCONT, so that a test can change the world around it meanwhile (not as
-//! PID 1 of a namespace, to which its own signals do nothing).
+//! PID 1 of a namespace, to which its own signals do nothing). `SYNCER_CRASH_FILES=<folder>` is for pods that run already,
+//! or are to die once: whoever reaches a point of which this folder has a file takes the file away and kills itself. A file
+//! that names a pod waits for that one.
 
 use std::time::Duration;
 
@@ -80,29 +82,75 @@ pub const RESTORE_BOOT_CRASH_POINTS: &[&str] =
 /// Every crash point of a copy that is made of a source elsewhere: of a running etcd's snapshot, and of one in a bucket.
 pub const FETCH_CRASH_POINTS: &[&str] = &["source-half-fetched"];
 
+/// Every crash point of members that come and go: in a pod that forms or joins, beside the leader, and in a pod that stops or
+/// whose data dir is no member's any more.
+pub const SCALING_CRASH_POINTS: &[&str] = &[
+    "form-noted",
+    "form-built",
+    "form-in-place",
+    "form-done",
+    "join-noted",
+    "join-asked",
+    "join-added",
+    "join-cleared",
+    "start-etcd-spawned",
+    "start-etcd-applied",
+    "lead-fenced",
+    "lead-before-add",
+    "lead-added",
+    "lead-before-promote",
+    "lead-promoted",
+    "lead-before-remove",
+    "lead-removed",
+    "lead-before-move",
+    "lead-moved",
+    "lead-before-url",
+    "lead-url-set",
+    "stop-told",
+    "stop-led-on",
+    "stop-asked",
+    "stop-removed",
+    "stop-etcd-ended",
+    "aside-noted",
+    "aside-renamed",
+];
+
+/// And those around the writes of the marker, where there is a host API.
+pub const MARKER_CRASH_POINTS: &[&str] = &[
+    "boot-before-mark",
+    "boot-marked",
+    "boot-withdrawn",
+    "lead-before-mark",
+    "lead-marked",
+    "stop-noted",
+    "stop-before-mark",
+    "stop-marked",
+];
+
+/// Every list.
+pub const ALL_CRASH_POINTS: &[&[&str]] = &[
+    CRASH_POINTS,
+    RESET_CRASH_POINTS,
+    BACK_CRASH_POINTS,
+    BACK_BOOT_CRASH_POINTS,
+    FENCE_CRASH_POINTS,
+    SNAPSHOT_CRASH_POINTS,
+    RESTORE_CRASH_POINTS,
+    RESTORE_BOOT_CRASH_POINTS,
+    FETCH_CRASH_POINTS,
+    SCALING_CRASH_POINTS,
+    MARKER_CRASH_POINTS,
+];
+
 /// Kills or halts the process here if the environment asks for it. `name` must be in one of the lists.
 #[cfg(feature = "testing")]
 pub fn reach(name: &str) {
-    assert!(
-        [
-            CRASH_POINTS,
-            FENCE_CRASH_POINTS,
-            RESET_CRASH_POINTS,
-            BACK_CRASH_POINTS,
-            BACK_BOOT_CRASH_POINTS,
-            SNAPSHOT_CRASH_POINTS,
-            RESTORE_CRASH_POINTS,
-            RESTORE_BOOT_CRASH_POINTS,
-            FETCH_CRASH_POINTS
-        ]
-        .concat()
-        .contains(&name),
-        "crash point {name} is not in the list"
-    );
+    assert!(ALL_CRASH_POINTS.concat().contains(&name), "crash point {name} is not in the list");
     use nix::sys::signal::{Signal, kill};
     // The variables are the tests' own channel, not settings, so they are read here and nowhere else.
     for (variable, signal) in [("SYNCER_CRASH_AT", Signal::SIGKILL), ("SYNCER_HALT_AT", Signal::SIGSTOP)] {
-        if std::env::var_os(variable).is_some_and(|v| v == name) {
+        let by_file = signal == Signal::SIGKILL && is_told_by_file(name);
+        if by_file || std::env::var_os(variable).is_some_and(|v| v == name) {
             let _ = kill(nix::unistd::getpid(), signal);
             // A PID 1 cannot kill itself. Ended like this it runs nothing more either, and takes its namespace with it.
             if signal == Signal::SIGKILL {
@@ -111,6 +159,16 @@ pub fn reach(name: &str) {
             }
         }
     }
+}
+
+/// Whether a file asks for this process' end at this point. Of several that reach it at once one takes the file.
+#[cfg(feature = "testing")]
+fn is_told_by_file(name: &str) -> bool {
+    let Some(folder) = std::env::var_os("SYNCER_CRASH_FILES") else { return false };
+    let file = std::path::Path::new(&folder).join(name);
+    let Ok(pod) = std::fs::read_to_string(&file) else { return false };
+    (pod.is_empty() || std::env::var_os("POD_NAME").is_some_and(|own| *own == *pod))
+        && std::fs::remove_file(file).is_ok()
 }
 
 /// A time that tests shorten by the variable, in seconds; `otherwise` without the feature `testing`.
@@ -128,4 +186,46 @@ macro_rules! crash_point {
         #[cfg(not(feature = "testing"))]
         let _: &str = $name;
     }};
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Two ways to the same step share these.
+    const SHARED: &[&str] = &[
+        "migrate-staging-half-written",
+        "snapshot-half-written",
+        "snapshot-before-commit",
+        "snapshot-committed",
+        "source-half-fetched",
+    ];
+
+    /// The sources in a folder, without this file.
+    fn sources(folder: &Path) -> String {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let text = |path: std::path::PathBuf| match path.is_dir() {
+            true => sources(&path),
+            false if path.ends_with("src/crash_point.rs") => String::new(),
+            false => std::fs::read_to_string(path).unwrap(),
+        };
+        entries.map(text).collect()
+    }
+
+    /// A point that no code reaches would leave a boundary untested, and one of two places only the first would be tested.
+    #[test]
+    fn each_point_is_one_place_in_the_code_and_in_one_list() {
+        let (code, all) = (sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")), ALL_CRASH_POINTS.concat());
+        for point in &all {
+            let places = code.matches(&format!("\"{point}\"")).count();
+            let wanted = if SHARED.contains(point) { 2 } else { 1 };
+            assert_eq!(places, wanted, "{point} is named in {places} places of src: `grep -rn {point} src`");
+            assert_eq!(all.iter().filter(|other| *other == point).count(), 1, "{point} is listed twice");
+        }
+        for name in code.split("crash_point!(\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            assert!(all.contains(&name), "{name} is in no list of src/crash_point.rs");
+        }
+    }
 }

@@ -45,6 +45,19 @@ pub enum Step {
     UpdateOwnPeerUrl,
 }
 
+impl Step {
+    /// Where tests kill the leader's pod: before this step, and once etcd has taken it.
+    pub const fn crash_points(&self) -> (&'static str, &'static str) {
+        match self {
+            Step::AddLearner(_) => ("lead-before-add", "lead-added"),
+            Step::Promote(_) => ("lead-before-promote", "lead-promoted"),
+            Step::Remove(_) => ("lead-before-remove", "lead-removed"),
+            Step::MoveLeader(_) => ("lead-before-move", "lead-moved"),
+            Step::UpdateOwnPeerUrl => ("lead-before-url", "lead-url-set"),
+        }
+    }
+}
+
 /// Why a step is not taken yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

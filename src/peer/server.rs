@@ -128,6 +128,9 @@ impl Answers {
             }
             _ => None,
         };
+        if applied.is_some() {
+            crate::crash_point!("start-etcd-applied");
+        }
         let received = self.own.member().and_then(|_| received(&self.etcd_dir));
         let k0s_cas = self.k0s_pki.as_deref().and_then(shared::of_k0s);
         Word { applied, received, k0s_cas, ..word }

@@ -247,13 +247,16 @@ impl Boot<'_> {
             Record::Formed(write) | Record::Released(write) => {
                 self.mark(&write).await?;
             }
-            Record::FormingDone => note(|notes| notes.forming = false)?,
+            Record::FormingDone => {
+                note(|notes| notes.forming = false)?;
+                crash_point!("form-done");
+            }
             Record::Withdrawn(write) => {
                 if self.mark(&write).await? {
-                    note(|notes| notes.stopped = false)?;
+                    self.note_withdrawn()?;
                 }
             }
-            Record::WithdrawnAlready => note(|notes| notes.stopped = false)?,
+            Record::WithdrawnAlready => self.note_withdrawn()?,
             Record::FenceKept => migrate_from::keep(pod)?,
             Record::RestoreBegun(replaced) => restore::begin(pod, &replaced).await?,
             Record::Restored(write) => {
@@ -271,6 +274,13 @@ impl Boot<'_> {
         Ok(())
     }
 
+    fn note_withdrawn(&self) -> anyhow::Result<()> {
+        let pod = self.pod;
+        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = false)?;
+        crash_point!("boot-withdrawn");
+        Ok(())
+    }
+
     fn note_dropped(&self, members: Vec<MemberId>) -> anyhow::Result<()> {
         let pod = self.pod;
         notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.dropped = members)
@@ -279,7 +289,9 @@ impl Boot<'_> {
     /// Writes the marker; whether that is known to be done.
     async fn mark(&mut self, write: &MarkerWrite) -> anyhow::Result<bool> {
         let host = self.pod.host.as_ref().context("a marker without a host API")?;
+        crash_point!("boot-before-mark");
         let written = host.write_marker(write).await;
+        crash_point!("boot-marked");
         match &written {
             Written::Done => {
                 self.unmarked = WAIT_FIRST;
@@ -324,13 +336,16 @@ impl Boot<'_> {
     fn form_aside(&self) -> anyhow::Result<()> {
         let (pod, settings) = (self.pod, &self.pod.settings);
         notes::change(&pod.disk, &settings.data_dir, |notes| notes.forming = true)?;
+        crash_point!("form-noted");
         self.clear().context("set aside what a killed first start left")?;
         let staging = settings.data_dir.join(FORMING);
         let disk: &dyn Disk = &pod.disk;
         disk.forget_dir(&staging).context("remove what a killed first start left")?;
         let writer = DatadirWriter::create(&pod.disk, &staging).context("begin a data dir")?;
         let formed = writer.finish(FIRST_REVISION, &[], &identity(settings)).context("complete a data dir")?;
+        crash_point!("form-built");
         disk.rename_durable(&staging, &settings.etcd_dir()).context("put the data dir in place")?;
+        crash_point!("form-in-place");
         tracing::info!(cluster = %formed.cluster_id, member = %formed.member_id, "formed a new cluster");
         Ok(())
     }
@@ -372,6 +387,7 @@ impl Boot<'_> {
             notes.set_aside = Some(cluster);
             notes.request_bytes = notes.request_bytes.max(needed);
         })?;
+        crash_point!("join-noted");
         pod.own.joins(cluster);
         pod.own.ask(Some(Request::Join { replace }));
         let deadline = Instant::now() + ADDED_WITHIN;
@@ -380,6 +396,7 @@ impl Boot<'_> {
         while Instant::now() < deadline {
             if woken.is_none_or(|at| at.elapsed() >= WAKE_EVERY) {
                 surveyor.wake(survey).await;
+                crash_point!("join-asked");
                 woken = Some(Instant::now());
             }
             tokio::time::sleep(ADDED_EVERY).await;
@@ -391,7 +408,9 @@ impl Boot<'_> {
                 let Ok(list) = asked.await else { continue };
                 let me = list_of(&pod.settings, &list).of(ordinal).map(|member| member.id);
                 let Some(me) = me.filter(|id| list.cluster == cluster && !known.contains(id)) else { continue };
+                crash_point!("join-added");
                 self.clear().context("set aside what a killed join left")?;
+                crash_point!("join-cleared");
                 telemetry::set_member(Some(me));
                 tracing::info!(%cluster, member = %me, "added as a learner: joining");
                 pod.own.ask(None);
@@ -478,11 +497,14 @@ pub fn set_aside(pod: &Pod, member: MemberId, cluster: ClusterId) -> anyhow::Res
         *notes = Notes { set_aside: Some(cluster), superseded, settled, ..Notes::default() };
     };
     notes::change(&pod.disk, &settings.data_dir, note)?;
+    crash_point!("aside-noted");
     if reset::is_pending(&settings.data_dir)? {
         reset::forget(&pod.disk, &settings.data_dir).context("forget a reset of the data dir")?;
     }
     let kept = quarantine::retire(&pod.disk, &settings.etcd_dir(), SystemTime::now());
-    if let Some(kept) = kept.context("set the data dir aside")? {
+    let kept = kept.context("set the data dir aside")?;
+    crash_point!("aside-renamed");
+    if let Some(kept) = kept {
         tracing::warn!(%member, %cluster, kept = %kept.display(), "the data dir is no member's any more: it was set aside");
     }
     Ok(())

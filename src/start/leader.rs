@@ -13,6 +13,7 @@ use anyhow::Context;
 use super::pod::{ETCD_DEADLINE, Pod};
 use super::space::{self, Keeper};
 use crate::boot::Desired;
+use crate::crash_point;
 use crate::crash_point::seconds;
 use crate::etcd::client::{ClientError, EtcdClient, MemberList, Status};
 use crate::ids::{MemberId, Ordinal, RaftIndex, Term};
@@ -175,7 +176,10 @@ impl Leader<'_> {
             return;
         }
         match etcd.member_update(me.id, me.peer_urls.clone(), ETCD_DEADLINE).await {
-            Ok(()) => self.fenced = Some(own.term),
+            Ok(()) => {
+                crash_point!("lead-fenced");
+                self.fenced = Some(own.term);
+            }
             Err(error) => tracing::debug!("the change of the voters is not fenced: {:#}", anyhow::Error::from(error)),
         }
     }
@@ -186,6 +190,8 @@ impl Leader<'_> {
         if matches!(step, Step::Promote(_) | Step::Remove(_)) {
             self.fenced = None;
         }
+        let (before, after) = step.crash_points();
+        crash_point!(before);
         let taken = match step {
             Step::AddLearner(ordinal) => {
                 etcd.member_add_learner(vec![peer_url_of(&pod.settings, ordinal)], ETCD_DEADLINE).await
@@ -209,6 +215,7 @@ impl Leader<'_> {
         }
         match taken {
             Ok(()) => {
+                crash_point!(after);
                 self.refused.ends();
                 tracing::info!(?step, "membership changed");
             }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::boot::set_aside;
 use super::pod::{ETCD_DEADLINE, Pod};
 use crate::boot::{Desired, Known, LogPosition};
+use crate::crash_point;
 use crate::datadir::inspect::{InspectedDatadir, inspect};
 use crate::datadir::log_tail::log_tail;
 use crate::host::marker::Written;
@@ -37,6 +38,7 @@ pub async fn departure(
 ) -> Infallible {
     if let Ok(by) = told.await {
         ends_by.set(Some(by));
+        crash_point!("stop-told");
         let begun = Instant::now();
         let (mut said, mut asked, mut desired) = (None, None::<Instant>, None);
         loop {
@@ -57,6 +59,8 @@ pub async fn departure(
                     let moved = async { anyhow::Ok(pod.etcd_here().await?.move_leader(*to, ETCD_DEADLINE).await?) };
                     if let Err(error) = moved.await {
                         tracing::debug!(%to, "leadership was not moved: {error:#}");
+                    } else {
+                        crash_point!("stop-led-on");
                     }
                     true
                 }
@@ -66,7 +70,14 @@ pub async fn departure(
                     true
                 }
                 LeaveStep::Wait(_) => true,
-                _ => false,
+                _ => {
+                    let removed =
+                        |members: &Vec<MemberFact>| !members.iter().any(|m| Some(m.member.id) == leaving.member);
+                    if leaving.members.present().is_some_and(removed) {
+                        crash_point!("stop-removed");
+                    }
+                    false
+                }
             };
             said = Some(step);
             if !again {
@@ -84,6 +95,7 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     if pod.surveyor.is_none() {
         return Ok(());
     }
+    crash_point!("stop-etcd-ended");
     let ended = async {
         let mut desired = None;
         loop {
@@ -104,11 +116,14 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
                 (LeaveStep::Wait(_), ..) => {}
                 (LeaveStep::NoteStopped, ..) => {
                     notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = true)?;
+                    crash_point!("stop-noted");
                     continue;
                 }
                 (LeaveStep::Announce(write), _, Some(host)) => {
+                    crash_point!("stop-before-mark");
                     match host.write_marker(&write).await {
                         Written::Done => {
+                            crash_point!("stop-marked");
                             tracing::info!("the last entry was noted in the marker");
                             return Ok(());
                         }
@@ -135,6 +150,7 @@ async fn ask_removal(pod: &Pod) {
     if let Some(surveyor) = &pod.surveyor {
         surveyor.wake(&pod.survey([]).await).await;
     }
+    crash_point!("stop-asked");
 }
 
 /// The last entry of this volume's log, no etcd running on it.

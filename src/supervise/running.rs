@@ -345,6 +345,9 @@ impl Running {
         };
         tracing::info!(child = spec.role.name(), process = process.pid().as_raw(), "started");
         let relay = relay::follow(spec.role, spec.log, output);
+        if spec.role == Role::Etcd {
+            crate::crash_point!("start-etcd-spawned");
+        }
         if spec.role == Role::ApiServer {
             crate::crash_point!("start-apiserver-spawned");
         }

@@ -1,5 +1,6 @@
 //! In a real host cluster: its API says how many pods there should be, and keeps the marker. No acknowledged write is lost.
 
+mod kills;
 mod late;
 mod sqlite;
 

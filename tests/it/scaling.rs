@@ -21,6 +21,7 @@ mod damage;
 mod faults;
 mod history;
 mod joining;
+pub mod kills;
 mod names;
 mod others;
 mod processes;

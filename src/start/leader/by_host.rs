@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::boot::{Desired, Known, PodFact, marker};
+use crate::crash_point;
 use crate::etcd::client::MemberList;
 use crate::host;
 use crate::ids::Ordinal;
@@ -81,7 +82,9 @@ impl ByHost {
         match marker::upkeep(&view.marker, &list_of(&pod.settings, list), Rules::ALL) {
             None => self.marked = Some(Instant::now()),
             Some(write) => {
+                crash_point!("lead-before-mark");
                 let written = host.write_marker(&write).await;
+                crash_point!("lead-marked");
                 tracing::warn!(?written, marker = ?write.marker, "the marker was not as the cluster is");
             }
         }
