@@ -10,7 +10,7 @@ use syncer::crash_point::SCALING_CRASH_POINTS;
 use syncer::disk::{Disk, RealDisk};
 use tempfile::TempDir;
 
-use super::{Access, CHANGE, Scene, etcd_calls_it_healthy, runtime};
+use super::{CHANGE, Scene, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{Config, Policy, Program};
 use crate::support::poll;
 use crate::support::statefulset::TestBox;
@@ -85,14 +85,6 @@ impl Kills {
     }
 }
 
-/// What the etcd of a pod says: its member, and who leads.
-fn led(access: &Access) -> Option<(u64, u64)> {
-    runtime().block_on(async {
-        let status = access.connect().await?.status().await.ok()?;
-        Some((status.header()?.member_id(), status.leader()))
-    })
-}
-
 impl Scene {
     /// Scales, by ways that lead pods to their ends, and waits until all rest.
     fn scale_by(&mut self, kills: &mut Kills, replicas: u32, next: &[Kill]) {
@@ -118,20 +110,6 @@ impl Scene {
         kills.come(&self.set);
         self.scale_by(kills, 3, up);
     }
-
-    /// Makes this pod's member the leader.
-    fn led_by(&self, ordinal: u32) {
-        let accesses: Vec<_> = (0..3).map(|ordinal| Access::of(&self.set, ordinal)).collect();
-        poll(&format!("pod {ordinal} leads"), CHANGE, || {
-            let (to, leader) = led(&accesses[ordinal as usize])?;
-            if to == leader {
-                return Some(());
-            }
-            let from = accesses.iter().find(|access| led(access).is_some_and(|(member, _)| member == leader))?;
-            runtime().block_on(async { from.connect().await?.move_leader(to).await.ok() });
-            None
-        });
-    }
 }
 
 #[test]
@@ -153,7 +131,7 @@ fn a_kill_within_any_step_loses_no_write_and_no_member() {
 
     // A data dir that was another's before.
     kills.next(&[("lead-before-url", None), ("lead-url-set", None)]);
-    let member = format!("{:x}", led(&Access::of(&scene.set, 0)).expect("its member").0);
+    let member = format!("{:x}", scene.voters().first().expect("its member"));
     scene.set.etcdctl(0, &["member", "update", &member, "--peer-urls=https://elsewhere.example:2380"]);
     kills.come(&scene.set);
     scene.rests("its peer URL was another's", 1);
