@@ -109,7 +109,6 @@ pub const SCALING_CRASH_POINTS: &[&str] = &[
     "stop-told",
     "stop-led-on",
     "stop-asked",
-    "stop-removed",
     "stop-etcd-ended",
     "aside-noted",
     "aside-renamed",

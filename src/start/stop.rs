@@ -70,14 +70,7 @@ pub async fn departure(
                     true
                 }
                 LeaveStep::Wait(_) => true,
-                _ => {
-                    let removed =
-                        |members: &Vec<MemberFact>| !members.iter().any(|m| Some(m.member.id) == leaving.member);
-                    if leaving.members.present().is_some_and(removed) {
-                        crash_point!("stop-removed");
-                    }
-                    false
-                }
+                _ => false,
             };
             said = Some(step);
             if !again {

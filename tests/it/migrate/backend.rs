@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use etcd_client::{Client, Compare, CompareOp, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use syncer::datadir::wal::read_wal;
+use syncer::exit::{Exit, exit_of};
 use syncer::migrate::Origin;
 use syncer::migrate::convert::{KeyLease, LiveKey};
 use syncer::migrate::pipeline::copy;
@@ -182,6 +184,8 @@ fn check_line(line: &'static str) {
     let before = content(&dir);
     assert_same(read(&datadir, line, home.path()).expect("read the killed one's data dir"), &last);
     assert!(content(&dir) == before, "the source changed");
+    check_wrong_lengths(&datadir, line, home.path(), &dir);
+    assert!(content(&dir) == before, "the log is not as it was");
 
     // Stopped: its backend has everything, and no etcd is needed. 3.4 leaves the last entries to the log.
     etcd.spec.start().stop();
@@ -208,6 +212,33 @@ fn check_line(line: &'static str) {
     std::fs::write(&file, &bytes).expect("write the file");
     let error = read(&Origin::snapshot(file), line, home.path()).expect_err("a wrong checksum was taken");
     assert!(format!("{error:#}").contains("checksum"), "{error:#}");
+}
+
+/// One bit of a record's length is wrong, near the log's end: behind it are acknowledged writes that the backend may lack.
+fn check_wrong_lengths(datadir: &Origin, line: &str, home: &Path, dir: &Path) {
+    let log = read_wal(&dir.join("member/wal")).expect("read the log");
+    let whole = std::fs::read(&log.tail.path).expect("read the last segment");
+    let (mut places, mut at) = (Vec::new(), 0);
+    while at < log.tail.offset as usize {
+        places.push(at);
+        let frame = u64::from_le_bytes(whole[at..at + 8].try_into().expect("eight bytes"));
+        let padding = if frame >> 63 == 1 { frame >> 56 & 7 } else { 0 };
+        at += 8 + (frame << 8 >> 8) as usize + padding as usize;
+    }
+    let place = places[places.len() - 4];
+    // Beyond the segment, and within the space that etcd has allocated.
+    for bit in [40, 20] {
+        let mut damaged = whole.clone();
+        damaged[place + bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&log.tail.path, &damaged).expect("write the last segment");
+        let Err(error) = read(datadir, line, home) else {
+            panic!("etcd {line}: what stands behind a wrong length (bit {bit}) was taken for nothing");
+        };
+        let told = format!("{error:#}");
+        assert!(told.contains(&format!("is damaged at byte {place}")), "etcd {line}, bit {bit}: {told}");
+        assert_eq!(exit_of(&error), Exit::RefusedSource, "{told}");
+    }
+    std::fs::write(&log.tail.path, &whole).expect("write the last segment");
 }
 
 /// Every file below a directory, with its content.

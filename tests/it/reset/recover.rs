@@ -13,7 +13,7 @@ use serde_json::Value;
 use syncer::boot::Notes;
 use syncer::crash_point::RESET_CRASH_POINTS;
 use syncer::datadir::quarantine::asides;
-use syncer::disk::RealDisk;
+use syncer::disk::{Disk, RealDisk};
 use syncer::ids::{ClusterId, MemberId};
 use syncer::migrate::fence::{self, FencePhase, FenceRecord};
 use syncer::observe::notes;
@@ -377,12 +377,12 @@ fn what_cannot_be_looked_at_is_not_given_up_without_its_name() {
         assert!(!error.contains("add --yes"), "it is sound: {error}");
     }
     let wal = spec.data_dir.join("member/wal");
-    fs::rename(&wal, home.path().join("wal")).expect("move the log away");
+    RealDisk.rename(&wal, &home.path().join("wal")).expect("move the log away");
     std::os::unix::fs::symlink("wal", &wal).expect("make a loop");
     let error = refused(recover(&spec, &["--new-cluster", "--yes"]), 1);
     assert!(error.contains("cannot be told") && error.contains("nothing has been changed"), "{error}");
     fs::remove_file(&wal).expect("remove the loop");
-    fs::rename(home.path().join("wal"), &wal).expect("put the log back");
+    RealDisk.rename(&home.path().join("wal"), &wal).expect("put the log back");
     assert_eq!(fingerprint(home.path()), as_found, "refusing changes nothing: look at what recover set aside");
 }
 

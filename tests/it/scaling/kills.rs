@@ -18,7 +18,7 @@ use crate::support::statefulset::TestBox;
 /// A point, and whose pod is killed there; `None`: the first that comes by.
 pub type Kill = (&'static str, Option<u32>);
 
-/// So many times a way that may lead past a point is gone.
+/// So many times a way is gone that may lead past a point.
 const TRIES: usize = 3;
 
 /// The kills of a box: a file for each that is still to come.
@@ -94,20 +94,10 @@ impl Scene {
         self.scaled(replicas);
     }
 
-    /// From three pods down by ways that lead pods to their ends, and back up by others. etcd may refuse to let a pod go, which then
-    /// stops first and does not pass by each point; so there is more than one try.
+    /// From three pods down by such ways, and back up by others.
     fn down_and_up_by(&mut self, kills: &mut Kills, replicas: u32, down: &[Kill], up: &[Kill]) {
-        kills.next(down);
-        for tried in 1..=TRIES {
-            etcd_calls_it_healthy();
-            self.set.scale(replicas).expect("scale");
-            self.scaled(replicas);
-            if kills.left().is_empty() || tried == TRIES {
-                break;
-            }
-            self.scale(3);
-        }
-        kills.come(&self.set);
+        etcd_calls_it_healthy();
+        self.scale_by(kills, replicas, down);
         self.scale_by(kills, 3, up);
     }
 }
@@ -145,11 +135,11 @@ fn a_kill_within_any_step_loses_no_write_and_no_member() {
     // What is left of one that was killed before it was removed comes back as a data dir that is no member's any more.
     let comes_back = ["aside-noted", "aside-renamed", "start-etcd-serving"].map(|point| (point, Some(2)));
     scene.down_and_up_by(&mut kills, 1, &[("stop-told", Some(2)), ("stop-etcd-ended", Some(1))], &comes_back);
-    scene.down_and_up_by(&mut kills, 1, &[("stop-asked", Some(2)), ("stop-removed", Some(1))], &[("lead-added", None)]);
-    let aside = [("aside-noted", Some(2)), ("aside-renamed", Some(1)), ("lead-before-remove", None)];
-    scene.down_and_up_by(&mut kills, 1, &aside, &[]);
+    scene.down_and_up_by(&mut kills, 1, &[("stop-asked", Some(2)), ("aside-noted", Some(1))], &[("lead-added", None)]);
+    etcd_calls_it_healthy();
     scene.led_by(2);
-    scene.down_and_up_by(&mut kills, 2, &[("stop-led-on", Some(2))], &[]);
+    scene.scale_by(&mut kills, 2, &[("stop-led-on", Some(2)), ("lead-before-remove", None)]);
+    scene.scale_by(&mut kills, 3, &[]);
 
     // The leader that comes next asks a joiner whose etcd runs how far it is, unless that takes it too long to say.
     let lost = ["join-noted", "join-cleared", "start-etcd-applied"].map(|point| (point, Some(1)));
