@@ -46,6 +46,12 @@ fn hash(set: &TestBox, ordinal: u32) -> String {
     serde_json::from_str::<Value>(&said).expect("JSON")[0]["HashKV"]["hash"].to_string()
 }
 
+/// Whether this pod has seen that its cluster was replaced: while it served, or while it had no leader for a moment.
+fn tells(set: &TestBox, pod: &str) -> bool {
+    let log = set.log(pod);
+    log.contains("a restore has replaced this cluster") || log.contains("(Superseded)")
+}
+
 /// Three pods, a snapshot of what they have, a write behind it, and the seed restarted on the staged snapshot; `parted`: out
 /// of the others' sight, until the marker has told them.
 fn restored(set: &TestBox, parted: bool) -> (u64, Said) {
@@ -75,9 +81,7 @@ fn restored(set: &TestBox, parted: bool) -> (u64, Said) {
     set.delete(0).expect("delete the seed's pod");
     if parted {
         for pod in ["vc-1", "vc-2"] {
-            poll("the marker tells of the restore", CHANGE, || {
-                set.log(pod).contains("a restore has replaced this cluster").then_some(())
-            });
+            poll("the marker tells of the restore", CHANGE, || tells(set, pod).then_some(()));
         }
         set.heal().expect("heal");
     }
@@ -107,7 +111,7 @@ fn restored(set: &TestBox, parted: bool) -> (u64, Said) {
     });
     assert_eq!(told, seen + BUMP);
     for pod in ["vc-1", "vc-2"] {
-        assert!(set.log(pod).contains("a restore has replaced this cluster"), "{}", set.log(pod));
+        assert!(tells(set, pod), "{}", set.log(pod));
     }
     for ordinal in 0..3 {
         let asides = syncer::datadir::quarantine::asides(&set.volume(&format!("vc-{ordinal}")).join("etcd"));
