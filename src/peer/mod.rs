@@ -10,7 +10,9 @@
 //!
 //! [`server`] answers, [`dial`] asks, [`survey`] asks all and gives the facts that decisions rest on.
 
+mod certificate;
 pub mod dial;
+mod named;
 pub mod server;
 pub mod survey;
 mod tls;

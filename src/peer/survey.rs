@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::certificate::{clock, doubt_other_cas, name, of_another_ca};
 use super::dial::{DEADLINE, Dial, Pod};
+use super::named::{Named, of_now, unnamed};
 use super::{Word, list_of};
 use crate::boot::{Facts, Known, MemberList, PeerFact, PeerState};
 use crate::discovery::Discovery;
@@ -48,10 +50,6 @@ pub struct Surveyor {
     other_ca: Mutex<BTreeMap<Ordinal, Instant>>,
     _watching: JoinSet<()>,
 }
-
-/// For so long, look after look, a pod must show a certificate of another CA: where one was, another's may be for a moment,
-/// and what is mounted is renewed on one node before the other.
-const OTHER_CA_FOR: Duration = Duration::from_secs(10);
 
 /// What a look found.
 #[derive(Debug, Default)]
@@ -268,96 +266,6 @@ impl Surveyor {
     }
 }
 
-/// Whether an answer that names these pods is known to be of a time at which this pod, `own`, was there. One that does not
-/// name it, or while its name leads elsewhere (`wrong`), may be from a cache and lack pods that have come since.
-fn of_now(own: Ordinal, named: &[Ordinal], wrong: Option<String>) -> Known<()> {
-    match wrong {
-        _ if !named.contains(&own) => Known::Unknown("its answer does not name this pod yet".to_owned()),
-        Some(why) => Known::Unknown(format!("its answer may be of an earlier pod's time: {why}")),
-        None => Known::Present(()),
-    }
-}
-
-/// Whether DNS has said which pods there are.
-enum Named {
-    /// It has, or has not.
-    Told(Known<()>),
-    /// It names nobody, which leaves out this pod.
-    Nobody {
-        /// The addresses of the headless service.
-        there: Answer<BTreeSet<IpAddr>>,
-        /// Why this pod's own name does not lead to it.
-        wrong: Option<String>,
-    },
-}
-
-/// The same where nobody is named: the service has no port of that name, or DNS does not know it yet. Its addresses, `there`,
-/// tell as well who is there, if they are those of this pod and of others that have been asked by their names (`known`).
-fn unnamed(known: &BTreeSet<IpAddr>, there: &Answer<BTreeSet<IpAddr>>, wrong: Option<String>) -> Known<()> {
-    let there = match (wrong, there) {
-        (Some(why), _) => return Known::Unknown(format!("it names no pod, and not this one: {why}")),
-        (None, Answer::Unknown(why)) => return Known::Unknown(why.clone()),
-        (None, Answer::Present { value, .. }) => value.clone(),
-        (None, Answer::Absent { .. }) => BTreeSet::new(),
-    };
-    let others: Vec<_> = there.difference(known).map(ToString::to_string).collect();
-    match others.is_empty() {
-        true if !there.is_empty() => Known::Present(()),
-        true => Known::Unknown("it knows no pod of the headless service, and this one is there".to_owned()),
-        false => Known::Unknown(format!(
-            "the headless service has the pods at {}, and its port `peer` (2380), by which pods are named, is missing",
-            others.join(", ")
-        )),
-    }
-}
-
-/// What is to be done where TLS failed because of the time, in rustls's words (`Display` of its `CertificateError`, and of
-/// the alert by which the other side refuses ours).
-fn clock(why: &str) -> Option<&'static str> {
-    let any = |pieces: &[&str]| pieces.iter().any(|piece| why.contains(piece));
-    if any(&["certificate not valid yet", "certificate: NotValidYet"]) {
-        Some(
-            "its etcd/peer.crt begins in the future by this clock: set the clocks of both nodes (NTP), or wait until then",
-        )
-    } else if any(&["certificate expired", "certificate: Expired"]) {
-        Some(
-            "its etcd/peer.crt has ended by this clock: set the clocks of both nodes (NTP); if they are right, renew it: \
-             restart that pod, or replace the mounted files or the Secret",
-        )
-    } else if any(&["CertificateExpired"]) {
-        Some(
-            "it refuses this pod's etcd/healthcheck-client.crt as out of date: set the clocks of both nodes (NTP); if they are right, renew \
-             it: restart this pod, or replace the mounted files or the Secret",
-        )
-    } else {
-        None
-    }
-}
-
-/// The same where the other's certificate is not for the name by which pods call each other, which rustls gives.
-fn name(why: &str) -> Option<&'static str> {
-    ["certificate not valid for name", "certificate: NotValidForName"].iter().any(|piece| why.contains(piece)).then_some(
-        "its etcd/peer.crt is not for the name by which other pods call it: issue it, and etcd/server.crt, with the names \
-         POD.NAME-headless.NAMESPACE of all pods or with *.NAME-headless.NAMESPACE, as `syncer certs` does, and replace what is \
-         mounted there or the Secret",
-    )
-}
-
-/// Takes nobody's CA for another before it has been so for a while, in each look since then.
-fn doubt_other_cas(since: &mut BTreeMap<Ordinal, Instant>, peers: &mut [PeerFact], now: Instant) {
-    since.retain(|ordinal, _| peers.iter().any(|peer| peer.ordinal == *ordinal && peer.other_ca));
-    for peer in peers.iter_mut().filter(|peer| peer.other_ca) {
-        let begun = since.entry(peer.ordinal).or_insert(now);
-        peer.other_ca = now.saturating_duration_since(*begun) >= OTHER_CA_FOR;
-    }
-}
-
-/// Whether a handshake failed because one side's certificate is of a CA that the other does not know: rustls' words for ours
-/// of theirs (a CA of the same name has another key), and for the alert by which the other side refuses ours.
-fn of_another_ca(why: &str) -> bool {
-    ["UnknownIssuer", "BadSignature", "UnknownCA"].iter().any(|piece| why.contains(piece))
-}
-
 async fn ask(dial: &Dial, settings: &Settings, pod: &Pod) -> Asked {
     let members = async {
         let view = dial.members(pod).await.map_err(|e| format!("{e:#}"))?;
@@ -454,45 +362,8 @@ fn serving(words: &BTreeMap<Ordinal, Word>) -> Vec<Ordinal> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Context;
-    use rustls::pki_types::{ServerName, UnixTime};
-    use rustls::{AlertDescription, CertificateError, Error};
-
     use super::*;
     use crate::ids::{ClusterId, MemberId};
-
-    /// Stale DNS, found by the model: the seed's volume was lost, and the answer is from before the pod that has the data came
-    /// again, which is no longer wanted and serves on.
-    #[test]
-    fn an_answer_from_before_this_pod_was_there_does_not_say_which_pods_there_are() {
-        let (own, other) = (Ordinal(0), Ordinal(1));
-        assert_eq!(of_now(own, &[own, other], None), Known::Present(()));
-        assert_eq!(of_now(own, &[own], None), Known::Present(()));
-        assert!(of_now(own, &[other], None).unknown().is_some());
-        let elsewhere = Some("vc-0 resolves to 10.0.0.4: an earlier pod's record?".to_owned());
-        assert!(of_now(own, &[own], elsewhere).unknown().is_some_and(|why| why.contains("earlier pod's record")));
-    }
-
-    #[test]
-    fn that_no_pod_is_named_does_not_say_that_there_is_none() {
-        let address = |last| IpAddr::from([10, 0, 0, last]);
-        let own = BTreeSet::from([address(4)]);
-        let has = |value: &[u8]| Answer::Present {
-            value: value.iter().map(|last| address(*last)).collect(),
-            ttl: Duration::from_secs(5),
-        };
-        let absent = Answer::Absent { ttl: Duration::from_secs(5) };
-        assert_eq!(unnamed(&own, &has(&[4]), None), Known::Present(()));
-        let why = |there: &Answer<BTreeSet<IpAddr>>, wrong: Option<&str>| -> String {
-            let known = unnamed(&own, there, wrong.map(str::to_owned));
-            known.unknown().map(str::to_owned).unwrap_or_else(|| panic!("{known:?}"))
-        };
-        assert!(why(&has(&[4, 5]), None).contains("10.0.0.5, and its port `peer`"));
-        assert!(why(&has(&[5]), None).contains("10.0.0.5, and its port `peer`"));
-        assert!(why(&absent, None).contains("this one is there"));
-        assert!(why(&Answer::Unknown("SERVFAIL".to_owned()), None).contains("SERVFAIL"));
-        assert!(why(&has(&[4]), Some("vc-0 does not exist")).contains("vc-0 does not exist"));
-    }
 
     #[test]
     fn the_list_is_asked_of_the_cluster_that_most_serve_and_of_a_replaced_one_last() {
@@ -532,77 +403,5 @@ mod tests {
         assert_eq!(word(true, None).other_k0s_cas(here()), None, "it has none, or runs no k0s");
         assert_eq!(word(false, other.clone()).other_k0s_cas(here()), None, "it does not serve");
         assert_eq!(word(true, other).other_k0s_cas(None), None, "no k0s runs here");
-    }
-
-    #[test]
-    fn another_ca_is_believed_after_a_while_in_which_no_look_says_otherwise() {
-        let (begun, mut since) = (Instant::now(), BTreeMap::new());
-        let mut look = |seconds, other_ca| {
-            let mut peers = [PeerFact { other_ca, ..PeerFact::new(Ordinal(1)) }, PeerFact::new(Ordinal(2))];
-            doubt_other_cas(&mut since, &mut peers, begun + Duration::from_secs(seconds));
-            assert!(!peers[1].other_ca);
-            peers[0].other_ca
-        };
-        for (seconds, shown, believed) in [
-            (0, true, false),
-            (9, true, false),
-            (10, true, true),
-            (11, false, false),
-            (12, true, false),
-            (22, true, true),
-        ] {
-            assert_eq!(look(seconds, shown), believed, "after {seconds} s");
-        }
-    }
-
-    #[test]
-    fn another_ca_is_told_from_other_failures() {
-        let of = |error| of_another_ca(&told(error));
-        assert!(of(Error::InvalidCertificate(CertificateError::UnknownIssuer)));
-        assert!(of(Error::InvalidCertificate(CertificateError::BadSignature)));
-        assert!(of(Error::AlertReceived(AlertDescription::UnknownCA)));
-        assert!(!of(Error::InvalidCertificate(CertificateError::Expired)));
-        assert!(!of(Error::AlertReceived(AlertDescription::CertificateExpired)));
-        assert!(!of_another_ca("connect: Connection refused (os error 111)"));
-    }
-
-    /// As a failed handshake is told: with its context, out of an I/O error.
-    fn told(error: Error) -> String {
-        let failed: Result<(), _> = Err(std::io::Error::other(error));
-        format!("{:#}", failed.context("speak TLS").unwrap_err())
-    }
-
-    #[test]
-    fn a_certificate_that_does_not_fit_a_clock_is_told_from_other_failures() {
-        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let (time, not_before, not_after) = (at(5), at(9), at(1));
-        for (error, words) in [
-            (CertificateError::NotValidYet, Some("future")),
-            (CertificateError::NotValidYetContext { time, not_before }, Some("future")),
-            (CertificateError::Expired, Some("has ended")),
-            (CertificateError::ExpiredContext { time, not_after }, Some("has ended")),
-            (CertificateError::UnknownIssuer, None),
-        ] {
-            let why = told(Error::InvalidCertificate(error));
-            assert_eq!(clock(&why).is_some(), words.is_some(), "{why}");
-            assert!(clock(&why).is_none_or(|remedy| words.is_some_and(|words| remedy.contains(words))), "{why}");
-        }
-        let ours = told(Error::AlertReceived(AlertDescription::CertificateExpired));
-        assert!(clock(&ours).is_some_and(|remedy| remedy.contains("this pod's")), "{ours}");
-        assert_eq!(clock(&told(Error::AlertReceived(AlertDescription::UnknownCA))), None);
-    }
-
-    #[test]
-    fn a_certificate_for_other_names_is_told_from_other_failures() {
-        let expected = ServerName::try_from("vc-1.vc-headless.team-a").unwrap();
-        let presented = vec!["other-1.other-headless.team-a".to_owned()];
-        for error in [
-            CertificateError::NotValidForName,
-            CertificateError::NotValidForNameContext { expected, presented: presented.clone() },
-        ] {
-            let why = told(Error::InvalidCertificate(error));
-            assert!(name(&why).is_some() && clock(&why).is_none() && !of_another_ca(&why), "{why}");
-        }
-        assert_eq!(name(&told(Error::InvalidCertificate(CertificateError::UnknownIssuer))), None);
     }
 }
