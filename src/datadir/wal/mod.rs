@@ -5,6 +5,7 @@ pub mod append;
 pub mod conf_change;
 pub mod reader;
 pub mod record;
+mod torn;
 pub mod writer;
 
 #[cfg(test)]
