@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::journal::{self, Permission, Phase};
 use super::run::{ResetOutcome, ResetPlan, allowed, newer, not_open, pending, reset, usable};
-use crate::boot::{Notes, Refusal};
+use crate::boot::Notes;
 use crate::datadir::lock::LockError;
 use crate::datadir::members::{Member, stored_members};
 use crate::datadir::{DatadirLock, InspectedDatadir, LogTail, Role, UsableDatadir, inspect, log_tail, quarantine};
@@ -21,7 +21,6 @@ use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
 use crate::migrate::fence::{self, FencePhase};
 use crate::observe::notes;
-use crate::record_file::RecordError;
 use crate::restore::record;
 use crate::settings::flags::LogFlags;
 
@@ -233,13 +232,7 @@ fn answer(asked: &Asked) -> Answer {
 
 /// The next start puts a staged snapshot in the place of whatever is here.
 fn not_restoring(data_dir: &Path) -> anyhow::Result<()> {
-    let staged = match record::load(data_dir) {
-        Err(damaged @ RecordError::Damaged { .. }) => {
-            return Err(Refusal::DamagedRestore(damaged.to_string()).error());
-        }
-        staged => staged.context("read the record of a restore")?,
-    };
-    let Some(staged) = staged else { return Ok(()) };
+    let Some(staged) = record::read(data_dir)? else { return Ok(()) };
     Err(refuse(
         Exit::RefusedDataDir,
         format!("{} is staged on this volume, and its next start serves that", staged.source),

@@ -11,7 +11,6 @@ use tokio::runtime::Runtime;
 
 use super::look;
 use super::record::{self, MadeBy, RestoreRecord};
-use crate::boot::Refusal;
 use crate::boot::restored::replaced;
 use crate::crash_point;
 use crate::datadir::DatadirLock;
@@ -26,7 +25,7 @@ use crate::migrate::journey::{self, Journey};
 use crate::migrate::progress::Show;
 use crate::migrate::to_datadir::{DatadirTarget, ImportOutcome};
 use crate::migrate::{Origin, Verify, space};
-use crate::record_file::{RecordError, unix_seconds};
+use crate::record_file::unix_seconds;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
 use crate::snapshot::fetched::Fetched;
@@ -91,7 +90,7 @@ pub fn run(args: &Args, settings: &Settings) -> anyhow::Result<String> {
     }
     // Whoever changes nothing waits for nobody.
     let lock = if args.dry_run { None } else { Some(Arc::new(locked(dir)?)) };
-    if let Some(present) = recorded(dir)? {
+    if let Some(present) = record::read(dir)? {
         return staged_before(args, settings, &present, &snapshot);
     }
     let Some(lock) = lock else { return dry_run(&disk, args, settings, &snapshot, &runtime) };
@@ -310,7 +309,7 @@ fn otherwise(args: &Args, made: MadeBy) -> Option<String> {
 
 fn cancel(disk: &dyn Disk, args: &Args, dir: &Path) -> anyhow::Result<String> {
     let _lock = locked(dir)?;
-    let present = recorded(dir)?;
+    let present = record::read(dir)?;
     if let Some(present) = present.as_ref().filter(|present| present.begun.is_some()) {
         let what = format!("{} is taking the place of the present store, which has begun", present.source);
         let remedy =
@@ -328,17 +327,6 @@ fn cancel(disk: &dyn Disk, args: &Args, dir: &Path) -> anyhow::Result<String> {
             format!("called off: {source} is not restored; nothing else has been changed\n")
         }
         (Output::Text, None) => "no restore was staged; nothing has been changed\n".to_owned(),
-    })
-}
-
-/// The record of what is staged.
-///
-/// # Errors
-/// As a start has them: what cannot be read may be of a restore that is taking its place.
-fn recorded(dir: &Path) -> anyhow::Result<Option<RestoreRecord>> {
-    record::load(dir).map_err(|e| match e {
-        RecordError::Io(e) => anyhow::Error::from(e).context("read the record of a restore"),
-        damaged => Refusal::DamagedRestore(damaged.to_string()).error(),
     })
 }
 
@@ -466,10 +454,10 @@ mod tests {
     #[test]
     fn a_record_that_cannot_be_read_is_refused_as_by_a_start() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(recorded(dir.path()).unwrap(), None);
+        assert_eq!(record::read(dir.path()).unwrap(), None);
         std::fs::write(record::path(dir.path()), "junk").unwrap();
         let args = Cli::try_parse_from(["restore", "--cancel"]).unwrap().args;
-        for error in [recorded(dir.path()).unwrap_err(), cancel(&RealDisk, &args, dir.path()).unwrap_err()] {
+        for error in [record::read(dir.path()).unwrap_err(), cancel(&RealDisk, &args, dir.path()).unwrap_err()] {
             assert_eq!(exit_of(&error), Exit::RefusedDataDir, "{error:#}");
             assert!(error.to_string().contains("move that file away"), "no remedy: {error:#}");
         }

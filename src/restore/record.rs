@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{RestoreFact, Staged};
+use crate::boot::{Refusal, RestoreFact, Staged};
 use crate::datadir::bolt::BoltReader;
 use crate::datadir::inspect::SchemaVersion;
 use crate::datadir::lock::LockError;
@@ -103,6 +103,17 @@ pub fn lock(data_dir: &Path, wait: Duration) -> Result<DatadirLock, LockError> {
 /// The record on the volume at `data_dir`.
 pub fn load(data_dir: &Path) -> Result<Option<RestoreRecord>, RecordError> {
     record_file::load(MAGIC, MAX_PAYLOAD, &path(data_dir))
+}
+
+/// As [`load`], for a command.
+///
+/// # Errors
+/// As a start has them: what cannot be read may be of a restore that is taking its place.
+pub fn read(data_dir: &Path) -> anyhow::Result<Option<RestoreRecord>> {
+    load(data_dir).map_err(|e| match e {
+        RecordError::Io(e) => anyhow::Error::from(e).context("read the record of a restore"),
+        damaged => Refusal::DamagedRestore(damaged.to_string()).error(),
+    })
 }
 
 /// Replaces the record, durably. A transition that is not legal is an error.
