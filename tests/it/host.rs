@@ -85,7 +85,7 @@ fn nobody_is_removed(scene: &Scene, what: &str, voters: usize) {
     let began = Instant::now();
     while began.elapsed() < NOTHING {
         if let Some(said) = ask(&Access::of(&scene.set, 0)) {
-            assert_eq!((said.voters.len(), said.learners), (voters, 0), "{what}{}", scene.logs());
+            assert_eq!((said.voters.len(), said.learners), (voters, 0), "{what}");
         }
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -156,7 +156,7 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     // A pause and back.
     scale(&mut scene, 0);
     let stopped = marker(&scene.set).expect("a marker")["stopped"].as_array().map_or(0, Vec::len);
-    assert_eq!(stopped, 3, "each notes its last entry: {:?}{}", marker(&scene.set), scene.logs());
+    assert_eq!(stopped, 3, "each notes its last entry: {:?}", marker(&scene.set));
     scale(&mut scene, 3);
     assert_eq!(marker(&scene.set).expect("a marker")["stopped"], serde_json::json!([]));
 
@@ -195,7 +195,7 @@ fn one_of_three_that_were_paused_goes_on_alone() {
         }
         let now = marker(&scene.set).expect("a marker");
         let count = now["dropped"].as_array().map_or(0, Vec::len);
-        assert!(!now["survivor"].is_null() && count == dropped, "{dropped} are dropped: {now}{}", scene.logs());
+        assert!(!now["survivor"].is_null() && count == dropped, "{dropped} are dropped: {now}");
         scale(&mut scene, 3);
         for ordinal in 1..3 {
             let asides = syncer::datadir::quarantine::asides(&scene.set.volume(&format!("vc-{ordinal}")).join("etcd"));
@@ -215,8 +215,8 @@ fn secret_away(scene: &mut Scene) {
     scene.set.lose_volume(2).expect("lose the volume");
     said(scene, "this pod may not use Secret vc-certs");
     assert!(!scene.set.volume("vc-2").join("pki").exists(), "it made one of its own");
-    assert!(scene.set.get(2, "/healthz").is_some(), "a pod that waits for the Secret does not live{}", scene.logs());
-    assert!(scene.set.get(2, "/readyz").is_none(), "it is ready{}", scene.logs());
+    assert!(scene.set.get(2, "/healthz").is_some(), "a pod that waits for the Secret does not live");
+    assert!(scene.set.get(2, "/readyz").is_none(), "it is ready");
     allow_secrets(&scene.set, true);
     said(scene, "has been formed, and Secret vc-certs has no CA of etcd");
     scene.replaced(1, "a pod that has it was started again", |set| set.kill9(1).expect("kill"));
@@ -257,7 +257,7 @@ fn three_at_once_and_scaled_away_by_force() {
     goes_on_alone(&mut scene);
     let now = marker(&scene.set).expect("a marker");
     let dropped = now["dropped"].as_array().map_or(0, Vec::len);
-    assert!(!now["survivor"].is_null() && dropped > 0, "the marker names who goes on: {now}{}", scene.logs());
+    assert!(!now["survivor"].is_null() && dropped > 0, "the marker names who goes on: {now}");
     scale(&mut scene, 3);
     assert!(!scene.writer.finish().is_empty());
 }
@@ -266,7 +266,7 @@ fn goes_on_alone(scene: &mut Scene) {
     let began = Instant::now();
     let access = Access::of(&scene.set, 0);
     while ask(&access).is_none_or(|said| said.voters.len() != 1) {
-        assert!(began.elapsed() < CHANGE, "pod 0 does not go on alone: {:?}{}", marker(&scene.set), scene.logs());
+        assert!(began.elapsed() < CHANGE, "pod 0 does not go on alone: {:?}", marker(&scene.set));
         std::thread::sleep(Duration::from_millis(100));
     }
     scene.scaled(1);
@@ -323,8 +323,8 @@ fn a_pod_that_finds_the_api_hanging_waits_and_joins_when_it_is_back() {
     poll("it says what it waits for", CHANGE, || scene.set.log("vc-1").contains(waits).then_some(()));
     let began = Instant::now();
     while began.elapsed() < NOTHING {
-        assert!(!scene.set.volume("vc-1").join("etcd").exists(), "it formed or joined{}", scene.logs());
-        assert!(scene.set.get(1, "/healthz").is_some(), "it does not live{}", scene.logs());
+        assert!(!scene.set.volume("vc-1").join("etcd").exists(), "it formed or joined");
+        assert!(scene.set.get(1, "/healthz").is_some(), "it does not live");
         let said = ask(&Access::of(&scene.set, 0)).expect("pod 0 serves on");
         assert_eq!((said.voters.len(), said.learners), (1, 0));
         std::thread::sleep(Duration::from_millis(200));
@@ -384,7 +384,7 @@ fn in_order_from_another_first_ordinal() {
         };
         s.settled && before.pods.iter().all(newer)
     };
-    scene.set.wait("each pod is replaced", CHANGE * 2, rolled).unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
+    scene.set.wait("each pod is replaced", CHANGE * 2, rolled).unwrap_or_else(|e| panic!("{e:#}"));
     scene.rests("rolled", 3);
     assert_eq!(formed(&scene.set), Some(cluster));
     let token = scene.set.kubectl(&["get", "secret", "vc-k3s-vc", "-o", "jsonpath={.data.token}"]);

@@ -234,7 +234,7 @@ impl Scene {
         let count = replicas as usize;
         let what = format!("{replicas} pods, all settled");
         let settled = self.set.wait(&what, CHANGE, |s| s.settled && s.pods.len() == count);
-        settled.unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+        settled.unwrap_or_else(|error| panic!("{error:#}"));
         if replicas > 0 {
             self.rests(&format!("scaled to {replicas}"), replicas);
             self.writes_go_on();
@@ -284,10 +284,10 @@ impl Scene {
         let gap = self.writer.longest_gap(began);
         println!("scaled to {replicas} pods, led by pod {leader}: a gap of {gap:?}");
         let what = format!("to {replicas} pods, led by pod {leader}");
-        assert!(gap < GAP, "{what}: nothing was acknowledged for {gap:?}{}", self.logs());
+        assert!(gap < GAP, "{what}: nothing was acknowledged for {gap:?}");
         // Nor is that left to etcd, or to an election.
         let handed_on = log(self)[said..].contains("MoveLeader");
-        assert!(handed_on || leader < replicas, "{what}, whose syncer has not handed that on{}", self.logs());
+        assert!(handed_on || leader < replicas, "{what}, whose syncer has not handed that on");
     }
 
     /// Waits until each of three pods was replaced, whatever `end` did to them.
@@ -298,7 +298,7 @@ impl Scene {
             .wait(what, CHANGE, |s| {
                 s.settled && (0..3).all(|n| s.pods.get(&n).is_some_and(|pod| pod.incarnation > before[&n].incarnation))
             })
-            .unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+            .unwrap_or_else(|error| panic!("{error:#}"));
         self.rests(what, 3);
         self.writes_go_on();
     }
@@ -308,13 +308,8 @@ impl Scene {
         end(&self.set);
         self.set
             .wait(what, CHANGE, |s| s.settled && s.pods.get(&ordinal).is_some_and(|pod| pod.incarnation > before))
-            .unwrap_or_else(|error| panic!("{error:#}{}", self.logs()));
+            .unwrap_or_else(|error| panic!("{error:#}"));
         self.rests(what, 3);
-    }
-
-    /// The last lines of each pod that are not etcd's.
-    pub fn logs(&self) -> String {
-        self.set.last_logs()
     }
 }
 
@@ -349,9 +344,9 @@ fn no_write_is_lost_on_the_whole_journey_in_parallel() {
     let (mut scene, clients) = whole_journey(Policy::Parallel);
     let voters = scene.voters();
     scene.all_replaced("rolled", |set| set.roll().expect("roll"));
-    assert_eq!(scene.voters(), voters, "a pod that was only restarted has left{}", scene.logs());
+    assert_eq!(scene.voters(), voters, "a pod that was only restarted has left");
     scene.all_replaced("all were killed at once", |set| (0..3).for_each(|n| set.kill9(n).expect("kill")));
-    assert_eq!(scene.voters(), voters, "a pod that was killed is another member{}", scene.logs());
+    assert_eq!(scene.voters(), voters, "a pod that was killed is another member");
     clients.finish(&scene.set, 3);
     assert!(!scene.writer.finish().is_empty());
 }

@@ -85,10 +85,10 @@ fn damage_that_only_etcd_sees_is_replaced_too() {
         passes_inspection(&etcd);
         scene.set.scale_only(3).expect("start the pods");
         let settled = scene.set.wait("three pods", CHANGE, |s| s.settled && s.pods.len() == 3);
-        settled.unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+        settled.unwrap_or_else(|error| panic!("{error:#}"));
         scene.rests(&format!("pod {pod} had a damaged data dir"), 3);
         let log = scene.set.log(&format!("vc-{pod}"));
-        assert!(log.contains(said) && log.contains("DamagedReplaced") && log.contains("set aside"), "{}", scene.logs());
+        assert!(log.contains(said) && log.contains("DamagedReplaced") && log.contains("set aside"));
     }
     assert!(!scene.writer.finish().is_empty());
 }
@@ -127,10 +127,10 @@ fn a_damaged_data_dir_of_one_of_three_is_replaced_without_loss() {
         damage(&scene.set.volume(&format!("vc-{pod}")).join("etcd"));
         scene.set.scale_only(3).expect("start the pods");
         let settled = scene.set.wait("three pods", CHANGE, |s| s.settled && s.pods.len() == 3);
-        settled.unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+        settled.unwrap_or_else(|error| panic!("{error:#}"));
         scene.rests(&format!("pod {pod} had a damaged data dir"), 3);
         let log = scene.set.log(&format!("vc-{pod}"));
-        assert!(log.contains("DamagedReplaced") && log.contains("set aside"), "{}", scene.logs());
+        assert!(log.contains("DamagedReplaced") && log.contains("set aside"));
         let kept = fs::read_dir(scene.set.volume(&format!("vc-{pod}"))).expect("the volume");
         let kept = kept.filter_map(Result::ok).filter(|f| f.file_name().to_string_lossy().starts_with("etcd."));
         assert!(kept.count() > 0, "it is kept");

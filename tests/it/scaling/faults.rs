@@ -36,9 +36,9 @@ fn dns_that_fails_forms_and_removes_nothing() {
         let (began, written) = (Instant::now(), scene.writer.acknowledged().len());
         while began.elapsed() < NOTHING {
             let made = scene.set.volume(&format!("vc-{ordinal}")).join("etcd/member").exists();
-            assert!(!(lost && made), "{mood:?}: it formed or joined something{}", scene.logs());
+            assert!(!(lost && made), "{mood:?}: it formed or joined something");
             if let Some(said) = ask(&Access::of(&scene.set, 0)) {
-                assert_eq!((said.voters, said.learners), (voters.clone(), 0), "{mood:?}{}", scene.logs());
+                assert_eq!((said.voters, said.learners), (voters.clone(), 0), "{mood:?}");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -67,7 +67,7 @@ fn a_leader_that_is_cut_off_leads_nobody() {
     let began = Instant::now();
     while began.elapsed() < NOTHING {
         let said = ask(&others).map(|said| (said.voters.len(), said.learners));
-        assert!(said.is_none_or(|said| said == (3, 0)), "{said:?}: somebody was removed{}", scene.logs());
+        assert!(said.is_none_or(|said| said == (3, 0)), "{said:?}: somebody was removed");
         std::thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(scene.writer.acknowledged().len(), written, "it took writes without a quorum");

@@ -58,9 +58,8 @@ fn certificates_without_the_peers_names_are_named_with_the_remedy() {
     // Nobody needs a restart for the remedy.
     copy_peer(&good, &pki);
     let mut scene = Scene::of(3, set);
-    let status =
-        scene.set.wait("three pods", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
-    assert!(status.pods.values().all(|pod| pod.restarts == 0), "{status:?}{}", scene.logs());
+    let status = scene.set.wait("three pods", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}"));
+    assert!(status.pods.values().all(|pod| pod.restarts == 0), "{status:?}");
 
     // Of a cluster that runs, the pod that comes back with such a one is not heard, and the others go on.
     copy_peer(&bad, &pki);
@@ -69,7 +68,7 @@ fn certificates_without_the_peers_names_are_named_with_the_remedy() {
     let written = scene.writer.acknowledged().len();
     poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > written + 20).then_some(()));
     copy_peer(&good, &pki);
-    scene.set.wait("pod 1 is back", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
+    scene.set.wait("pod 1 is back", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}"));
     scene.rests("the certificates have the names again", 3);
     assert!(!scene.writer.finish().is_empty());
 }

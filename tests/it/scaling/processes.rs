@@ -22,7 +22,7 @@ fn a_process_that_ends_comes_back_in_its_place_and_none_is_ended_for_a_lost_quor
         let pid = scene.set.status().expect("a status").pods[&ordinal].pid.expect("it runs");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a signal");
         let again = scene.set.wait("it is started again", CHANGE, |s| s.settled && s.pods[&ordinal].restarts == 1);
-        let again = again.unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
+        let again = again.unwrap_or_else(|e| panic!("{e:#}"));
         let (was, is) = (&before.pods[&ordinal], &again.pods[&ordinal]);
         assert_eq!((is.incarnation, is.address), (was.incarnation, was.address));
         assert_ne!(is.pid, was.pid);
@@ -40,11 +40,11 @@ fn a_process_that_ends_comes_back_in_its_place_and_none_is_ended_for_a_lost_quor
     poll("nobody has a quorum", CHANGE, || accesses.iter().all(|access| ask(access).is_none()).then_some(()));
     let ready = |s: &Status| s.pods.values().any(|pod| pod.ready);
     let noticed = scene.set.wait("they notice it", CHANGE, |s| !ready(s));
-    noticed.unwrap_or_else(|e| panic!("{e:#}{}", scene.logs()));
+    noticed.unwrap_or_else(|e| panic!("{e:#}"));
     let (written, began) = (scene.writer.acknowledged().len(), Instant::now());
     while began.elapsed() < BEYOND_LIVENESS {
         // A rollout would replace one after the other.
-        assert!(!ready(&scene.set.status().expect("a status")), "one of them says that it is ready{}", scene.logs());
+        assert!(!ready(&scene.set.status().expect("a status")), "one of them says that it is ready");
         for ordinal in 0..3 {
             assert!(scene.set.get(ordinal, "/healthz").is_some(), "pod {ordinal} says that it does not live");
         }

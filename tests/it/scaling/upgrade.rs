@@ -52,7 +52,7 @@ fn faults_while_mixed(scene: &mut Scene, folder: &Path, old: &str, new: &str) {
         scene.replaced(ordinal, &what, |set| end(set, ordinal));
         let lines = [runs(&scene.set, 0), runs(&scene.set, 1), runs(&scene.set, 2)];
         let wanted = [old, old, new].iter().zip(&lines).all(|(line, shown)| shown.starts_with(&format!("{line}.")));
-        assert!(wanted, "{what}: {lines:?}{}", scene.logs());
+        assert!(wanted, "{what}: {lines:?}");
         let written = scene.writer.acknowledged().len();
         poll(&format!("{what}: writes go on"), CHANGE, || {
             (scene.writer.acknowledged().len() > written + 20).then_some(())
@@ -85,7 +85,7 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     };
     let rolled = |scene: &mut Scene, line: &str| {
         let settled = scene.set.wait(&format!("all run {line}"), CHANGE, |s| s.settled);
-        settled.unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+        settled.unwrap_or_else(|error| panic!("{error:#}"));
         scene.rests(&format!("upgraded to {line}"), 3);
         versions(scene, line);
         cluster_version(&scene.set, line);
@@ -104,7 +104,7 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
     versions(&scene, "3.5");
     refused(&scene, "3.7", "the etcd data dir is too old for this etcd", "run the minor version in between");
     install(folder.path(), "3.5");
-    scene.set.wait("pod 2 is back", CHANGE, |s| s.settled).unwrap_or_else(|error| panic!("{error:#}{}", scene.logs()));
+    scene.set.wait("pod 2 is back", CHANGE, |s| s.settled).unwrap_or_else(|error| panic!("{error:#}"));
     faults_while_mixed(&mut scene, folder.path(), "3.5", "3.6");
     install(folder.path(), "3.6");
     scene.set.roll().expect("roll");
@@ -146,7 +146,7 @@ fn changed_settings_start_etcd_again_in_one_pod_after_the_other() {
     let mut turns: Vec<_> = (0..3).map(|n| poll("etcd is started again", CHANGE, || again(n))).collect();
     turns.sort();
     let one_by_one = turns.windows(2).all(|two| two[0].1 < two[1].0);
-    assert!(one_by_one, "two at a time: {turns:?}{}", scene.logs());
+    assert!(one_by_one, "two at a time: {turns:?}");
     scene.rests("all run by the new settings", 3);
     assert!(!scene.writer.finish().is_empty());
 }
