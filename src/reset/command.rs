@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::journal::{self, Permission, Phase};
 use super::run::{ResetOutcome, ResetPlan, allowed, newer, not_open, pending, reset, usable};
-use crate::boot::Notes;
+use crate::boot::{FenceFact, Notes, Refusal};
 use crate::datadir::lock::LockError;
 use crate::datadir::members::{Member, stored_members};
 use crate::datadir::{DatadirLock, InspectedDatadir, LogTail, Role, UsableDatadir, inspect, log_tail, quarantine};
@@ -19,7 +19,7 @@ use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::migrate::command::Output;
 use crate::migrate::commit::keep_migrated;
-use crate::migrate::fence::{self, FencePhase};
+use crate::migrate::fence;
 use crate::observe::notes;
 use crate::restore::record;
 use crate::settings::flags::LogFlags;
@@ -424,20 +424,24 @@ fn new_cluster(disk: &dyn Disk, args: &Args, data_dir: &Path, version: EtcdVersi
         }
     }
     // Without it the next start would know neither that a fence is to be lifted nor that one was.
-    let fence = fence::load(data_dir).context("read the record of a fence")?;
-    if let Some(fence) = fence.as_ref().filter(|fence| fence.phase == FencePhase::Raised) {
-        return Err(refuse(
-            Exit::RefusedSource,
-            format!("{} may still have this volume's fence around it, by which it takes no writes", fence.source),
-            "start this pod, which lifts it, or lift it by hand (docs/migration.md); then try again",
-        ));
+    let fence = fence::fact(data_dir).context("read the record of a fence")?;
+    match &fence {
+        FenceFact::Raised { source, .. } => {
+            return Err(refuse(
+                Exit::RefusedSource,
+                format!("{source} may still have this volume's fence around it, by which it takes no writes"),
+                "start this pod, which lifts it, or lift it by hand (docs/migration.md); then try again",
+            ));
+        }
+        FenceFact::Damaged(why) => return Err(Refusal::DamagedJournal(why.clone()).error()),
+        FenceFact::Absent | FenceFact::Lifted { .. } | FenceFact::Kept { .. } => {}
     }
     let mut moved: Vec<PathBuf> = Vec::new();
     moved.extend(quarantine::set_aside(disk, &etcd_dir, SystemTime::now()).context("set the data dir aside")?);
     let of_migrations = [crate::migrate::journal::FILE_NAME, crate::migrate::journal::BACK_FILE_NAME];
     let mut records = vec![journal::FILE_NAME];
     records.extend(of_migrations);
-    records.extend(fence.is_some().then_some(fence::FILE_NAME));
+    records.extend((!fence.is_absent()).then_some(fence::FILE_NAME));
     for name in records {
         moved.extend(
             quarantine::set_aside(disk, &data_dir.join(name), SystemTime::now()).context("set a journal aside")?,
