@@ -84,6 +84,9 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     disk.create_dir(data_dir).map_err(|error| unusable(data_dir, error, "make the data directory".to_owned()))?;
     check_paths(&settings)?;
     let lock = Arc::new(lock(&settings)?);
+    if !migrate_from::lift_left(&settings, &mut stop).await {
+        return Ok(());
+    }
 
     let etcd = settings.program("etcd");
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };

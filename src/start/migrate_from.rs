@@ -123,6 +123,30 @@ pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
     }
 }
 
+/// Lifts what a killed move has left before anything can end this start or hold it up. What cannot be lifted yet, the boot
+/// decision sees to. `false`: told to stop.
+pub async fn lift_left(settings: &Settings, stop: &mut StopSignals) -> bool {
+    let pki = PkiPaths::new(&settings.pki_dir);
+    let lift = async {
+        if raised(settings)?.is_none() || is_there(settings)? {
+            return Ok(());
+        }
+        lift_by(settings, &pki, &RealDisk, PATIENCE).await
+    };
+    tokio::select! {
+        lifted = lift => {
+            if let Err(error) = lifted {
+                tracing::warn!("the fence around the source is not lifted yet: {error:#}");
+            }
+            true
+        }
+        signal = stop.next() => {
+            tracing::warn!(signal, "told to stop before the fence around the source was lifted: the next start lifts it");
+            false
+        }
+    }
+}
+
 async fn lift_by(settings: &Settings, pki: &PkiPaths, disk: &dyn Disk, patience: Duration) -> anyhow::Result<()> {
     let Some(record) = raised(settings)? else { return Ok(()) };
     if fence::moved(&settings.data_dir).context("look whether the move is committed")? {

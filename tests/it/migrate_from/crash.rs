@@ -244,6 +244,8 @@ fn killed_and_reverted_the_fence_is_lifted_before_the_values_are_refused() {
         // Nothing of these is known but where the volume is.
         ("      embedded: {enabled: [\n", None, "values.yaml"),
         ("      embedded: {enabled: true}\n", Some("--nonsense"), "--nonsense"),
+        // What the settings alone do not tell.
+        ("      embedded: {enabled: true, extraArgs: [--no-such-flag]}\n", None, "no-such-flag"),
         ("      embedded: {enabled: true}\n", Some("--migrate-from=ftp://x"), "--migrate-from"),
     ] {
         let mut pod = TestPod::new();
