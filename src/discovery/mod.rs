@@ -176,10 +176,14 @@ impl Discovery {
         })
     }
 
-    /// The addresses of all pods that run, which the headless service has whatever its ports are called. An absence is asked
-    /// for again before its time is over.
-    pub async fn service_addresses(&self) -> Answer<BTreeSet<IpAddr>> {
-        self.memory(|memory, _| memory.doubt(&Question::Service));
+    /// The addresses of all pods that run, which the headless service has whatever its ports are called. An absence, and an
+    /// answer without any of this pod's `own`, is asked for again before its time is over.
+    pub async fn service_addresses_with(&self, own: &BTreeSet<IpAddr>) -> Answer<BTreeSet<IpAddr>> {
+        let has = |found: &Found| matches!(found, Found::Addresses(there) if !there.is_disjoint(own));
+        self.memory(|memory, _| {
+            memory.doubt(&Question::Service);
+            memory.doubt_unless(&Question::Service, has);
+        });
         self.ask(Question::Service).await.map(|found| match found {
             Found::Addresses(addresses) => addresses,
             Found::Pods(_) => BTreeSet::new(),

@@ -31,18 +31,25 @@ pub(super) enum Named {
 }
 
 /// The same where nobody is named: the service has no port of that name, or DNS does not know it yet. Its addresses, `there`,
-/// tell as well who is there, if they are those of this pod and of others that have been asked by their names (`known`).
-pub(super) fn unnamed(known: &BTreeSet<IpAddr>, there: &Answer<BTreeSet<IpAddr>>, wrong: Option<String>) -> Known<()> {
+/// tell as well who is there, if they are those of this pod, `own`, and of others that have been `asked` by their names.
+/// Without this pod's they may be from a cache, of a time before it and others came.
+pub(super) fn unnamed(
+    own: &BTreeSet<IpAddr>,
+    asked: &BTreeSet<IpAddr>,
+    there: &Answer<BTreeSet<IpAddr>>,
+    wrong: Option<String>,
+) -> Known<()> {
     let there = match (wrong, there) {
         (Some(why), _) => return Known::Unknown(format!("it names no pod, and not this one: {why}")),
         (None, Answer::Unknown(why)) => return Known::Unknown(why.clone()),
         (None, Answer::Present { value, .. }) => value.clone(),
         (None, Answer::Absent { .. }) => BTreeSet::new(),
     };
-    let others: Vec<_> = there.difference(known).map(ToString::to_string).collect();
+    let others = there.iter().filter(|address| !own.contains(address) && !asked.contains(address));
+    let others: Vec<_> = others.map(ToString::to_string).collect();
     match others.is_empty() {
-        true if !there.is_empty() => Known::Present(()),
-        true => Known::Unknown("it knows no pod of the headless service, and this one is there".to_owned()),
+        true if !there.is_disjoint(own) || (own.is_empty() && !there.is_empty()) => Known::Present(()),
+        true => Known::Unknown("the headless service's addresses do not have this pod's yet".to_owned()),
         false => Known::Unknown(format!(
             "the headless service has the pods at {}, and its port `peer` (2380), by which pods are named, is missing",
             others.join(", ")
@@ -77,14 +84,17 @@ mod tests {
             ttl: Duration::from_secs(5),
         };
         let absent = Answer::Absent { ttl: Duration::from_secs(5) };
-        assert_eq!(unnamed(&own, &has(&[4]), None), Known::Present(()));
+        let asked = BTreeSet::from([address(6)]);
+        assert_eq!(unnamed(&own, &asked, &has(&[4]), None), Known::Present(()));
+        assert_eq!(unnamed(&own, &asked, &has(&[4, 6]), None), Known::Present(()));
         let why = |there: &Answer<BTreeSet<IpAddr>>, wrong: Option<&str>| -> String {
-            let known = unnamed(&own, there, wrong.map(str::to_owned));
+            let known = unnamed(&own, &asked, there, wrong.map(str::to_owned));
             known.unknown().map(str::to_owned).unwrap_or_else(|| panic!("{known:?}"))
         };
         assert!(why(&has(&[4, 5]), None).contains("10.0.0.5, and its port `peer`"));
         assert!(why(&has(&[5]), None).contains("10.0.0.5, and its port `peer`"));
-        assert!(why(&absent, None).contains("this one is there"));
+        assert!(why(&has(&[6]), None).contains("this pod's yet"), "of a time before this pod was there");
+        assert!(why(&absent, None).contains("this pod's yet"));
         assert!(why(&Answer::Unknown("SERVFAIL".to_owned()), None).contains("SERVFAIL"));
         assert!(why(&has(&[4]), Some("vc-0 does not exist")).contains("vc-0 does not exist"));
     }

@@ -138,8 +138,7 @@ impl Surveyor {
             Named::Nobody { there, wrong } => {
                 let asked = found.peers.iter().filter(|peer| peer.dns.present().is_some());
                 let asked = asked.filter_map(|peer| Some(found.pods.get(&peer.ordinal)?.address));
-                let known = own::own_addresses(self.settings.pod.ip).into_iter().chain(asked).collect();
-                unnamed(&known, &there, wrong)
+                unnamed(&self.own_addresses(), &asked.collect(), &there, wrong)
             }
         };
         self.say_certificates(&found);
@@ -193,12 +192,17 @@ impl Surveyor {
         let answered = match now {
             Known::Present(now) => Named::Told(of_now(own, &now, self.own_name_is_wrong().await)),
             Known::Absent => {
-                Named::Nobody { there: self.discovery.service_addresses().await, wrong: self.own_name_is_wrong().await }
+                let there = self.discovery.service_addresses_with(&self.own_addresses()).await;
+                Named::Nobody { there, wrong: self.own_name_is_wrong().await }
             }
             Known::Unknown(why) => Named::Told(Known::Unknown(why)),
         };
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         (there.into_iter().chain(last.keys().copied()).collect(), answered)
+    }
+
+    fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        own::own_addresses(self.settings.pod.ip)
     }
 
     /// Why this pod's own name does not lead to it; asked for until it has once.
