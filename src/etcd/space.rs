@@ -40,6 +40,8 @@ pub struct Space {
 pub struct Store {
     /// Whose.
     pub member: MemberId,
+    /// Whether it does not vote yet.
+    pub learner: bool,
     /// Whether it answers and has caught up; if not, the other fields mean nothing.
     pub well: bool,
     /// Bytes that the file may have.
@@ -111,7 +113,9 @@ pub fn repair(space: &Space) -> Repair {
     let Some((raised_by, _)) = space.alarms.iter().find(|(_, alarm)| *alarm == Alarm::NoSpace) else {
         return Repair::Nothing;
     };
-    let unwell: Vec<_> = space.stores.iter().filter(|store| !store.well).map(|store| store.member).collect();
+    // A learner stands for no quorum, and is not asked while it learns.
+    let unwell: Vec<_> =
+        space.stores.iter().filter(|store| !store.well && !store.learner).map(|store| store.member).collect();
     let has_room = |store: &Store| store.in_use <= store.room() && !store.wasteful();
     if unwell.is_empty() && space.stores.iter().all(has_room) {
         return Repair::Disarm(*raised_by);
@@ -155,7 +159,14 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn store(id: u64, size: u64, in_use: u64) -> Store {
-        Store { member: MemberId(id), well: true, quota: 100 * MIB, size: size * MIB, in_use: in_use * MIB }
+        Store {
+            member: MemberId(id),
+            learner: false,
+            well: true,
+            quota: 100 * MIB,
+            size: size * MIB,
+            in_use: in_use * MIB,
+        }
     }
 
     /// Three members whose files have reached the quota, nine tenths of it old revisions.
@@ -193,6 +204,19 @@ mod tests {
         let enough = Space { stores: compacted().stores, ..space };
         assert_eq!(repair(&enough), Repair::Defragment(MemberId(2)));
         assert_eq!(repair(&full()), Repair::Compact(Revision(900)));
+    }
+
+    /// A learner's etcd is not asked how it is, and its quota refuses nobody's writes.
+    #[test]
+    fn a_learner_keeps_the_alarm_from_nobody() {
+        let mut space = compacted();
+        space.stores = vec![store(1, 12, 10), store(2, 12, 10), Store { learner: true, well: false, ..store(3, 0, 0) }];
+        space.rests = false;
+        assert_eq!(repair(&space), Repair::Disarm(MemberId(2)));
+        space.stores[1].size = 100 * MIB;
+        assert_eq!(repair(&space), Repair::Wait(Hold::Membership), "nothing is defragmented beside one that joins");
+        space.stores[2].learner = false;
+        assert_eq!(repair(&space), Repair::Wait(Hold::Degraded(vec![MemberId(3)])));
     }
 
     #[test]

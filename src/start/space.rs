@@ -219,7 +219,7 @@ fn stores(pod: &Pod, look: &Look<'_>) -> Vec<Store> {
         let (size, in_use, told) = state.map_or((0, 0, 0), |s| (s.db_size, s.db_in_use, s.quota));
         // An etcd that does not tell has at least what is asked for, and at least what it has taken.
         let quota = if told > 0 { told } else { quota(asked, 0).max(size) };
-        Store { member, well, quota, size, in_use }
+        Store { member, learner: fact.member.learner, well, quota, size, in_use }
     };
     look.observed.members.iter().map(store).collect()
 }
