@@ -90,7 +90,7 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     }
     crash_point!("stop-etcd-ended");
     let ended = async {
-        let mut desired = None;
+        let (mut desired, mut may_be_there) = (None, false);
         loop {
             let mut leaving = Leaving { etcd: false, ..look(pod, desired, true, by).await };
             desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
@@ -123,10 +123,17 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
                         Written::Outdated => continue,
                         Written::Denied(why) => {
                             tracing::warn!("the last entry cannot be noted in the marker: {why}");
+                            // Nothing is to be withdrawn there when the pod comes back.
+                            if !may_be_there {
+                                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = false)?;
+                            }
                             return Ok(());
                         }
                         // The next look shows whether it was made.
-                        Written::Unknown(why) => tracing::warn!("the last entry may not be noted in the marker: {why}"),
+                        Written::Unknown(why) => {
+                            may_be_there = true;
+                            tracing::warn!("the last entry may not be noted in the marker: {why}");
+                        }
                     }
                 }
                 _ => return Ok(()),
