@@ -111,6 +111,14 @@ impl Observed {
         member.ordinal.filter(|ordinal| self.wants(*ordinal) != Some(false))
     }
 
+    /// The places that go on being kept ([`Observed::replacing`]): nobody has taken them, and that they are not wanted has not
+    /// been said.
+    pub fn kept_places(&self) -> BTreeSet<Ordinal> {
+        let taken = |ordinal: &Ordinal| self.members.iter().any(|m| m.member.ordinal == Some(*ordinal));
+        let kept = |ordinal: &&Ordinal| !taken(ordinal) && self.wants(**ordinal) != Some(false);
+        self.replacing.iter().filter(kept).copied().collect()
+    }
+
     /// The member list alone.
     pub fn list(&self) -> MemberList {
         MemberList { cluster: self.cluster, members: self.members.iter().map(|m| m.member.clone()).collect() }

@@ -216,6 +216,11 @@ fn a_replaced_pod_is_added_anew_a_second_later_and_without_asking_the_host_api()
     expect(&o, Plan::Do(Step::AddLearner(Ordinal(2))), Rule::AskLeader);
     o.replacing.insert(Ordinal(1));
     expect(&o, Plan::Do(Step::AddLearner(Ordinal(1))), Rule::AskLeader);
+    // A place is kept until it is taken, or not wanted any more.
+    assert_eq!(o.kept_places(), BTreeSet::from([Ordinal(1), Ordinal(2)]));
+    assert_eq!(Observed { desired: Desired::Host(2), ..o.clone() }.kept_places(), BTreeSet::from([Ordinal(1)]));
+    let taken = Observed { members: vec![voter(0), voter(1)], ..o.clone() };
+    assert_eq!(taken.kept_places(), BTreeSet::from([Ordinal(2)]));
     o.replacing.clear();
     expect(&o, Plan::Wait(Hold::DesiredUnknown(Ordinal(1))), Rule::NeverAddSurplus);
 }

@@ -2,6 +2,7 @@
 //! again. Beside a follower it does nothing but see that it is one.
 
 mod by_host;
+mod lasting;
 mod refused;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +25,7 @@ use crate::peer::{list_of, peer_url_of};
 use crate::rules::Rules;
 use crate::telemetry;
 use by_host::{ByHost, HostView};
+use lasting::Lasting;
 use refused::Refused;
 
 /// Between two passes while nothing is to be done: among other pods, and without any; and while something is.
@@ -58,6 +60,7 @@ pub async fn look_after(pod: &Pod) -> Infallible {
     let mut serving = pod.health.subscribe();
     let mut now = pod.now.clone();
     let mut sound = false;
+    let mut failing: Option<Lasting> = None;
     loop {
         if serving.wait_for(|health| health.datastore_ready).await.is_err() {
             return std::future::pending().await;
@@ -71,9 +74,20 @@ pub async fn look_after(pod: &Pod) -> Infallible {
         }
         let stopping = serving.borrow().stopping;
         let wait = match Box::pin(leader.pass(stopping)).await {
-            Ok(wait) => wait,
+            Ok(wait) => {
+                failing = None;
+                wait
+            }
             Err(error) => {
-                tracing::debug!("the membership was not looked after: {error:#}");
+                let now = Instant::now();
+                match failing.get_or_insert_with(|| Lasting::since(now)).is_due(now) {
+                    Some(lasts) => tracing::warn!(
+                        seconds = lasts.as_secs(),
+                        remedy = "look at this pod's etcd: its log, its disk, and whether its machine is overloaded",
+                        "the membership is not looked after: nobody joins or leaves: {error:#}"
+                    ),
+                    None => tracing::debug!("the membership was not looked after: {error:#}"),
+                }
                 leader.etcd = None;
                 AT_WORK
             }
@@ -244,7 +258,6 @@ impl Leader<'_> {
         let pod = self.pod;
         let members = list_of(&pod.settings, list);
         self.progress.retain(|id, _| members.has(*id));
-        self.replacing.retain(|ordinal| !members.members.iter().any(|m| m.ordinal == Some(*ordinal)));
         let facts: Vec<_> = members
             .members
             .iter()
@@ -273,7 +286,7 @@ impl Leader<'_> {
         let quiet = lowest || quiet(etcd, own).await?;
         let own_urls = list.members.iter().find(|m| m.id == own.member).map(|m| &m.peer_urls);
         let own_url_differs = own_urls.context("the leader is not in its own list")? != &[pod.settings.peer_url()];
-        Ok(Observed {
+        let mut observed = Observed {
             seed: pod.seed(),
             desired: view.desired().unwrap_or_else(|| Desired::Values(pod.now.borrow().etcd.replicas)),
             cluster: list.cluster,
@@ -282,9 +295,12 @@ impl Leader<'_> {
             pods: survey.peers.iter().map(|peer| pod_view(peer, survey, view)).collect(),
             settled: self.changed.is_none_or(|at| at.elapsed() >= SETTLED),
             quiet,
-            replacing: self.replacing.clone(),
+            replacing: std::mem::take(&mut self.replacing),
             own_url_differs,
-        })
+        };
+        self.replacing = observed.kept_places();
+        observed.replacing = self.replacing.clone();
+        Ok(observed)
     }
 }
 

@@ -3,16 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::lasting::Lasting;
 use crate::membership::{Observed, Step};
 
-/// From the first refusal to the first word.
-const LASTS: Duration = Duration::from_secs(15);
-/// From one word to the next.
-const SAY_EVERY: Duration = Duration::from_secs(30);
-
-/// What was refused last, since when, and when that was said.
+/// What was refused last, and for how long.
 #[derive(Debug, Default)]
-pub(super) struct Refused(Option<(Step, Instant, Option<Instant>)>);
+pub(super) struct Refused(Option<(Step, Lasting)>);
 
 impl Refused {
     /// Another step was taken, or none was to be.
@@ -46,17 +42,13 @@ impl Refused {
 
     /// For how long it has been refused, if that is to be said now.
     fn is_due(&mut self, step: &Step, now: Instant) -> Option<Duration> {
-        let (of, since, said) = self.0.get_or_insert((*step, now, None));
-        if of != step {
-            self.0 = Some((*step, now, None));
-            return None;
+        match &mut self.0 {
+            Some((of, lasting)) if of == step => lasting.is_due(now),
+            other => {
+                *other = Some((*step, Lasting::since(now)));
+                None
+            }
         }
-        let lasts = now.saturating_duration_since(*since);
-        let due = lasts >= LASTS && said.is_none_or(|at| now.saturating_duration_since(at) >= SAY_EVERY);
-        due.then(|| {
-            *said = Some(now);
-            lasts
-        })
     }
 }
 
@@ -66,14 +58,14 @@ mod tests {
     use crate::ids::Ordinal;
 
     #[test]
-    fn what_is_refused_for_long_is_said_and_not_too_often() {
+    fn what_is_refused_for_long_is_said() {
         let (mut refused, begun) = (Refused::default(), Instant::now());
         let mut due = |ordinal, seconds| {
             refused
                 .is_due(&Step::AddLearner(Ordinal(ordinal)), begun + Duration::from_secs(seconds))
                 .map(|d| d.as_secs())
         };
-        assert_eq!([due(3, 0), due(3, 14), due(3, 15), due(3, 44), due(3, 45)], [None, None, Some(15), None, Some(45)]);
+        assert_eq!([due(3, 0), due(3, 14), due(3, 15)], [None, None, Some(15)]);
         assert_eq!([due(4, 60), due(4, 74), due(4, 75)], [None, None, Some(15)], "another step");
         refused.ends();
         let again = refused.is_due(&Step::AddLearner(Ordinal(4)), begun + Duration::from_secs(100));

@@ -10,7 +10,9 @@ use crate::world::World;
 impl World {
     /// A pass by the syncer of pod `by`, which is beside the leader `l` by rule 5.1.
     pub(crate) fn plan(&mut self, c: &Config, l: usize, by: usize) {
-        let Some(observed) = observe::observed(self, c, l, by) else { return };
+        let Some(mut observed) = observe::observed(self, c, l, by) else { return };
+        observed.replacing = observed.kept_places();
+        self.pods[by].replacing = observed.replacing.first().map(|ordinal| ordinal.0 as u8);
         let (plan, rule) = plans::explained(&observed, c.rules);
         let plan = if self.pods[by].terminating { plans::while_stopping(plan, rule) } else { plan };
         let Plan::Do(step) = plan else { return };
@@ -55,15 +57,7 @@ impl World {
                 }
                 change(Op::Remove(id))
             }
-            Step::MoveLeader(id) => {
-                let to = self.reaches(dir.cluster, dir.member, id.0 as u8);
-                if let (Some(to), Some(term)) = (to, self.pods[l].leads)
-                    && self.dir(to).is_some_and(|d| d.log == dir.log)
-                {
-                    self.lead(to, term + 1, &[l, to]);
-                }
-                return;
-            }
+            Step::MoveLeader(id) => return self.move_leader(l, id.0 as u8),
             Step::UpdateOwnPeerUrl => return,
         };
         if pending {
