@@ -1,5 +1,8 @@
 //! What is explored: who is there at first, what may happen, and how it is to end.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use crate::membership::ready::PodManagement;
 use crate::rules::Rules;
 
@@ -72,6 +75,8 @@ pub struct Config {
     /// What a rule says of itself is not asked for, neither the steps that it forbids, nor who leads, nor that there is a
     /// marker: only what is lost without it.
     pub loss_only: bool,
+    /// How many states of the search that is on were let heal.
+    pub healed: Arc<AtomicUsize>,
 }
 
 /// What there is at first.

@@ -289,14 +289,7 @@ impl World {
         self.pods[o].asks_to_leave = false;
         match leave::explained(&leaving, c.rules).0 {
             LeaveStep::StopApiServer => unreachable!("the model has none"),
-            LeaveStep::MoveLeader(id) => {
-                let Some(dir) = self.dir(o).cloned() else { return };
-                if let (Some(to), Some(term)) = (self.reaches(dir.cluster, dir.member, id.0 as u8), self.pods[o].leads)
-                    && self.dir(to).is_some_and(|d| d.log == dir.log)
-                {
-                    self.lead(to, term + 1, &[o, to]);
-                }
-            }
+            LeaveStep::MoveLeader(id) => self.move_leader(o, id.0 as u8),
             LeaveStep::AskRemoval => {
                 if o < usize::from(if c.host { self.desired } else { self.values }) && (self.host_up || !c.host) {
                     self.bad_step = Some("a wanted pod asks to leave");

@@ -1,6 +1,6 @@
 //! Raft among the members that run: elections, copying, commits.
 
-use crate::etcd::{Entry, Op, Peer};
+use crate::etcd::{Dir, Entry, Op, Peer};
 use crate::world::World;
 
 impl World {
@@ -97,6 +97,17 @@ impl World {
         }
         self.pods[o].leads = Some(term);
         self.append(o, Op::Nop);
+    }
+
+    /// Has another member lead. One that has not heard yet that it votes does not stand for election.
+    pub(crate) fn move_leader(&mut self, l: usize, to: u8) {
+        let Some(dir) = self.dir(l) else { return };
+        let to = self.reaches(dir.cluster, dir.member, to);
+        let knows = |d: &Dir| d.peers().iter().any(|p| p.id == d.member && !p.learner);
+        let to = to.filter(|to| self.dir(*to).is_some_and(|d| d.log == dir.log && knows(d)));
+        if let (Some(to), Some(term)) = (to, self.pods[l].leads) {
+            self.lead(to, term + 1, &[l, to]);
+        }
     }
 
     pub(crate) fn copy(&mut self, l: usize, f: usize) -> Option<()> {

@@ -1,5 +1,7 @@
 //! The worlds that are explored: who is there at first, and what may happen how often.
 
+use std::sync::Arc;
+
 use syncer_model::config::{Budget, Config, Start};
 use syncer_model::membership::ready::PodManagement::{self, OrderedReady, Parallel};
 use syncer_model::rules::Rules;
@@ -27,6 +29,7 @@ pub fn config(name: &'static str, pods: usize, host: bool, policy: PodManagement
         own_cas: false,
         back: false,
         loss_only: false,
+        healed: Arc::default(),
     }
 }
 
@@ -71,10 +74,10 @@ pub fn broad() -> Vec<Config> {
                     scale_to: scaled,
                     ..of("two, scaled and lost", 2)
                 },
-                Config { budget: Budget { losses: 1, ..KILL }, ..of("three, a lost volume", 3) },
+                Config { budget: Budget { losses: 1, blind: 1, ..KILL }, ..of("three, a lost volume", 3) },
                 Config {
-                    budget: Budget { scales: 2, stales: 1, ..KILL },
-                    scale_to: &[0, 1, 3],
+                    budget: Budget { scales: 2, stales: 1, blind: 1, ..KILL },
+                    scale_to: &[0, 1, 2, 3],
                     ..of("three, scaled", 3)
                 },
                 Config { budget: Budget { stops: 3, cuts: 1, ..KILL }, ..of("three, rolled and cut off", 3) },
@@ -145,6 +148,18 @@ pub fn targeted() -> Vec<Config> {
             ..of("one to three", 3, true)
         },
         Config { budget: Budget { scales: 1, ..KILL }, scale_to: &[1], ..of("three to one", 3, true) },
+        Config { budget: Budget { scales: 2, ..KILL }, scale_to: &[2, 3], ..of("three to two and back", 3, true) },
+        Config {
+            budget: Budget { scales: 2, kills: 0, ..KILL },
+            scale_to: &[2, 3],
+            graceful: true,
+            ..of("three to two and back, no host", 3, false)
+        },
+        Config {
+            budget: Budget { scales: 2, ..KILL },
+            scale_to: &[2, 3],
+            ..ordered("three to two and back, in order", 3, true)
+        },
         Config {
             budget: Budget { scales: 1, stops: 1, kills: 0, ..KILL },
             scale_to: &[1],
