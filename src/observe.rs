@@ -10,6 +10,7 @@ use anyhow::Context;
 
 use crate::boot::{DataDirFact, Desired, Facts, Known, LogFact, PeerFact, StoresFact};
 use crate::datadir::inspect::{SchemaVersion, inspect, owner};
+use crate::datadir::learners::learners_at_start;
 use crate::datadir::{InspectedDatadir, place};
 use crate::disk::at;
 use crate::etcd::version::EtcdVersion;
@@ -58,7 +59,10 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         data_dir: match &found {
             InspectedDatadir::Usable(dir) => {
                 let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));
-                older.unwrap_or_else(|| found.fact())
+                // A data dir that does not tell them is looked at by whoever needs its log.
+                let learners = || learners_at_start(dir).map_or(0, |learners| learners.len());
+                let unusable = older.or_else(|| unpromoted(dir.cluster_version(), learners(), schema));
+                unusable.unwrap_or_else(|| found.fact())
             }
             InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => found.fact(),
         },
@@ -110,6 +114,17 @@ fn unreadable(v2_request: Option<RaftIndex>, here: SchemaVersion) -> Option<Data
     Some(DataDirFact::Older(format!(
         "its log has a request of etcd 3.5 (entry {index}), which etcd {here} cannot read"
     )))
+}
+
+/// etcd 3.6 starts with one learner, and repairs it if it was promoted. etcd 3.5 lets nobody add a second, so that several are such
+/// whose promotions were not stored.
+fn unpromoted(cluster: Option<SchemaVersion>, learners: usize, here: SchemaVersion) -> Option<DataDirFact> {
+    let of_3_5 = cluster.is_none_or(|cluster| cluster < SchemaVersion::STORES_MEMBERS);
+    (of_3_5 && here >= SchemaVersion::STORES_MEMBERS && learners > 1).then(|| {
+        DataDirFact::Unpromoted(format!(
+            "its backend calls {learners} members learners, as etcd before 3.5.20 did not store there that they were promoted"
+        ))
+    })
 }
 
 /// The end of the log. A log that does not tell it is not damaged: etcd may well start from it.
@@ -217,6 +232,26 @@ mod tests {
         let refusal = crate::boot::Refusal::OlderDataDir(versions);
         assert!(refusal.what().contains("3.5") && refusal.what().contains("3.7"), "{}", refusal.what());
         assert!(refusal.remedy().contains("in between"));
+    }
+
+    #[test]
+    fn etcd_3_6_is_not_started_where_it_would_count_several_learners() {
+        let v = |minor| SchemaVersion { major: 3, minor };
+        for (cluster, learners, here, refused) in [
+            (Some(5), 2, 6, true),
+            (None, 3, 6, true),
+            (Some(5), 1, 6, false),
+            (Some(5), 2, 5, false),
+            // Only with a flag that says so.
+            (Some(6), 2, 6, false),
+            (Some(6), 2, 7, false),
+        ] {
+            let found = unpromoted(cluster.map(v), learners, v(here));
+            assert_eq!(found.is_some(), refused, "{cluster:?} {learners} {here}");
+        }
+        let Some(DataDirFact::Unpromoted(why)) = unpromoted(None, 2, v(6)) else { panic!() };
+        let refusal = crate::boot::Refusal::UnpromotedDataDir(why);
+        assert!(refusal.what().contains("2 members learners") && refusal.remedy().contains("3.5.26"), "{refusal:?}");
     }
 
     #[test]

@@ -227,6 +227,9 @@ pub enum DataDirFact {
     Newer(String),
     /// Written by an etcd more than one minor version older than the one at hand, with both versions.
     Older(String),
+    /// Written by an etcd that has not stored promotions, so that the one at hand would count too many learners, with their
+    /// number.
+    Unpromoted(String),
 }
 
 /// What the migration journal says.

@@ -222,6 +222,7 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
         DataDirFact::Damaged(why) => damaged(facts, why, rules),
         DataDirFact::Newer(versions) => (Refuse(Refusal::NewerDataDir(versions.clone())), Rule::StartAsIs),
         DataDirFact::Older(versions) => (Refuse(Refusal::OlderDataDir(versions.clone())), Rule::StartAsIs),
+        DataDirFact::Unpromoted(why) => (Refuse(Refusal::UnpromotedDataDir(why.clone())), Rule::StartAsIs),
         DataDirFact::Valid { member, cluster } if rules.on(Rule::StartAsIs) => {
             with_data(facts, *member, *cluster, rules)
         }

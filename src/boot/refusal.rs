@@ -17,6 +17,8 @@ pub enum Refusal {
     NewerDataDir(String),
     /// The data dir was written by an etcd more than one minor version older.
     OlderDataDir(String),
+    /// The data dir was written by an etcd that has not stored promotions, and this one would count too many learners.
+    UnpromotedDataDir(String),
     /// The migration journal cannot be read.
     DamagedJournal(String),
     /// Embedded etcd is off, but its data dir exists.
@@ -139,6 +141,7 @@ impl Refusal {
             Refusal::DamagedDataDir(_)
             | Refusal::NewerDataDir(_)
             | Refusal::OlderDataDir(_)
+            | Refusal::UnpromotedDataDir(_)
             | Refusal::DamagedJournal(_)
             | Refusal::EtcdDirWhileDisabled
             | Refusal::ResetVanished
@@ -195,6 +198,7 @@ impl Refusal {
             Refusal::OlderDataDir(versions) => {
                 format!("the etcd data dir is too old for this etcd: {versions}")
             }
+            Refusal::UnpromotedDataDir(why) => format!("this etcd would not start from the etcd data dir: {why}"),
             Refusal::DamagedJournal(why) => format!("the migration journal cannot be read: {why}"),
             Refusal::EtcdDirWhileDisabled => {
                 "embedded etcd is disabled, but this volume holds an etcd data dir with the cluster's data".into()
@@ -320,6 +324,9 @@ impl Refusal {
                 .into(),
             Refusal::OlderDataDir(_) => "nothing was changed: run the minor version in between on every member until each \
                  has taken a raft snapshot (with snapshotCount: 100 in the values, a hundred writes), then this one"
+                .into(),
+            Refusal::UnpromotedDataDir(_) => "nothing was changed: run etcd 3.5 (3.5.26 or newer) on every member until all \
+                 of them are ready, then this one"
                 .into(),
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move that file \
                  away; if state.db is, move both the file and the data dir away; if a deployed etcd is, lift the fence around it \

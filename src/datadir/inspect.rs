@@ -40,6 +40,8 @@ pub struct SchemaVersion {
 impl SchemaVersion {
     /// From 3.7 on etcd starts from the WAL's own snapshot records and no longer reads raft snapshot files.
     pub const WITHOUT_SNAP_FILES: SchemaVersion = SchemaVersion { major: 3, minor: 7 };
+    /// From 3.6 on etcd believes the backend's list of the members, not the v2 store's.
+    pub const STORES_MEMBERS: SchemaVersion = SchemaVersion { major: 3, minor: 6 };
 }
 
 impl std::fmt::Display for SchemaVersion {

@@ -205,7 +205,7 @@ pub fn log_tail(dir: &UsableDatadir) -> Result<LogTail, TailError> {
 }
 
 /// The configuration at the log's starting point.
-fn conf_state(dir: &UsableDatadir) -> Result<ConfState, TailError> {
+pub(super) fn conf_state(dir: &UsableDatadir) -> Result<ConfState, TailError> {
     let (term, index) = dir.start();
     if index.0 == 0 {
         return Ok(ConfState::default());

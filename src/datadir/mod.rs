@@ -2,13 +2,15 @@
 //!
 //! Reading order: [`identity`] (whose data dir), [`schema`] (what the backend holds), [`bolt`], [`wal`] and
 //! [`snapshot`] (the files), [`writer`] (a whole new data dir), [`inspect`](mod@inspect) (what stands on a volume),
-//! [`members`] and [`log_tail`](mod@log_tail) (what a decision about it rests on), [`place`], [`quarantine`] and [`lock`].
+//! [`members`], [`learners`] and [`log_tail`](mod@log_tail) (what a decision about it rests on), [`place`], [`quarantine`] and
+//! [`lock`].
 //!
 #![doc = include_str!("FORMAT.md")]
 
 pub mod bolt;
 pub mod identity;
 pub mod inspect;
+pub mod learners;
 pub mod lock;
 pub mod log_tail;
 pub mod members;

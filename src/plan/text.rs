@@ -179,6 +179,7 @@ fn data_dir(fact: &DataDirFact) -> String {
         DataDirFact::Damaged(why) => format!("damaged: {why}"),
         DataDirFact::Newer(why) => format!("too new: {why}"),
         DataDirFact::Older(why) => format!("too old: {why}"),
+        DataDirFact::Unpromoted(why) => format!("lacks promotions: {why}"),
     }
 }
 

@@ -525,7 +525,7 @@ pub fn said_of(facts: &Facts) -> Option<PeerState> {
             let last = facts.log.present().map(|log| log.last);
             Some(PeerState::Data { member: *member, cluster: *cluster, last })
         }
-        DataDirFact::Damaged(_) | DataDirFact::Newer(_) | DataDirFact::Older(_) => None,
+        DataDirFact::Damaged(_) | DataDirFact::Newer(_) | DataDirFact::Older(_) | DataDirFact::Unpromoted(_) => None,
         DataDirFact::Empty => match facts.stores.state_dbs.first() {
             Some(store) => Some(PeerState::Store(store.clone())),
             None => Some(PeerState::Empty),

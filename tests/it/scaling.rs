@@ -25,6 +25,7 @@ pub mod kills;
 mod names;
 mod others;
 mod processes;
+mod promotions;
 mod upgrade;
 mod wrapped;
 

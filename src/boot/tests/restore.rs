@@ -121,8 +121,8 @@ fn a_restore_begins_on_the_seed_with_the_host_api_and_beside_nothing_unfinished(
     let fenced = Facts { data_dir: DataDirFact::Empty, fence: raised, ..f() };
     assert_eq!(decide(&fenced), BootDecision::LiftFence { source });
     // What is damaged, too old or too new is what snapshots are for.
-    for data_dir in [DataDirFact::Damaged("x".into()), DataDirFact::Newer("x".into()), DataDirFact::Older("x".into())] {
-        assert_eq!(decide(&Facts { data_dir, ..f() }), begins(&[OLD]));
+    for data_dir in [DataDirFact::Damaged, DataDirFact::Newer, DataDirFact::Older, DataDirFact::Unpromoted] {
+        assert_eq!(decide(&Facts { data_dir: data_dir("x".into()), ..f() }), begins(&[OLD]));
     }
     // A committed import is no hindrance, and a store beside it is never imported.
     let committed = StoresFact { migrated: vec!["/data/state.db.migrated".into()], ..StoresFact::default() };

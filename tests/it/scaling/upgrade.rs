@@ -31,7 +31,7 @@ fn cluster_version(set: &TestBox, line: &str) {
 }
 
 /// The folder's etcd is of this line from here on, for whoever starts it.
-fn install(folder: &Path, line: &str) {
+pub fn install(folder: &Path, line: &str) {
     let new = folder.join("new");
     symlink(program("etcd", line), &new).expect("link");
     syncer::disk::Disk::rename(&RealDisk, &new, &folder.join("etcd")).expect("put it in place");

@@ -242,6 +242,7 @@ fn what_others_have_a_say_in_is_not_refused_before_they_were_asked() {
         Facts { journal: JournalFact::Damaged("crc".into()), ..facts() },
         Facts { data_dir: DataDirFact::Newer("3.7".into()), ..facts() },
         Facts { data_dir: DataDirFact::Older("3.4".into()), ..facts() },
+        Facts { data_dir: DataDirFact::Unpromoted("2 learners".into()), ..facts() },
     ] {
         let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
         assert!(!refusal.others_decide(), "{refusal:?}");
