@@ -4,9 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::unistd::Pid;
+
 use super::{Access, CHANGE, Scene, ask};
 use crate::statefulset_box::coredns::Mood;
 use crate::statefulset_box::protocol::Policy;
+use crate::support::pod::child_running;
 use crate::support::statefulset::TestBox;
 use crate::support::{part, poll};
 
@@ -24,6 +27,8 @@ fn dns_that_fails_forms_and_removes_nothing() {
     for (mood, ordinal, lost) in [(Mood::ServFail, 2, true), (Mood::Silent, 1, false), (Mood::Refuses, 2, false)] {
         let voters = scene.voters();
         let before = scene.set.status().expect("a status").pods[&ordinal].incarnation;
+        let log = || scene.set.log(&format!("vc-{ordinal}"));
+        let said = log().len();
         scene.set.dns(mood).expect("a mood");
         match lost {
             true => scene.set.lose_volume(ordinal).expect("lose the volume"),
@@ -37,11 +42,19 @@ fn dns_that_fails_forms_and_removes_nothing() {
         while began.elapsed() < NOTHING {
             let made = scene.set.volume(&format!("vc-{ordinal}")).join("etcd/member").exists();
             assert!(!(lost && made), "{mood:?}: it formed or joined something");
+            let pid = scene.set.status().expect("a status").pods.get(&ordinal).and_then(|pod| pod.pid);
+            let etcd = pid.and_then(|pid| child_running(Pid::from_raw(pid), "etcd"));
+            // It is asked for its version before anything is waited for.
+            let started = etcd.filter(|(_, arguments)| !arguments.contains(&"--version".to_owned()));
+            assert_eq!(started, None, "{mood:?}: started under a name that leads nowhere{}", scene.set.last_logs());
             if let Some(said) = ask(&Access::of(&scene.set, 0)) {
                 assert_eq!((said.voters, said.learners), (voters.clone(), 0), "{mood:?}");
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        poll(&format!("{mood:?}: pod {ordinal} says that it waits (see its log)"), CHANGE, || {
+            log()[said..].contains("etcd waits for this pod's own name").then_some(())
+        });
         poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > written + 20).then_some(()));
         scene.set.dns(Mood::Well).expect("a mood");
         scene.scaled(3);
