@@ -1,11 +1,12 @@
 //! A used-up quota of a real etcd: it repairs itself, or says what fills it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use etcd_client::{AlarmAction, AlarmType, Client, DeleteOptions, GetOptions};
 
 use crate::scaling::{Access, runtime};
-use crate::statefulset_box::protocol::Policy;
+use crate::statefulset_box::protocol::{PodStatus, Policy};
 use crate::support::pod::TestPod;
 use crate::support::poll;
 use crate::support::statefulset::TestBox;
@@ -134,7 +135,8 @@ fn corruption_is_said_and_never_disarmed() {
     assert!(!pod.log().contains("disarmed"));
 }
 
-/// One member after the other, the leader last, and not while one is missing.
+/// One member after the other, the leader last, and not while one is missing; and meanwhile the kubelet ends nobody, although etcd
+/// says of itself that it is not healthy.
 #[test]
 fn three_members_are_repaired_one_after_the_other() {
     // A killed pod is away for a while.
@@ -157,6 +159,7 @@ fn three_members_are_repaired_one_after_the_other() {
         })
     };
     let leader = poll("pod 0 leads", REPAIR, leads);
+    let before = set.status().expect("a status").pods;
     set.kill9(2).expect("kill");
     runtime().block_on(async {
         let client = access.connect().await.expect("a client");
@@ -174,7 +177,8 @@ fn three_members_are_repaired_one_after_the_other() {
     poll("nothing is repaired while pod 2 is away", REPAIR, || {
         let log = set.log("vc-0");
         let told = log.contains("members do not answer or lag behind");
-        let away = !set.status().expect("a status").pods.contains_key(&2);
+        let pods = set.status().expect("a status").pods;
+        let away = !pods.contains_key(&2);
         assert!(!away || !log.contains("defragmented a member"), "{}", ours(&set));
         (told && !away).then_some(())
     });
@@ -183,6 +187,13 @@ fn three_members_are_repaired_one_after_the_other() {
         assert!(began.elapsed() < REPAIR, "no writes are taken within {REPAIR:?}:{}", ours(&set));
         std::thread::sleep(Duration::from_millis(50));
     }
+    let after = set.status().expect("a status").pods;
+    for ordinal in [0, 1] {
+        let of =
+            |pods: &BTreeMap<u32, PodStatus>| (pods[&ordinal].incarnation, pods[&ordinal].restarts, pods[&ordinal].pid);
+        assert_eq!(of(&after), of(&before), "pod {ordinal} was ended while the quota was used up:{}", ours(&set));
+    }
+    assert_eq!(after[&2].restarts, 0, "pod 2 was ended while the quota was used up:{}", set.log("vc-2"));
     let log = set.log("vc-0");
     let lines = log.lines().filter(|line| line.contains("defragmented a member"));
     let repaired: Vec<String> = lines
