@@ -26,6 +26,7 @@ mod names;
 mod others;
 mod processes;
 mod promotions;
+mod rest;
 mod rollout;
 mod upgrade;
 mod wrapped;
