@@ -280,17 +280,24 @@ impl Scene {
     /// Scales down while this pod's member leads.
     fn members_leave(&mut self, replicas: u32, leader: u32) {
         let log = |scene: &Scene| scene.set.log(&format!("vc-{leader}"));
-        let said = log(self).len();
         self.led_by(leader);
-        let began = Instant::now();
+        let (said, began) = (log(self).len(), Instant::now());
         self.scale(replicas);
         let gap = self.writer.longest_gap(began);
         println!("scaled to {replicas} pods, led by pod {leader}: a gap of {gap:?}");
         let what = format!("to {replicas} pods, led by pod {leader}");
         assert!(gap < GAP, "{what}: nothing was acknowledged for {gap:?}");
+        if leader < replicas {
+            return;
+        }
         // Nor is that left to etcd, or to an election.
-        let handed_on = log(self)[said..].contains("MoveLeader");
-        assert!(handed_on || leader < replicas, "{what}, whose syncer has not handed that on");
+        let log = log(self);
+        let moved = |line: &str, rule: &str| line.contains("MoveLeader") && line.contains(rule);
+        let handed_on = log[said..].lines().any(|line| moved(line, "(LeaveFirst)"));
+        // Where nothing was written for a moment, the lowest has come to lead before anybody was told to leave.
+        let mut before = log[said..].lines().take_while(|line| !line.contains("told to stop"));
+        let led_no_more = before.any(|line| moved(line, "(LowestLeads)"));
+        assert!(handed_on || led_no_more, "{what}, whose syncer has not handed that on: see the pod's log");
     }
 
     /// Waits until each of three pods was replaced, whatever `end` did to them.
