@@ -14,5 +14,5 @@ mod log_tail;
 pub mod read;
 mod refused;
 mod restored;
-mod store;
+pub mod store;
 mod written;

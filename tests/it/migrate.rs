@@ -9,6 +9,7 @@ mod layouts;
 mod real_kine;
 mod refusals;
 mod running;
+mod verified;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -117,7 +117,8 @@ pub fn identity(spec: &EtcdSpec) -> MemberIdentity {
     }
 }
 
-fn plain(key: &[u8], value: &[u8]) -> Key {
+/// A key that was written once, at revision 1.
+pub fn plain(key: &[u8], value: &[u8]) -> Key {
     Key { key: key.to_vec(), value: value.to_vec(), create: 1, modified: 1, sub: 0, version: 1, lease: 0 }
 }
 

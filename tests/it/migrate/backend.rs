@@ -242,7 +242,7 @@ fn check_wrong_lengths(datadir: &Origin, line: &str, home: &Path, dir: &Path) {
 }
 
 /// Every file below a directory, with its content.
-fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(super) fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(dir).expect("read a directory") {
         let path = entry.expect("an entry").path();

@@ -6,7 +6,7 @@ use syncer::disk::Disk;
 
 use super::*;
 use crate::support::SmallVolume;
-use crate::support::etcd::PATIENCE;
+use crate::support::etcd::{PATIENCE, etcd_that};
 use crate::support::kine_db::{Era, Kine, busy, fingerprint, with};
 
 /// Runs `syncer migrate` and expects it to refuse with `code`; gives its message. Nothing may have changed.
@@ -158,17 +158,9 @@ fn a_verification_that_cannot_be_made_leaves_nothing() {
 
 #[test]
 fn an_etcd_that_cannot_serve_the_result_is_a_fault_and_leaves_nothing() {
-    use std::os::unix::fs::PermissionsExt;
     let (_dir, db, target) = store();
-    // It tells its version and then ends: the real one, where it is asked for that.
     let (programs, _) = volume();
-    let broken = programs.path().join("etcd");
-    let script = format!(
-        "#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\necho the disk is on fire >&2\nexit 3\n",
-        part("etcd").display()
-    );
-    std::fs::write(&broken, script).unwrap();
-    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let broken = etcd_that(programs.path(), "echo the disk is on fire >&2\nexit 3");
     let mut command = Command::new(syncer());
     command.args(["migrate", "--from"]).arg(format!("sqlite:{}", db.display()));
     command.arg("--to").arg(format!("datadir:{}", target.display())).arg("--etcd").arg(&broken);

@@ -1,15 +1,13 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
-use std::os::unix::fs::PermissionsExt;
-
 use etcd_client::{AlarmAction, AlarmType};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::fence::{alarm, own_member};
 use super::*;
-use crate::support::etcd::SOURCES;
-use crate::support::{free_port, part};
+use crate::support::etcd::{SOURCES, etcd_that, serves_instead};
+use crate::support::free_port;
 
 /// Refused with exit code 4 and these words, nothing moved, and the source as it was.
 #[track_caller]
@@ -105,29 +103,40 @@ fn a_source_of_another_ca_is_not_moved() {
     assert!(source.takes_writes());
 }
 
-/// What fails behind the fence lifts it: here an etcd that does not confirm what was written.
+/// What fails behind the fence lifts it: here an etcd that does not confirm what was written, as it serves a store that differs
+/// in one value, or that ends.
 #[test]
 fn a_failure_lifts_the_fence() {
-    let source = Deployed::start("3.6", 1, None);
-    // It tells its version and then ends: the real one, where it is asked for that.
+    let [source, other] = ["x", "y"].map(|value| {
+        let source = Deployed::start("3.6", 1, None);
+        source.fill(20);
+        source.asked(async |mut client| client.put("/registry/one", value, None).await.map(drop)).expect("put");
+        source
+    });
     let programs = tempfile::tempdir().expect("a folder");
-    let broken = programs.path().join("etcd");
-    let real = part("etcd");
-    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\nexit 3\n", real.display());
-    std::fs::write(&broken, script).expect("write a program");
-    std::fs::set_permissions(&broken, std::fs::Permissions::from_mode(0o755)).expect("it can be run");
-    let mut pod = TestPod::new();
-    let given = pod.command("none", &[&from(&source.url())]);
-    let mut command = Command::new(given.get_program());
-    command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
-    command.arg(format!("--binaries={}", programs.path().display()));
-    pod.spawn(command);
-    let status = pod.wait_end(Duration::from_secs(120));
-    let log = pod.log();
-    assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("etcd ended with exit status: 3") && log.contains("the source is fenced"), "{log}");
-    assert!(source.takes_writes(), "{log}");
-    assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "");
+    let another = programs.path().join("another");
+    let (code, said) = copied(&other.url(), &another);
+    assert_eq!(code, Some(0), "{said}");
+    for (does, words) in
+        [(serves_instead(&another), "etcd's hash at revision"), ("exit 3".to_owned(), "etcd ended with exit status: 3")]
+    {
+        etcd_that(programs.path(), &does);
+        let mut pod = TestPod::new();
+        let given = pod.command("none", &[&from(&source.url())]);
+        let mut command = Command::new(given.get_program());
+        command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+        command.arg(format!("--binaries={}", programs.path().display()));
+        pod.spawn(command);
+        let status = pod.wait_end(Duration::from_secs(120));
+        let log = pod.log();
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.contains(words) && log.contains("the source is fenced"), "not {words:?}: {log}");
+        for left in ["etcd", "etcd.staging", "migration.journal"] {
+            assert!(!pod.data().join(left).exists(), "{left} is left of what was not confirmed: {log}");
+        }
+        assert!(source.takes_writes(), "{log}");
+        assert_eq!(source.one().ctl(&["alarm", "list"]).trim(), "");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -261,6 +262,21 @@ pub fn output(command: &mut Command) -> String {
     let errors = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{command:?} failed: {}\n{text}\n{errors}", out.status);
     text
+}
+
+/// A program in this folder that tells etcd's version, and otherwise does what these words of a shell say.
+pub fn etcd_that(folder: &Path, does: &str) -> PathBuf {
+    let (file, real) = (folder.join("etcd"), part("etcd"));
+    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\n{does}\n", real.display());
+    std::fs::write(&file, script).expect("write a program");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    file
+}
+
+/// For [`etcd_that`]: serves from another data dir than it is told to.
+pub fn serves_instead(data_dir: &Path) -> String {
+    // The last one of a flag counts.
+    format!("exec {} \"$@\" --data-dir={}", part("etcd").display(), data_dir.display())
 }
 
 /// The last lines of a log.
