@@ -67,7 +67,7 @@ fn variables_that_cannot_be_used_are_named() {
 }
 
 /// An etcd whose snapshot has several parts, the last of them a short one.
-fn etcd(home: &std::path::Path) -> Etcd {
+pub fn etcd(home: &std::path::Path) -> Etcd {
     let etcd = EtcdSpec::new("3.6", "a", &home.join("etcd")).start();
     run(async {
         let mut client = etcd.client().await;

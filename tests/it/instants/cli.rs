@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use serde_json::Value;
 use syncer::datadir::lock::LOCK_FILE;
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::migrate::back::live_of;
 use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, program, run};
 use crate::support::kine_db::Live;
 use crate::support::syncer;
+use crate::support::versitygw::VersityGw;
 
 /// A stopped etcd's data dir, and a snapshot of it.
 struct Store {
@@ -53,32 +55,35 @@ fn store() -> &'static Store {
 }
 
 /// `syncer migrate`.
-struct Migrate {
+struct Migrate<'a> {
     from: String,
     to: &'static str,
+    want: &'a [ServedKey],
+    /// What it has in its environment.
+    env: Vec<(&'static str, String)>,
 }
 
-impl Migrate {
+impl Migrate<'_> {
     fn target(&self, place: &tempfile::TempDir) -> PathBuf {
         place.path().join(if self.to == "sqlite" { "state.db" } else { "etcd" })
     }
 
     fn check(&self, target: &Path, what: &str) {
         if self.to == "sqlite" {
-            let want: Live = store().keys.iter().map(|k| (k.0.clone(), (k.1.clone(), k.2, k.3, 0))).collect();
+            let want: Live = self.want.iter().map(|k| (k.0.clone(), (k.1.clone(), k.2, k.3, 0))).collect();
             assert!(live_of(target).0 == want, "{what}: another store");
         } else {
             let etcd = EtcdSpec::new("3.6", "seed", target).start();
-            assert!(run(async { all_keys(&mut etcd.client().await).await }) == store().keys, "{what}: another store");
+            assert!(run(async { all_keys(&mut etcd.client().await).await }) == self.want, "{what}: another store");
         }
     }
 }
 
-impl Journey for Migrate {
+impl Journey for Migrate<'_> {
     type Place = tempfile::TempDir;
 
     fn name(&self) -> String {
-        let from = self.from.split(':').next().unwrap_or_default();
+        let from = self.from.split('/').next().unwrap_or_default();
         format!("{from} to {}", self.to)
     }
 
@@ -90,7 +95,7 @@ impl Journey for Migrate {
         let mut command = Command::new(syncer());
         command.args(["migrate", "-o", "json", "--from", &self.from, "--to"]);
         command.arg(format!("{}:{}", self.to, self.target(place).display()));
-        command.arg("--etcd").arg(program("etcd", "3.6")).env_remove("SYNCER_CRASH_AT");
+        command.arg("--etcd").arg(program("etcd", "3.6")).env_remove("SYNCER_CRASH_AT").envs(self.env.clone());
         command
     }
 
@@ -111,9 +116,13 @@ impl Journey for Migrate {
         let (was_there, begun) = (self.target(place).exists(), Instant::now());
         let out = self.attempt(place).output().expect("run syncer");
         let took = begun.elapsed();
-        // One that was done and whose journal says so is not built anew.
-        let done = was_there && out.status.code() == Some(3);
-        assert!(out.status.success() || done, "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        let told: Value = serde_json::from_slice(&out.stdout).expect("a report");
+        assert_eq!(
+            told["movedBefore"] == true,
+            was_there,
+            "{what}: what is in place is moved once, and told of: {told}"
+        );
         self.check(&self.target(place), what);
         let entries = std::fs::read_dir(place.path()).expect("list");
         let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
@@ -133,8 +142,26 @@ fn a_migration_offline_converges() {
         (store.snapshot(), "sqlite"),
         (store.datadir(), "sqlite"),
     ] {
-        killed(&Migrate { from, to }, 8);
+        killed(&Migrate { from, to, want: &store.keys, env: Vec::new() }, 8);
     }
+}
+
+/// Of a source that must be copied first.
+#[test]
+fn a_migration_from_elsewhere_converges() {
+    let home = tempfile::tempdir().expect("a folder");
+    let etcd = filled(home.path());
+    let want = run(async { all_keys(&mut etcd.client().await).await });
+    for to in ["datadir", "sqlite"] {
+        let from = format!("etcd:{}", etcd.spec.client_url());
+        killed(&Migrate { from, to, want: &want, env: Vec::new() }, 4);
+    }
+    let (server, place) = (VersityGw::start(false, &["backups"]), "s3://backups/vc");
+    let save = SaveInBucket { etcd: &etcd, server: &server };
+    let out = save.attempt(&place.to_owned()).output().expect("run syncer");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let from = format!("snapshot:{place}/{}", server.objects("backups", "vc").remove(0));
+    killed(&Migrate { from, to: "datadir", want: &want, env: server.env() }, 4);
 }
 
 /// `syncer snapshot save` of a running etcd.
@@ -195,4 +222,69 @@ impl Journey for Save {
 fn a_snapshot_is_whole_or_has_no_name() {
     let home = tempfile::tempdir().expect("a folder");
     killed(&Save(filled(home.path())), 24);
+}
+
+/// The same into a bucket, where each attempt begins at a prefix of its own. What a killed one has sent of an object is no
+/// object, and the bucket's lifecycle removes it.
+struct SaveInBucket<'a> {
+    etcd: &'a Etcd,
+    server: &'a VersityGw,
+}
+
+impl SaveInBucket<'_> {
+    fn verified(&self, object: &str, what: &str) {
+        let mut command = Command::new(syncer());
+        command.args(["snapshot", "verify", object]).envs(self.server.env());
+        let out = command.output().expect("run syncer");
+        assert!(out.status.success(), "{what}: {object}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+impl Journey for SaveInBucket<'_> {
+    type Place = String;
+
+    fn name(&self) -> String {
+        "snapshot save into a bucket".to_owned()
+    }
+
+    fn fresh(&self) -> String {
+        format!("s3://backups/{:016x}", rand::random::<u64>())
+    }
+
+    fn attempt(&self, place: &String) -> Command {
+        let mut command = Command::new(syncer());
+        command.args(["snapshot", "save", "--name", "vc", "-o", "json", "--to", place]);
+        command.args(["--endpoint", &self.etcd.spec.client_url()]);
+        command.env_remove("SYNCER_CRASH_AT").envs(self.server.env());
+        command
+    }
+
+    fn may_end(&self, status: ExitStatus) -> bool {
+        status.success()
+    }
+
+    fn left(&self, place: &mut String, what: &str) -> bool {
+        // What is an object is whole.
+        let prefix = place.rsplit('/').next().expect("a prefix");
+        let objects = self.server.objects("backups", prefix);
+        objects.iter().for_each(|object| self.verified(&format!("{place}/{object}"), what));
+        !objects.is_empty()
+    }
+
+    fn end(&self, place: &mut String, what: &str) -> Duration {
+        let begun = Instant::now();
+        let out = self.attempt(place).output().expect("run syncer");
+        let took = begun.elapsed();
+        assert!(out.status.success(), "{what}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(self.left(place, what), "{what}: there is no snapshot");
+        took
+    }
+}
+
+#[test]
+fn a_snapshot_in_a_bucket_is_whole_or_is_none() {
+    let (home, server) = (tempfile::tempdir().expect("a folder"), VersityGw::start(false, &["backups"]));
+    // Of several parts.
+    let etcd = crate::bucket::etcd(home.path());
+    killed(&SaveInBucket { etcd: &etcd, server: &server }, 8);
 }

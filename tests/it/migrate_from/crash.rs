@@ -1,9 +1,11 @@
 //! Killed at any instant, or told to stop: the source takes writes again, or the pod goes on with everything.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use syncer::crash_point::{CRASH_POINTS, FENCE_CRASH_POINTS, FETCH_CRASH_POINTS};
 use syncer::disk::Disk;
 use syncer::migrate::fence::{self, FencePhase};
 
@@ -13,11 +15,12 @@ use crate::support::etcd::PATIENCE;
 use crate::support::{SmallVolume, poll};
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
-const POINTS: [(&str, bool); 17] = [
+const POINTS: [(&str, bool); 19] = [
     ("fence-recorded", false),
     ("fence-half-raised", false),
     ("fence-raised", false),
     ("fence-stands", false),
+    ("source-half-fetched", false),
     ("fence-snapshot-taken", false),
     ("migrate-before-journal", false),
     ("migrate-after-journal", false),
@@ -31,6 +34,18 @@ const POINTS: [(&str, bool); 17] = [
     ("migrate-after-flip", true),
     ("migrate-journal-done", true),
     ("fence-kept", true),
+    ("start-etcd-serving", true),
+];
+
+/// And those of the same lists that it does not pass: while the fence is lifted (below), while a source is renamed, and where there is
+/// an API server.
+const OTHERS: [&str; 6] = [
+    "fence-half-lifted",
+    "migrate-before-commit",
+    "migrate-after-commit",
+    "migrate-wal-moved",
+    "migrate-strays-moved",
+    "start-apiserver-spawned",
 ];
 
 fn killed_at(pod: &mut TestPod, point: &str, extra: &[&str]) {
@@ -43,6 +58,9 @@ fn killed_at(pod: &mut TestPod, point: &str, extra: &[&str]) {
 
 #[test]
 fn killed_at_every_crash_point_the_source_or_the_pod_goes_on() {
+    let all: BTreeSet<_> = [FENCE_CRASH_POINTS, CRASH_POINTS, FETCH_CRASH_POINTS].concat().into_iter().collect();
+    let known: BTreeSet<_> = POINTS.iter().map(|(point, _)| *point).chain(OTHERS).collect();
+    assert_eq!(known, all, "a crash point of src/crash_point.rs is in neither list here, or one here is in none there");
     let source = Deployed::start("3.6", 1, None);
     // Enough that the backend has more than a page to be half written.
     source.fill(400);
