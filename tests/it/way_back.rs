@@ -130,14 +130,25 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     pod.values(BACK);
     pod.start("k8s", &[]);
     let (data, db) = (pod.data(), pod.data().join("state.db"));
-    poll("SQLite is served from", PATIENCE, || {
+    let revision_of = |file: &Path| {
+        let store = rusqlite::Connection::open_with_flags(file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        store.query_row("SELECT max(id) FROM kine", [], |row| row.get::<_, i64>(0)).ok()
+    };
+    poll("SQLite is written to", PATIENCE, || {
         pod.assert_running();
-        pod.log().contains("\"kine\"").then_some(())
+        // Not before kine runs: a store that is in use is not put in place.
+        pod.log().contains("\"kine\"").then(|| revision_of(&db))?.filter(|revision| *revision > want.revision)
     });
     pod.kill_everything();
 
-    syncer::disk::Disk::rename(&syncer::disk::RealDisk, &db, &data.join("state.db.undone"))
-        .expect("move state.db away");
+    // With what may have its last writes alone.
+    for of in ["", "-wal", "-shm"] {
+        let [from, to] = ["state.db", "undone.db"].map(|name| data.join(format!("{name}{of}")));
+        if from.exists() {
+            syncer::disk::Disk::rename(&syncer::disk::RealDisk, &from, &to).expect("move state.db away");
+        }
+    }
+    let seen = revision_of(&data.join("undone.db")).expect("SQLite's revision");
     let aside = syncer::datadir::quarantine::asides(&data.join("etcd")).expect("a volume").remove(0);
     // Whatever is asked for, no empty store takes its place.
     for values in [BACK, &BACK.replace("migrateBack: true", "migrateBack: false"), ETCD] {
@@ -151,13 +162,15 @@ fn the_way_back_is_undone_with_a_new_cluster_of_the_data_dir() {
     let mut command = std::process::Command::new(crate::support::syncer());
     command.arg("migrate").arg(format!("--from=datadir:{}", aside.display()));
     command.arg(format!("--to=datadir:{}", data.join("etcd").display()));
+    command.args(["--bump-revision", "1000000000"]);
     command.args(["--name", name, "--peer-url", url, "--client-url", "https://vc-0.vc-headless.ns:2379", "--etcd"]);
     crate::support::etcd::output(command.arg(crate::support::part("etcd")));
     pod.values("embeddedEtcd:\n  enabled: true\n");
     pod.start("none", &[]);
     pod.wait_serving();
     let again = pod.dump();
-    assert!(want.keys.iter().all(|key| again.keys.contains(key)));
+    assert!(want.keys.iter().all(|key| again.keys.contains(key)), "keys of the data dir that was set aside are gone");
+    assert!(again.revision > seen, "revisions are given out again: {} is not above SQLite's {seen}", again.revision);
 }
 
 /// Starts a pod that goes back, and ends it once its API server runs on SQLite.

@@ -238,6 +238,8 @@ pub type ServedKey = (Vec<u8>, Vec<u8>, i64, i64, i64, i64);
 pub async fn all_keys(client: &mut Client) -> Vec<ServedKey> {
     let mut found = Vec::new();
     let mut from = vec![0];
+    // Of the largest values that etcd takes by default, a page has more than a client takes by default.
+    let mut client = client.kv_client().max_decoding_message_size(1 << 30);
     loop {
         let options = GetOptions::new().with_from_key().with_limit(500);
         let answer = client.get(from.clone(), Some(options)).await.expect("read a page of keys");
