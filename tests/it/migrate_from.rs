@@ -7,6 +7,7 @@ mod fence;
 mod large;
 mod pods;
 mod refused;
+mod room;
 mod slow;
 pub mod switch;
 mod trouble;

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::convert::{DEFAULT_REQUEST_BYTES, KeyLease, LiveKey, Warnings};
+use super::convert::{Count, DEFAULT_REQUEST_BYTES, KeyLease, LiveKey, Warnings};
 use super::source::{BatchSender, Extent, FileState, SideCheck, Source};
 use crate::datadir::bolt::{BoltReader, Bucket};
 use crate::datadir::{LeaseRecord, members, schema};
@@ -38,7 +38,7 @@ pub struct BackendStore {
     revision: Revision,
     compacted: Revision,
     bytes: u64,
-    auth: u64,
+    auth: Count,
     checksum: snapshot::Checksum,
     confirm: Option<LastWord>,
     /// When what it is a copy of was put where it lies, if that is told ([`Source::put_there`]).
@@ -126,17 +126,17 @@ fn leases(reader: &BoltReader<File>) -> Result<Vec<LeaseRecord>, BackendError> {
 }
 
 /// Users and roles, if authentication is on.
-fn auth(reader: &BoltReader<File>) -> Result<u64, BackendError> {
-    let Some(bucket) = reader.bucket(schema::BUCKET_AUTH)? else { return Ok(0) };
+fn auth(reader: &BoltReader<File>) -> Result<Count, BackendError> {
+    let mut count = Count::default();
+    let Some(bucket) = reader.bucket(schema::BUCKET_AUTH)? else { return Ok(count) };
     if reader.get(&bucket, schema::AUTH_ENABLED)?.is_none_or(|enabled| enabled != [1]) {
-        return Ok(0);
+        return Ok(count);
     }
-    let mut count = 0;
     for name in [schema::BUCKET_AUTH_USERS, schema::BUCKET_AUTH_ROLES] {
         let Some(bucket) = reader.bucket(name)? else { continue };
         let mut cursor = reader.cursor(&bucket)?;
-        while cursor.next()?.is_some() {
-            count += 1;
+        while let Some((name, _)) = cursor.next()? {
+            count.note(name);
         }
     }
     Ok(count)
@@ -215,7 +215,7 @@ impl Source for BackendStore {
         if sent != self.live.keys {
             return Err(BackendError::Changed.into());
         }
-        warnings.auth.add(self.auth, String::new);
+        warnings.auth = self.auth.clone();
         if matches!(self.checksum, snapshot::Checksum::Missing) {
             warnings.no_checksums.add(1, || self.name.clone());
         }

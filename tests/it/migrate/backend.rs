@@ -313,3 +313,41 @@ fn a_data_dir_or_snapshot_becomes_a_data_dir_of_any_line() {
         }
     }
 }
+
+/// Whoever was asked for a user by the source is not by what was made of it.
+#[test]
+fn users_and_roles_are_left_behind_and_the_report_tells() {
+    let home = tempfile::tempdir().expect("make a directory");
+    let etcd = EtcdSpec::new("3.6", "seed", &home.path().join("etcd")).start();
+    let file = home.path().join("snapshot.db");
+    let path = file.to_str().expect("a path");
+    for args in [
+        &["put", "/kept", "x"][..],
+        &["user", "add", "root:secret"],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "readers"],
+        &["auth", "enable"],
+        &["--user=root:secret", "snapshot", "save", path],
+    ] {
+        etcd.ctl(args);
+    }
+    let asked = run(async { etcd.client().await.put("/new", "y", None).await });
+    assert!(asked.is_err_and(|error| error.to_string().contains("user name is empty")), "it asks nobody for a user");
+    drop(etcd);
+
+    let target = home.path().join("new");
+    let mut command = Command::new(syncer());
+    command.args(["migrate", "--verify", "full", "--from", &format!("snapshot:{path}"), "--to"]);
+    command.arg(format!("datadir:{}", target.display())).arg("--etcd").arg(program("etcd", "3.6"));
+    let out = output(&mut command);
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(out.status.success(), "{said}");
+    assert!(said.contains("2 users and roles are left behind, with authentication (for one, root)"), "{said}");
+    let etcd = EtcdSpec::new("3.6", "seed", &target).start();
+    run(async {
+        let mut client = etcd.client().await;
+        assert_eq!(all_keys(&mut client).await.len(), 1, "the one key is moved");
+        client.put("/new", "y", None).await.expect("nobody is asked for a user");
+        assert!(client.user_list().await.expect("list users").users().is_empty(), "users are left");
+    });
+}

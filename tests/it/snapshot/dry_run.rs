@@ -1,6 +1,7 @@
 //! What a save would do, and what its report has.
 
 use super::*;
+use crate::support::SmallVolume;
 
 #[test]
 fn a_dry_run_says_what_a_save_would_do_and_writes_nothing() {
@@ -49,4 +50,26 @@ fn a_dry_run_says_what_a_save_would_do_and_writes_nothing() {
     run(async { etcd.client().await.member_add(["http://127.0.0.1:1"], None).await.map(|_| ()) }).expect("add");
     let out = save(&place, &["--dry-run"]);
     assert!(out.status.code() == Some(1) && error_of(&out).contains("reaches no quorum"), "{}", error_of(&out));
+}
+
+/// An etcd may run there, whose log and backend grow meanwhile.
+#[test]
+fn a_save_does_not_fill_its_volume() {
+    let home = tempfile::tempdir().unwrap();
+    let etcd = EtcdSpec::new("3.6", "a", &home.path().join("etcd")).start();
+    run(async { fill(etcd.client().await).await });
+    let url = etcd.spec.client_url();
+    for (mib, fits) in [(250, false), (300, true)] {
+        let Some(volume) = SmallVolume::mount(mib << 20) else { return };
+        let base = ["save", "--to", text(volume.path()), "--endpoint", &url, "--name", "vc"];
+        let dry = ran(snapshot(&base).arg("--dry-run"));
+        let said = String::from_utf8_lossy(&dry.stdout).into_owned();
+        assert!(dry.status.success() && said.contains("NOT ENOUGH") != fits, "{mib} MiB: {said}{}", error_of(&dry));
+        let out = ran(&mut snapshot(&base));
+        let said = error_of(&out);
+        assert_eq!(out.status.code(), Some(if fits { 0 } else { 7 }), "{mib} MiB: {said}");
+        assert!(fits || said.contains("and 256 MiB are to be left"), "{mib} MiB: {said}");
+        let left = files(volume.path());
+        assert_eq!(left.len(), usize::from(fits), "{mib} MiB: {left:?}");
+    }
 }
