@@ -214,12 +214,20 @@ fn a_target_that_is_there_or_has_companions_is_refused() {
 #[test]
 fn a_running_etcd_is_written_back_as_of_one_revision() {
     let (dir, db) = volume();
-    let (etcd, mut want, revision) = etcd_of_an_api_server("3.6", dir.path(), 30);
+    let (etcd, mut want, revision) = etcd_of_an_api_server("3.6", dir.path(), 600);
     let from = format!("etcd:{}", etcd.spec.client_url());
     let told = report(&mut back(&from, &db, "3.6"));
     assert_eq!((&told["source"], &told["revision"]), (&etcd.spec.client_url().into(), &revision.into()));
     want.remove(&b"compact_rev_key"[..]);
-    assert!(live_of(&db) == (want, revision));
+    assert!(live_of(&db) == (want.clone(), revision), "{} is not what etcd served", db.display());
+    // And into etcd again, where what expires has the time to live that was granted first.
+    let again = dir.path().join("again");
+    let out = output(migrate(&db, &again).args(["--verify", "full"]));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let expiring = want.values().filter(|key| key.3 > 0).count();
+    assert!(expiring > 20 && want[EVENT].3 == 600, "{expiring} keys expire");
+    let served = served("3.6", &again, revision, false);
+    assert_live(&served, &want);
     // And into a new data dir.
     let target = dir.path().join("new");
     let mut command = Command::new(syncer());
