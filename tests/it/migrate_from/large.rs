@@ -9,6 +9,7 @@ use etcd_client::{GetOptions, Txn, TxnOp};
 
 use super::*;
 use crate::restore::snapshot;
+use crate::support::versitygw::VersityGw;
 use crate::support::{part, poll};
 
 /// What syncer may take of memory that is its own, whatever the size of the store.
@@ -16,18 +17,20 @@ const MEMORY: u64 = 64 << 20;
 /// And with its program, which is large as tests have it, and all else that it has mapped.
 const IN_ALL: u64 = 2 * MEMORY;
 
-/// Keys of 4 KiB in a MiB.
-const KEYS_IN_MIB: usize = 250;
+/// Keys with values of 112 bytes in a MiB: so many that what is kept of each would be seen.
+const KEYS_IN_MIB: usize = 6000;
+/// As many as etcd takes in one transaction.
+const AT_ONCE: usize = 125;
 
-/// Writes so many MiB in transactions of 50 keys.
+/// Writes so many MiB.
 fn fill_much(source: &Deployed, mib: usize) {
-    let value = |n: usize| format!("{n:0>8}").repeat(512);
+    let value = |n: usize| format!("{n:0>8}").repeat(14);
     std::thread::scope(|scope| {
         for writer in 0..8 {
             scope.spawn(move || {
                 source.asked(async |mut client| {
-                    for batch in (writer..mib * KEYS_IN_MIB / 50).step_by(8) {
-                        let keys = (0..50).map(|n| batch * 50 + n);
+                    for batch in (writer..mib * KEYS_IN_MIB / AT_ONCE).step_by(8) {
+                        let keys = (0..AT_ONCE).map(|n| batch * AT_ONCE + n);
                         let put = |n: usize| TxnOp::put(format!("/registry/configmaps/{n:08}"), value(n), None);
                         client.txn(Txn::new().and_then(keys.map(put).collect::<Vec<_>>())).await.expect("write");
                     }
@@ -41,7 +44,7 @@ fn fill_much(source: &Deployed, mib: usize) {
 async fn digest(client: &mut Client) -> (u64, usize) {
     let (mut hash, mut count, mut from) = (DefaultHasher::new(), 0, vec![0]);
     loop {
-        let options = GetOptions::new().with_from_key().with_limit(500);
+        let options = GetOptions::new().with_from_key().with_limit(4000);
         let answer = client.get(from, Some(options)).await.expect("read a page of keys");
         for kv in answer.kvs() {
             (kv.key(), kv.value(), kv.create_revision(), kv.mod_revision(), kv.version(), kv.lease()).hash(&mut hash);
@@ -103,7 +106,7 @@ fn in_bounded_memory(what: &str, mut command: Command, mib: usize) -> serde_json
 #[test]
 fn a_large_store_takes_every_journey_in_bounded_memory() {
     // SYNCER_SOURCE_MIB makes it larger, by hand.
-    let mib = std::env::var("SYNCER_SOURCE_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(240);
+    let mib = std::env::var("SYNCER_SOURCE_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let source = Deployed::with("3.5", 1, None, &["--quota-backend-bytes=8589934592"]);
     fill_much(&source, mib);
     let mut pod = TestPod::new();
@@ -134,6 +137,13 @@ fn a_large_store_takes_every_journey_in_bounded_memory() {
     let saved = in_bounded_memory("snapshot save", snapshot(&pod, &["save", "--to", to, "-o", "json"]), mib);
     let file = place.join(saved["snapshot"]["name"].as_str().expect("a name"));
     assert!((file.metadata().expect("the snapshot").len() >> 20) as usize >= mib, "{saved}");
+    let server = VersityGw::start(false, &["backups"]);
+    let mut save = snapshot(&pod, &["save", "--to", "s3://backups", "-o", "json"]);
+    save.envs(server.env());
+    let kept = in_bounded_memory("snapshot save into a bucket", save, mib);
+    let object = server.object("backups", kept["snapshot"]["name"].as_str().expect("a name"));
+    assert!((object.metadata().expect("the object").len() >> 20) as usize >= mib, "{kept}");
+    drop(server);
 
     let mut migrate = Command::new(syncer());
     migrate.args(["migrate", "-o", "json", &format!("--from=snapshot:{}", file.display())]);
