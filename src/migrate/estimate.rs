@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::commit::with_suffix;
 use super::convert::{LeaseAssigner, LiveKey, Warnings};
-use super::origin::Origin;
+use super::origin::{Opening, Origin};
 use super::pipeline::copy;
 use super::progress::{Meter, Show, Stage, shown};
 use super::sink::Sink;
@@ -95,7 +95,8 @@ fn run(
     }
     // An etcd may run on the volume.
     let aside = Aside { path: with_suffix(target, DRY_RUN), shared: true, spare: LEFT_FREE };
-    let mut store = source.open(disk, etcd, &aside, None)?;
+    meter.begin(Stage::Survey, 0);
+    let mut store = source.open(&Opening { disk, etcd, copy: &aside, lock: None, meter })?;
     let extent = store.extent();
     meter.begin(Stage::Copy, extent.keys_at_most);
     let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };

@@ -23,6 +23,7 @@ use anyhow::{Context, anyhow, ensure};
 
 use super::backend::BackendStore;
 use super::fence::{self, FencePhase, FenceRecord};
+use super::origin::Opening;
 use super::remote::{self, Alarms, Pace};
 use super::ways::{ANSWER, Ways, patiently};
 use crate::crash_point;
@@ -31,7 +32,6 @@ use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint};
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::unix_seconds;
-use crate::scratch::Aside;
 
 /// How long a source that does not answer is asked again before anything has been changed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -221,16 +221,16 @@ pub async fn raise(
 }
 
 impl Fenced {
-    /// Takes a snapshot into `copy`, which has every write that the source has acknowledged, and opens it.
+    /// Takes a snapshot, which has every write that the source has acknowledged, and opens it.
     ///
     /// # Errors
     /// None was whole, or the source is silent, or too slow, or the fence is down.
-    pub fn open(&self, disk: &dyn Disk, copy: &Aside) -> anyhow::Result<BackendStore> {
+    pub fn open(&self, with: &Opening<'_>) -> anyhow::Result<BackendStore> {
         crash_point!("fence-stands");
         let mut pace = Pace::begin();
         for attempt in 1.. {
             let etcd = if attempt == 1 { self.given().clone() } else { self.reachable()? };
-            let error = match remote::open(disk, &etcd, copy, Alarms::OfTheFence, Some(&mut pace)) {
+            let error = match remote::open(with, &etcd, Alarms::OfTheFence, Some(&mut pace)) {
                 Ok(store) if store.revision() == self.revision => {
                     crash_point!("fence-snapshot-taken");
                     let fenced = self.clone();

@@ -28,7 +28,7 @@ use super::convert::Warnings;
 use super::estimate;
 use super::journal::{self, Journal, Phase, SourceFile};
 use super::kine::SourceError;
-use super::origin::Origin;
+use super::origin::{Opening, Origin};
 use super::progress::{Meter, Show, Stage, StageSeconds, shown};
 use super::sink::{Built, Target};
 use super::source::{FileState, Source};
@@ -147,7 +147,7 @@ fn moved<T: Target>(
         let folder = |path: &Path| parent_of(path).canonicalize().ok();
         let beside = folder(journey.source.path()) == folder(&journey.journal);
         let lock = journey.lock.as_ref().filter(|_| beside);
-        let store = journey.source.open(disk, &journey.etcd, &copy, lock);
+        let store = journey.source.open(&Opening { disk, etcd: &journey.etcd, copy: &copy, lock, meter });
         (store, ready.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     });
     let mut store = store?;

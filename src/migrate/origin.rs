@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::backend::name_backend;
 use super::journal::{Journal, SourceFile};
+use super::progress::Meter;
 use super::source::{FileState, Source};
 use crate::datadir::DatadirLock;
 use crate::disk::Disk;
@@ -53,6 +54,8 @@ pub struct Opening<'a> {
     pub copy: &'a Aside,
     /// The lock of the directory that holds the data dir, if the caller has it.
     pub lock: Option<&'a Arc<DatadirLock>>,
+    /// What is told meanwhile of how far a copy is.
+    pub meter: &'a Meter,
 }
 
 /// A kind as it is written in `KIND:PLACE`.
@@ -83,14 +86,8 @@ impl Origin {
     }
 
     /// As [`Store::open`].
-    pub fn open(
-        &self,
-        disk: &dyn Disk,
-        etcd: &Path,
-        copy: &Aside,
-        lock: Option<&Arc<DatadirLock>>,
-    ) -> anyhow::Result<Box<dyn Source>> {
-        self.0.open(&Opening { disk, etcd, copy, lock })
+    pub fn open(&self, with: &Opening<'_>) -> anyhow::Result<Box<dyn Source>> {
+        self.0.open(with)
     }
 
     /// As [`Store::is_as_noted`].

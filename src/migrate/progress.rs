@@ -28,7 +28,7 @@ pub enum Stage {
     Commit,
     /// Streaming a snapshot.
     Save,
-    /// Copying a snapshot from a bucket.
+    /// Copying a snapshot from a bucket, or that of a running etcd, to read it.
     Fetch,
 }
 
@@ -94,9 +94,9 @@ impl Meter {
         self.begin_of(Stage::Save, 0, bytes_at_most);
     }
 
-    /// Begins to copy a snapshot of so many bytes; 0: that is not known yet.
-    pub fn begin_fetch(&self, bytes: u64) {
-        self.begin_of(Stage::Fetch, 0, bytes);
+    /// Begins to copy a snapshot of at most so many bytes; 0: that is not known yet.
+    pub fn begin_fetch(&self, bytes_at_most: u64) {
+        self.begin_of(Stage::Fetch, 0, bytes_at_most);
     }
 
     fn begin_of(&self, stage: Stage, keys_at_most: u64, bytes_at_most: u64) {
@@ -108,10 +108,10 @@ impl Meter {
         let (before, since) = std::mem::replace(&mut *now, (stage, Some(Instant::now())));
         let mut over = self.over.lock().unwrap_or_else(|e| e.into_inner());
         let seconds = match before {
-            Stage::Survey => &mut over.survey,
+            Stage::Survey | Stage::Fetch => &mut over.survey,
             Stage::Copy => &mut over.copy,
             Stage::Verify => &mut over.verify,
-            Stage::Commit | Stage::Save | Stage::Fetch => return,
+            Stage::Commit | Stage::Save => return,
         };
         *seconds += since.map_or(0.0, |since| since.elapsed().as_secs_f64());
     }
@@ -302,9 +302,14 @@ mod tests {
         let meter = Meter::default();
         meter.begin(Stage::Survey, 0);
         assert_eq!(meter.stages(), StageSeconds::default());
+        meter.begin_fetch(1);
+        let looked = meter.stages();
+        assert!(looked.survey > 0.0 && looked.copy == 0.0, "{looked:?}");
+        meter.begin(Stage::Survey, 0);
+        assert!(meter.stages().survey > looked.survey, "what is fetched to be read counts to the survey");
         meter.begin(Stage::Copy, 1);
         let first = meter.stages();
-        assert!(first.survey > 0.0 && first.copy == 0.0);
+        assert!(first.survey > looked.survey && first.copy == 0.0);
         meter.begin(Stage::Verify, 1);
         meter.begin(Stage::Commit, 0);
         let all = meter.stages();

@@ -14,6 +14,8 @@ use anyhow::{Context, ensure};
 
 use super::backend::snapshot;
 use super::backend::{BackendError, BackendStore};
+use super::origin::Opening;
+use super::progress::Stage;
 use super::{fenced, space, ways};
 use crate::crash_point;
 use crate::crash_point::seconds;
@@ -111,25 +113,25 @@ fn remove(disk: &dyn Disk, file: &Path) -> anyhow::Result<()> {
     disk.forget_file(file).context("remove a downloaded snapshot")
 }
 
-/// Takes a snapshot into `copy` and opens it; the file is removed when the store is dropped. It has everything that was
+/// Takes a snapshot into a copy and opens it; the file is removed when the store is dropped. It has everything that was
 /// acknowledged before this is called. With a `pace` it is given up where it takes too long in all.
 ///
 /// # Errors
 /// [`Exit::RefusedSource`]: it does not answer, has no quorum, sends less than a whole snapshot, or is corrupt by its own
 /// word.
 pub fn open(
-    disk: &dyn Disk,
+    with: &Opening<'_>,
     etcd: &EtcdEndpoint,
-    copy: &Aside,
     alarms: Alarms,
     pace: Option<&mut Pace>,
 ) -> anyhow::Result<BackendStore> {
-    let kept = Downloaded::begin(disk, copy)?;
+    let kept = Downloaded::begin(with.disk, with.copy)?;
     let file = &kept.0.path;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
     let acknowledged =
-        runtime.block_on(download(disk, etcd, file, copy.spare, alarms, pace)).map_err(|error| refused(etcd, error))?;
+        runtime.block_on(download(with, etcd, file, alarms, pace)).map_err(|error| refused(etcd, error))?;
     drop(runtime);
+    with.meter.begin(Stage::Survey, 0);
     let mut store = snapshot::open(file)?;
     if !store.has_checksum() {
         return Err(refused(etcd, BackendError::CutShort.into()));
@@ -143,13 +145,14 @@ pub fn open(
     Ok(store)
 }
 
-/// Copies a snapshot in a bucket into `copy` and opens it; the file is removed when the store is dropped.
+/// Copies a snapshot in a bucket and opens the copy; the file is removed when the store is dropped.
 ///
 /// # Errors
 /// [`Exit::RefusedSource`] if it is not there, or is none.
-pub fn fetched(disk: &dyn Disk, place: &Path, copy: &Aside) -> anyhow::Result<BackendStore> {
-    let kept = Downloaded::begin(disk, copy)?;
-    let put = InBucket::named(place)?.fetch(disk, &kept.0.path)?;
+pub fn fetched(with: &Opening<'_>, place: &Path) -> anyhow::Result<BackendStore> {
+    let kept = Downloaded::begin(with.disk, with.copy)?;
+    let put = InBucket::named(place)?.fetch(with.disk, &kept.0.path, with.meter)?;
+    with.meter.begin(Stage::Survey, 0);
     let mut store = snapshot::open(&kept.0.path)?;
     store.name_and_keep(place.display().to_string(), Box::new(kept));
     Ok(store.put_there_at(put.unix_timestamp_nanos()))
@@ -177,13 +180,15 @@ fn refused(etcd: &EtcdEndpoint, error: anyhow::Error) -> anyhow::Error {
 /// The runtime runs nothing else, so that a slow disk holds up nobody but the stream. Gives a revision up to which
 /// everything is in it.
 async fn download(
-    disk: &dyn Disk,
+    with: &Opening<'_>,
     etcd: &EtcdEndpoint,
     path: &Path,
-    spare: u64,
     alarms: Alarms,
     mut pace: Option<&mut Pace>,
 ) -> anyhow::Result<Revision> {
+    // How much it is, etcd tells.
+    with.meter.begin_fetch(0);
+    let spare = with.copy.spare;
     let mut client = EtcdClient::connect(etcd).await?;
     let acknowledged = client.linearizable_read(ways::bounded(PATIENCE)).await?;
     if alarms == Alarms::None {
@@ -194,10 +199,11 @@ async fn download(
     let volume = parent_of(path);
     space::check(&volume, status.db_size, spare, space::free(&volume)?)?;
     let mut stream: SnapshotStream = match &mut pace {
+    with.meter.begin_fetch(status.db_size);
         Some(pace) => pace.within(status.db_size, client.snapshot()).await?,
         None => client.snapshot().await?,
     };
-    let mut file = disk.create(path, 0o600).map_err(|e| at(path, e))?;
+    let mut file = with.disk.create(path, 0o600).map_err(|e| at(path, e))?;
     let mut length = 0;
     loop {
         let piece = match &mut pace {
@@ -209,6 +215,7 @@ async fn download(
         let before = length;
         length += piece.len() as u64;
         crash_point!("source-half-fetched");
+        with.meter.advance(0, piece.len() as u64);
         // Whoever is spared writes too.
         if spare > 0 && length / LOOK > before / LOOK {
             space::check(&volume, 0, spare, space::free(&volume)?)?;

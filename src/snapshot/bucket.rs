@@ -190,6 +190,8 @@ impl Bucket {
     /// # Errors
     /// [`Exit::RefusedSource`] if there is none; as [`Bucket::list`]; a full disk.
     pub async fn fetch(&self, disk: &dyn Disk, name: &str, to: &Path, meter: &Meter) -> anyhow::Result<OffsetDateTime> {
+        // How much it is, the bucket tells.
+        meter.begin_fetch(0);
         let found = match within(self.store()?.get(&self.object(name))).await? {
             Err(Error::NotFound { .. }) => {
                 let what = format!("there is no {name} in {self}");

@@ -39,8 +39,6 @@ impl Fetched {
         let copied = Scratch::make(disk, scratch, FETCHED).with_context(what)?;
         let path = copied.path(&name);
         let meter = Meter::default();
-        // How much it is, the bucket tells.
-        meter.begin_fetch(0);
         shown(Show::Auto, &meter, || runtime.block_on(bucket.fetch(disk, &name, &path, &meter)))?;
         Ok(Fetched { path, _copied: Some(copied) })
     }
@@ -76,12 +74,12 @@ impl InBucket {
         }
     }
 
-    /// Copies it to the new file `to`; when it was put there.
+    /// Copies it to the new file `to`, as `meter` tells; when it was put there.
     ///
     /// # Errors
     /// As [`Bucket::fetch`].
-    pub fn fetch(&self, disk: &dyn Disk, to: &Path) -> anyhow::Result<OffsetDateTime> {
-        waited_for(self.bucket.fetch(disk, &self.name, to, &Meter::default()))
+    pub fn fetch(&self, disk: &dyn Disk, to: &Path, meter: &Meter) -> anyhow::Result<OffsetDateTime> {
+        waited_for(self.bucket.fetch(disk, &self.name, to, meter))
     }
 
     /// Its length, and when it was put there; `None` if it is not there.

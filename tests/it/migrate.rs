@@ -17,8 +17,11 @@ use std::process::{Command, Output};
 use syncer::datadir::MemberIdentity;
 use syncer::disk::RealDisk;
 use syncer::migrate::command::fresh_token;
-use syncer::migrate::progress::Show;
+use syncer::migrate::origin::Opening;
+use syncer::migrate::progress::{Meter, Show};
+use syncer::migrate::source::Source;
 use syncer::migrate::{DatadirTarget, ImportOutcome, Journey, Origin, Verify, journey};
+use syncer::scratch::Aside;
 
 use crate::support::etcd::{EtcdSpec, all_keys, program, run};
 use crate::support::kine_db::Live;
@@ -55,6 +58,12 @@ fn migrate(db: &Path, target: &Path) -> Command {
     command.args(["migrate", "--from"]).arg(format!("sqlite:{}", db.display()));
     command.arg("--to").arg(format!("datadir:{}", target.display())).arg("--etcd").arg(part("etcd"));
     command
+}
+
+/// A store that is opened, with the etcd program that replays its log and the place of a copy.
+pub fn open(origin: &Origin, etcd: &Path, copy: &Path) -> anyhow::Result<Box<dyn Source>> {
+    let (copy, meter) = (Aside::alone(copy.to_owned(), 0), Meter::default());
+    origin.open(&Opening { disk: &RealDisk, etcd, copy: &copy, lock: None, meter: &meter })
 }
 
 fn output(command: &mut Command) -> Output {

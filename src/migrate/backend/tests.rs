@@ -3,7 +3,8 @@ use crate::datadir::{DatadirWriter, KeyRecord, MemberIdentity};
 use crate::disk::RealDisk;
 use crate::exit::{Exit, exit_of};
 use crate::migrate::Origin;
-use crate::migrate::pipeline::copy;
+use crate::migrate::origin::Opening;
+use crate::migrate::pipeline;
 use crate::migrate::progress::Meter;
 use crate::migrate::sink::Sink;
 use crate::scratch::Aside;
@@ -39,9 +40,11 @@ impl Sink for Leases {
 fn read(origin: &Origin) -> anyhow::Result<(Vec<KeyLease>, Warnings)> {
     let none = Path::new("/nonexistent/etcd");
     let read = || {
-        let mut source = origin.open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None)?;
+        let (copy, meter) = (Aside::alone(none.to_owned(), 0), Meter::default());
+        let with = Opening { disk: &RealDisk, etcd: none, copy: &copy, lock: None, meter: &meter };
+        let mut source = origin.open(&with)?;
         let mut leases = Leases::default();
-        let copied = copy(&mut *source, &mut leases, &Meter::default())?;
+        let copied = pipeline::copy(&mut *source, &mut leases, &meter)?;
         Ok((leases.0, copied.warnings))
     };
     read().map_err(|e| origin.name_in(e))

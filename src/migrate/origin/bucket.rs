@@ -26,7 +26,7 @@ impl Store for Bucket {
     }
 
     fn open(&self, with: &Opening<'_>) -> anyhow::Result<Box<dyn Source>> {
-        Ok(Box::new(remote::fetched(with.disk, &self.0, with.copy)?))
+        Ok(Box::new(remote::fetched(with, &self.0)?))
     }
 
     fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {

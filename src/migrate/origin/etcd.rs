@@ -27,7 +27,7 @@ impl Store for EtcdEndpoint {
     }
 
     fn open(&self, with: &Opening<'_>) -> anyhow::Result<Box<dyn Source>> {
-        Ok(Box::new(remote::open(with.disk, self, with.copy, Alarms::None, None)?))
+        Ok(Box::new(remote::open(with, self, Alarms::None, None)?))
     }
 
     fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {
@@ -41,7 +41,7 @@ impl Store for Fenced {
     }
 
     fn open(&self, with: &Opening<'_>) -> anyhow::Result<Box<dyn Source>> {
-        Ok(Box::new(Fenced::open(self, with.disk, with.copy)?))
+        Ok(Box::new(Fenced::open(self, with)?))
     }
 
     fn is_as_noted(&self, journal: &Journal) -> anyhow::Result<bool> {

@@ -7,6 +7,7 @@ use crate::disk::RealDisk;
 use crate::migrate::Origin;
 use crate::migrate::backend::BackendStore;
 use crate::migrate::kine::KineStore;
+use crate::migrate::origin::Opening;
 use crate::migrate::pipeline::copy;
 use crate::migrate::progress::Meter;
 use crate::migrate::source::Source;
@@ -58,9 +59,9 @@ fn with_wal(db: &Path) -> PathBuf {
 fn open(dir: &Path) -> Box<dyn Source> {
     let none = Path::new("/nonexistent");
     // Another test that forks may hold the lock for a moment.
-    Origin::datadir(dir.to_owned())
-        .open(&RealDisk, none, &crate::scratch::Aside::alone(none.to_owned(), 0), None)
-        .unwrap()
+    let (copy, meter) = (crate::scratch::Aside::alone(none.to_owned(), 0), Meter::default());
+    let with = Opening { disk: &RealDisk, etcd: none, copy: &copy, lock: None, meter: &meter };
+    Origin::datadir(dir.to_owned()).open(&with).unwrap()
 }
 
 /// The data dir of a store with these keys.

@@ -2,7 +2,7 @@ use rusqlite::Connection;
 
 use super::super::journal::SourceFile;
 use super::super::journey::Commit;
-use super::super::origin::Origin;
+use super::super::origin::{Opening, Origin};
 use super::super::progress::Show;
 use super::*;
 use crate::datadir::{DatadirWriter, KeyRecord, LeaseRecord, MemberIdentity};
@@ -121,7 +121,9 @@ fn source(dir: &Path, value: &[u8]) -> Box<dyn Source> {
     }
     writer.finish(Revision(12), &[LeaseRecord { id: 77, ttl: 3660 }], &member).unwrap();
     let none = Path::new("/nonexistent");
-    Origin::datadir(dir.to_owned()).open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None).unwrap()
+    let (copy, meter) = (Aside::alone(none.to_owned(), 0), Meter::default());
+    let with = Opening { disk: &RealDisk, etcd: none, copy: &copy, lock: None, meter: &meter };
+    Origin::datadir(dir.to_owned()).open(&with).unwrap()
 }
 
 #[test]

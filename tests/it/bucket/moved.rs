@@ -37,6 +37,16 @@ fn a_snapshot_in_a_bucket_becomes_a_store() {
     assert_eq!((&told["source"], &told["revision"]), (&at.as_str().into(), &saved["sourceRevision"]));
     assert!(names(&volume).is_empty(), "{:?}", names(&volume));
 
+    // A server that is halted for so long keeps it waiting, which is shown.
+    let (mut screen, for_bar) = terminal();
+    kill(server.pid(), Signal::SIGSTOP).expect("halt the server");
+    let mut waits = migrate(&server, &from, &to);
+    waits.arg("--dry-run").env("TERM", "xterm").stdout(Stdio::piped()).stderr(for_bar);
+    let waits = waits.spawn().expect("syncer starts");
+    shows(&mut screen, "   fetch ");
+    kill(server.pid(), Signal::SIGCONT).expect("let it go on");
+    assert_eq!(json(&waits.wait_with_output().expect("it ends"))["keys"], told["keys"]);
+
     // Killed on the way, and when it is in place.
     for point in ["source-half-fetched", "migrate-written", "migrate-after-flip"] {
         let out = ran(migrate(&server, &from, &to).env("SYNCER_CRASH_AT", point));

@@ -7,7 +7,6 @@ use rand::{SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
 use syncer::datadir::lock::LOCK_FILE;
-use syncer::scratch::Aside;
 
 use super::backend::{live, save};
 use super::*;
@@ -89,9 +88,8 @@ pub fn live_of(db: &Path) -> (Live, i64) {
             Ok(())
         }
     }
-    let mut source = syncer::migrate::Origin::sqlite(db.to_owned())
-        .open(&RealDisk, Path::new("/nonexistent"), &Aside::alone("/nonexistent".into(), 0), None)
-        .expect("open the store");
+    let none = Path::new("/nonexistent");
+    let mut source = open(&Origin::sqlite(db.to_owned()), none, none).expect("open the store");
     let mut read = Read(Live::new());
     syncer::migrate::pipeline::copy(&mut *source, &mut read, &Default::default()).expect("read the store");
     (read.0, source.extent().revision.0)

@@ -6,12 +6,9 @@ use etcd_client::{Client, Compare, CompareOp, LeaseGrantOptions, PutOptions, Txn
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use syncer::datadir::wal::read_wal;
 use syncer::exit::{Exit, exit_of};
-use syncer::migrate::Origin;
 use syncer::migrate::convert::{KeyLease, LiveKey};
 use syncer::migrate::pipeline::copy;
-use syncer::migrate::progress::Meter;
 use syncer::migrate::sink::Sink;
-use syncer::scratch::Aside;
 
 use super::*;
 use crate::support::etcd::{Etcd, LINES, ServedKey, all_keys};
@@ -47,7 +44,7 @@ impl Sink for Read {
 fn read(origin: &Origin, line: &str, home: &Path) -> anyhow::Result<Read> {
     // 3.4 replays nothing here; the line after it takes its stores.
     let replays = program("etcd", if line == "3.4" { "3.5" } else { line });
-    let mut source = origin.open(&RealDisk, &replays, &Aside::alone(home.join("copy"), 0), None)?;
+    let mut source = open(origin, &replays, &home.join("copy"))?;
     let mut read = Read::default();
     let before = source.files()?;
     let copied = copy(&mut *source, &mut read, &Meter::default())?;
@@ -191,8 +188,7 @@ fn check_line(line: &'static str) {
     etcd.spec.start().stop();
     let none = Path::new("/nonexistent");
     let replays = if line == "3.4" { program("etcd", "3.5") } else { none.to_owned() };
-    let mut source =
-        datadir.open(&RealDisk, &replays, &Aside::alone(home.path().join("copy"), 0), None).expect("open the data dir");
+    let mut source = open(&datadir, &replays, &home.path().join("copy")).expect("open the data dir");
     let mut found = Read::default();
     copy(&mut *source, &mut found, &Meter::default()).expect("read the data dir");
     assert!(found.subs.iter().any(|sub| *sub > 0), "no transaction had several keys");
@@ -204,8 +200,7 @@ fn check_line(line: &'static str) {
     let mut bytes = std::fs::read(&file).expect("read the file");
     let length = bytes.len();
     std::fs::write(&file, &bytes[..length - 32]).expect("write the file");
-    let mut bare =
-        Origin::snapshot(file.clone()).open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None).expect("open");
+    let mut bare = open(&Origin::snapshot(file.clone()), none, none).expect("open");
     let copied = copy(&mut *bare, &mut Read::default(), &Meter::default()).expect("read it without a checksum");
     assert_eq!(copied.warnings.no_checksums.count, 1);
     bytes[length - 1] ^= 1;

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use super::*;
 use crate::support::etcd::Etcd;
-use crate::support::{SmallVolume, poll};
+use crate::support::{SmallVolume, poll, shows, terminal};
 
 fn etcd(home: &Path) -> Etcd {
     let etcd = EtcdSpec::new("3.6", "a", &home.join("running")).start();
@@ -55,6 +55,15 @@ fn what_a_killed_dry_run_left_goes_and_others_go_on() {
     let target = volume.join("etcd");
     succeeds(migrate(&from, &target, true));
     assert!(names(&volume).is_empty(), "{:?}", names(&volume));
+
+    // A source that is halted for so long keeps it waiting, which is shown.
+    let (source, (mut screen, for_bar)) = (Pid::from_raw(i32::try_from(etcd.pid()).expect("a pid fits")), terminal());
+    kill(source, Signal::SIGSTOP).expect("halt the source");
+    let mut waits = migrate(&from, &target, true);
+    let mut waits = waits.env("TERM", "xterm").stdout(Stdio::null()).stderr(for_bar).spawn().expect("syncer runs");
+    shows(&mut screen, "   fetch ");
+    kill(source, Signal::SIGCONT).expect("let it go on");
+    assert!(waits.wait().expect("it ends").success(), "a dry run of a source that was halted for a moment");
 
     // Of two at once neither takes what the other has.
     let mut first = halted(&from, &target);

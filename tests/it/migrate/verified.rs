@@ -7,7 +7,6 @@ use syncer::migrate::loopback::{LoopbackEtcd, NO_SNAPSHOT};
 use syncer::migrate::progress::Meter;
 use syncer::migrate::to_datadir::WrittenStore;
 use syncer::migrate::verify::{Expected, verify};
-use syncer::scratch::Aside;
 
 use super::backend::content;
 use super::*;
@@ -98,9 +97,7 @@ fn a_full_comparison_is_with_the_source_itself() {
         let from = home.path().join(format!("from-{n}"));
         changed(change).write(&EtcdSpec::new("3.6", "a", &from));
         let none = Path::new("/nonexistent");
-        let mut source = Origin::datadir(from)
-            .open(&RealDisk, none, &Aside::alone(none.to_owned(), 0), None)
-            .expect("open the source");
+        let mut source = open(&Origin::datadir(from), none, none).expect("open the source");
         let etcd = LoopbackEtcd {
             program: &program,
             version,

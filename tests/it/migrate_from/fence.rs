@@ -5,9 +5,9 @@ use syncer::etcd::client::EtcdEndpoint;
 use syncer::migrate::Origin;
 use syncer::migrate::fence::{self, FencePhase};
 use syncer::migrate::fenced::{self, Fenced, Gate};
-use syncer::scratch::Aside;
 
 use super::*;
+use crate::migrate::open;
 use crate::support::etcd::{PATIENCE, SOURCES};
 use crate::support::poll;
 
@@ -139,9 +139,7 @@ fn of_two_moves_at_once_at_most_one_is_committed() {
         let etcd = endpoint(&source);
         let looked = run(fenced::look(&etcd, None)).expect("a look");
         let first = raised(&source, one.path());
-        let mut store = Origin::fenced(first)
-            .open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None)
-            .expect("a snapshot");
+        let mut store = open(&Origin::fenced(first), Path::new("etcd"), &copy.path().join("copy")).expect("a snapshot");
         let second = run(fenced::raise(&RealDisk, two.path(), &etcd, &looked, Gate::default()));
         let error = second.expect_err("two fences").to_string();
         assert!(error.contains("beside the fence"), "{line}: {error}");
@@ -209,8 +207,7 @@ fn what_was_written_in_spite_of_it_is_seen_before_the_commit() {
     let source = Deployed::start("3.6", 1, None);
     source.fill(20);
     let open = |fenced: &Fenced| {
-        let origin = Origin::fenced(fenced.clone());
-        origin.open(&RealDisk, Path::new("etcd"), &Aside::alone(copy.path().join("copy"), 0), None).expect("a snapshot")
+        open(&Origin::fenced(fenced.clone()), Path::new("etcd"), &copy.path().join("copy")).expect("a snapshot")
     };
     let fenced = raised(&source, volume.path());
     open(&fenced).confirm().expect("nothing was written");

@@ -47,6 +47,13 @@ fn answers(mut server: TcpStream, mut client: TcpStream, pause: Option<Duration>
     let _ = client.shutdown(Shutdown::Both);
 }
 
+/// A number in a line of the log, which is text or JSON; 0 if it is not there.
+fn number(line: &str, name: &str) -> u64 {
+    let behind = line.split_once(&format!("{name}=")).or_else(|| line.split_once(&format!("\"{name}\":")));
+    let digits: String = behind.map_or("", |(_, rest)| rest).chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
+}
+
 /// It answers every question, so that asking again would never end: its writers wait for that.
 #[test]
 fn a_source_whose_snapshot_does_not_come_is_let_go_in_time() {
@@ -68,6 +75,13 @@ fn a_source_whose_snapshot_does_not_come_is_let_go_in_time() {
         assert!(begun.elapsed() < Duration::from_secs(40), "it took {:?}: {log}", begun.elapsed());
         // The first time alone, in what both have said.
         assert_eq!(log.matches("taking another snapshot").count(), 1, "{log}");
+        // What comes for as long as a line is shown is told, and of how much.
+        let told = |line: &&str| line.contains("the work goes on") && number(line, "bytes") > 0;
+        if pause.is_some() {
+            let line = log.lines().find(told);
+            let fetches = |line: &str| line.contains("fetch") && number(line, "bytes_at_most") > 1 << 20;
+            assert!(line.is_some_and(fetches), "how far the snapshot has come is not shown: {line:?} of {log}");
+        }
         assert_eq!(fence::load(&pod.data()).expect("read").expect("a record").phase, FencePhase::Lifted, "{log}");
     }
     assert_eq!(source.everything(), want);
