@@ -28,7 +28,7 @@ use super::remote::{self, Alarms, Pace};
 use super::ways::{ANSWER, Ways, patiently};
 use crate::crash_point;
 use crate::disk::Disk;
-use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint};
+use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint, Status};
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::{ClusterId, MemberId, Revision};
 use crate::record_file::unix_seconds;
@@ -110,23 +110,26 @@ pub struct Looked {
 /// Looks whether the source can be fenced and read. Nothing is changed anywhere. `ours`: the record of an earlier fence.
 ///
 /// # Errors
-/// [`Exit::RefusedSource`]: it does not answer, has no quorum, asks for a user, or has an alarm CORRUPT of its own.
+/// [`Exit::RefusedSource`]: it does not answer, is a learner, has no quorum, asks for a user, or has an alarm CORRUPT of its
+/// own.
 pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Result<Looked> {
     let looked = patiently(PATIENCE, async || {
         let mut client = EtcdClient::connect(etcd).await?;
+        let status = client.status(ANSWER).await?;
+        // It answers nothing else.
+        if status.learner {
+            return Ok((status, None));
+        }
         client.linearizable_read(ANSWER).await?;
-        Ok((client.member_list(ANSWER).await?, client.status(ANSWER).await?, client.alarms(ANSWER).await?))
+        Ok((status, Some((client.member_list(ANSWER).await?, client.alarms(ANSWER).await?))))
     });
-    let (list, status, alarms) = looked.await.map_err(|error| no_answer(etcd, error))?;
+    let (status, voter) = looked.await.map_err(|error| no_answer(etcd, error))?;
+    let Some((list, alarms)) = voter else { return Err(learner(etcd)) };
     let members: Vec<_> = list.members.iter().map(|member| member.id).collect();
     sound(etcd, &members, &alarms, ours)?;
     let theirs = |member: &MemberId| ours.is_none_or(|ours| ours.alarm != *member);
     if alarms.iter().any(|(member, alarm)| *alarm == Alarm::NoSpace && theirs(member)) {
         tracing::warn!(source = etcd.url, "the source has used up its quota; the move goes on, and leaves that behind");
-    }
-    if status.learner {
-        let what = format!("{} is a learner", etcd.url);
-        return Err(refuse(Exit::RefusedSource, what, "name a voter, or the Service"));
     }
     tracing::info!(
         source = etcd.url, cluster = %list.cluster, version = status.version, members = members.len(), bytes = status.db_size,
@@ -134,6 +137,19 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
     );
     let urls = list.members.into_iter().flat_map(|member| member.client_urls).collect();
     Ok(Looked { cluster: list.cluster, members, urls, db_size: status.db_size, in_use: status.db_in_use })
+}
+
+/// Makes sure that it is no learner's word.
+///
+/// # Errors
+/// [`Exit::RefusedSource`].
+pub(super) fn votes(etcd: &EtcdEndpoint, status: &Status) -> anyhow::Result<()> {
+    if status.learner { Err(learner(etcd)) } else { Ok(()) }
+}
+
+fn learner(etcd: &EtcdEndpoint) -> anyhow::Error {
+    let what = format!("{} is a learner, which may lack what the others have", etcd.url);
+    refuse(Exit::RefusedSource, what, "name a voter, or wait until it is promoted; nothing has been changed")
 }
 
 /// Makes sure that no alarm CORRUPT is raised, but that of our own fence, whose record `ours` is.

@@ -190,16 +190,17 @@ async fn download(
     with.meter.begin_fetch(0);
     let spare = with.copy.spare;
     let mut client = EtcdClient::connect(etcd).await?;
+    let status = client.status(ways::bounded(PATIENCE)).await?;
+    fenced::votes(etcd, &status)?;
     let acknowledged = client.linearizable_read(ways::bounded(PATIENCE)).await?;
     if alarms == Alarms::None {
         let members: Vec<_> = client.member_list(PATIENCE).await?.members.iter().map(|member| member.id).collect();
         fenced::sound(etcd, &members, &client.alarms(PATIENCE).await?, None)?;
     }
-    let status = client.status(PATIENCE).await?;
     let volume = parent_of(path);
     space::check(&volume, status.db_size, spare, space::free(&volume)?)?;
-    let mut stream: SnapshotStream = match &mut pace {
     with.meter.begin_fetch(status.db_size);
+    let mut stream: SnapshotStream = match &mut pace {
         Some(pace) => pace.within(status.db_size, client.snapshot()).await?,
         None => client.snapshot().await?,
     };
@@ -214,8 +215,8 @@ async fn download(
         file.write_at(&piece, length).map_err(|e| at(path, e))?;
         let before = length;
         length += piece.len() as u64;
-        crash_point!("source-half-fetched");
         with.meter.advance(0, piece.len() as u64);
+        crash_point!("source-half-fetched");
         // Whoever is spared writes too.
         if spare > 0 && length / LOOK > before / LOOK {
             space::check(&volume, 0, spare, space::free(&volume)?)?;

@@ -1,13 +1,16 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
+use std::time::Instant;
+
 use etcd_client::{AlarmAction, AlarmType};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::fence::{alarm, own_member};
 use super::*;
-use crate::support::etcd::{SOURCES, etcd_that, serves_instead};
-use crate::support::free_port;
+use crate::datadir::read::add_learner;
+use crate::support::etcd::{PATIENCE, SOURCES, etcd_that, serves_instead};
+use crate::support::{free_port, poll};
 
 /// Refused with exit code 4 and these words, nothing moved, and the source as it was.
 #[track_caller]
@@ -92,6 +95,34 @@ fn a_source_that_is_away_silent_or_without_a_quorum_is_not_moved() {
             });
         }
     });
+}
+
+/// It answers no question of a client's but what it is: asking again for half a minute would change nothing.
+#[test]
+fn a_learner_is_told_from_a_source_that_is_away() {
+    for line in ["3.4", "3.7"] {
+        // etcd takes no member in its first seconds otherwise.
+        let source = Deployed::with(line, 1, None, &["--strict-reconfig-check=false"]);
+        source.fill(20);
+        let joiner = EtcdSpec::new(line, "vc-etcd-1", &source.one().spec.data_dir.with_file_name("vc-etcd-1"));
+        let initial_cluster =
+            Some(format!("vc-etcd-0={},vc-etcd-1={}", source.one().spec.peer_url(), joiner.peer_url()));
+        let joiner = EtcdSpec { existing: true, initial_cluster, ..joiner };
+        add_learner(source.one(), &joiner.peer_url());
+        let learner = joiner.spawn();
+        let url = joiner.client_url();
+        poll(&format!("the learner answers; see {}", learner.log.display()), PATIENCE, || {
+            let asked = async { learner.client().await.status().await };
+            run(asked).ok().filter(|status| status.is_learner()).map(drop)
+        });
+        let (begun, mut pod) = (Instant::now(), TestPod::new());
+        refused(&mut pod, &url, "is a learner");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(20), "{line}: it was asked again and again, for {took:?}: {}", pod.log());
+        assert!(!pod.data().join("migration.fence").exists(), "{line}: something was begun");
+        not_copied(&url, "is a learner");
+        assert!(source.takes_writes(), "{line}: the source is not as it was");
+    }
 }
 
 #[test]
