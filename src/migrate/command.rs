@@ -13,7 +13,7 @@ use super::commit::with_suffix;
 use super::estimate::{Estimate, estimate};
 use super::journal::Journal;
 use super::journey::{self, Commit, Journey, Outcome};
-use super::origin::{KINDS, Origin, WAIT_FOR_HOLDER, absolute};
+use super::origin::{KINDS, Kind, Origin, SourceFlags, WAIT_FOR_HOLDER, absolute};
 use super::progress::Show;
 use super::sink::{Made, Target};
 use super::verify::Verify;
@@ -22,22 +22,17 @@ use crate::datadir::MemberIdentity;
 use crate::datadir::identity::IdentityError;
 use crate::datadir::lock::{LOCK_FILE, LockError, PassingLock};
 use crate::disk::{Disk, parent_of};
-use crate::etcd::tls_flags::TlsFlags;
 use crate::exit::{Exit, refuse};
 use crate::settings::flags::LogFlags;
 
 /// The command's arguments.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// What to read: sqlite:PATH, a state.db that kine or k3s wrote, with its -wal beside it; datadir:PATH, the data
-    /// dir of an etcd that was stopped and is its cluster's only member; snapshot:PATH, a file that `etcdctl snapshot
-    /// save` wrote, or snapshot:s3://BUCKET/PREFIX/NAME, which is fetched beside the target for that time (endpoint, region
-    /// and credentials as for `syncer snapshot`); etcd:URL, a snapshot of a running etcd as of now.
-    #[arg(long, value_name = "KIND:PLACE")]
+    /// What to read.
+    #[arg(long, value_name = "KIND:PLACE", help = sources_help())]
     pub from: Place,
-    /// What to make: datadir:PATH, a new data dir of etcd with a single member; sqlite:PATH, a new state.db for kine or
-    /// k3s (from etcd's stores).
-    #[arg(long, value_name = "KIND:PLACE")]
+    /// What to make.
+    #[arg(long, value_name = "KIND:PLACE", help = targets_help())]
     pub to: Place,
     /// Read everything and say what would happen; nothing of it stays. The snapshot of a running etcd or of a bucket, and a copy
     /// of a data dir whose log etcd must replay, are written beside the target for that time; 256 MiB of the volume are left free.
@@ -72,9 +67,9 @@ pub struct Args {
     /// The etcd program: it verifies a new data dir, and replays the log of one that was killed.
     #[arg(long, value_name = "FILE", default_value = "etcd")]
     pub etcd: PathBuf,
-    /// The certificates of a running etcd.
+    /// How the source is read.
     #[command(flatten)]
-    pub tls: TlsFlags,
+    pub source: SourceFlags,
     /// What is logged.
     #[command(flatten)]
     pub log: LogFlags,
@@ -93,12 +88,32 @@ pub enum Output {
 pub struct TargetKind {
     /// The word before the colon.
     pub name: &'static str,
+    /// What is made, for the command's help.
+    pub help: &'static str,
     /// Makes it of a store at a path, as the arguments say; gives what is to be written to standard output.
     pub make: fn(disk: &dyn Disk, args: &Args, source: Origin, path: PathBuf) -> anyhow::Result<String>,
 }
 
 /// What `syncer migrate` makes.
 const TARGETS: [&TargetKind; 2] = [&to_datadir::KIND, &to_sqlite::KIND];
+
+/// The kinds of source, as they are written, each with what `tell` makes of it.
+fn sources(tell: impl Fn(&Kind) -> String) -> Vec<String> {
+    KINDS.iter().map(|kind| format!("{}:{}{}", kind.name, kind.place, tell(kind))).collect()
+}
+
+/// The kinds of target.
+fn targets(tell: impl Fn(&TargetKind) -> String) -> Vec<String> {
+    TARGETS.iter().map(|kind| format!("{}:PATH{}", kind.name, tell(kind))).collect()
+}
+
+fn sources_help() -> String {
+    format!("What to read: {}", sources(|kind| format!(", {}", kind.help)).join("; "))
+}
+
+fn targets_help() -> String {
+    format!("What to make: {}", targets(|kind| format!(", {}", kind.help)).join("; "))
+}
 
 /// A store of a known kind, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,16 +134,20 @@ impl FromStr for Place {
             (_, "") if text.ends_with(':') => Err("nothing stands behind the colon".to_owned()),
             (Some(kind), place) => Ok(Place { kind, place: place.to_owned() }),
             _ if kind == "s3" => Err("must be snapshot:s3://BUCKET/PREFIX/NAME.db".to_owned()),
-            _ => Err("must be sqlite:PATH, datadir:PATH, snapshot:PATH or etcd:URL".to_owned()),
+            _ => Err(format!("must be one of {}", sources(|_| String::new()).join(", "))),
         }
     }
 }
 
 /// Runs the command; gives what is to be written to standard output.
 pub fn run(disk: &dyn Disk, args: &Args) -> anyhow::Result<String> {
-    let source = KINDS.iter().find(|kind| kind.name == args.from.kind).ok_or_else(|| args.not_yet())?;
-    let source = (source.at)(&args.from.place, &args.tls)?;
-    let target = TARGETS.iter().find(|kind| kind.name == args.to.kind).ok_or_else(|| args.not_yet())?;
+    let none = || {
+        let [from, to] = [sources(|_| String::new()), targets(|_| String::new())].map(|kinds| kinds.join(", "));
+        args.not_yet(format!("--from takes {from}, and --to {to}"))
+    };
+    let source = KINDS.iter().find(|kind| kind.name == args.from.kind).ok_or_else(none)?;
+    let source = (source.at)(&args.from.place, &args.source)?;
+    let target = TARGETS.iter().find(|kind| kind.name == args.to.kind).ok_or_else(none)?;
     if args.rename_source && !source.is_renamed() {
         let what = "--rename-source renames a state.db alone";
         return Err(refuse(Exit::Usage, what, "leave it out: the source stays as it is"));
@@ -166,12 +185,9 @@ impl Args {
     }
 
     /// The refusal of a way that there is not.
-    pub(super) fn not_yet(&self) -> anyhow::Error {
-        refuse(
-            Exit::Usage,
-            format!("moving {} to {} is not in this release", self.from.kind, self.to.kind),
-            "it moves sqlite:PATH to datadir:PATH, and datadir:PATH, snapshot:PATH or etcd:URL to datadir:PATH or sqlite:PATH",
-        )
+    pub(super) fn not_yet(&self, remedy: impl Into<String>) -> anyhow::Error {
+        let what = format!("moving {} to {} is not in this release", self.from.kind, self.to.kind);
+        refuse(Exit::Usage, what, remedy)
     }
 
     /// A journey of this command's arguments.
@@ -219,10 +235,10 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
         }
         journey::admit(&journey)?;
         writable(&parent_of(&to))?;
-        let found = estimate(disk, &journey.source, journey.target.path(), T::needed, &args.etcd, Show::Auto)?;
+        let found = estimate(disk, &journey.source, &journey.target, &args.etcd, Show::Auto)?;
         return Ok(match args.output {
             Output::Text => estimate_text(&found),
-            Output::Json => format!("{:#}\n", serde_json::to_value(&found)?),
+            Output::Json => format!("{:#}\n", found.json()?),
         });
     }
     let lock = lock(&to)?;
@@ -282,7 +298,10 @@ fn estimate_text(found: &Estimate) -> String {
     // Writing to a String cannot fail.
     let mut line = |name: &str, value: String| writeln!(text, "{name:<14} {value}").unwrap_or_default();
     line("source", format!("{} ({})", found.source.display(), mib(found.source_bytes)));
-    line("revision", format!("{}, compacted at {}", found.revision, found.compacted));
+    line("revision", format!("{}, compacted at {}", found.source_revision, found.compacted));
+    if found.revision != found.source_revision {
+        line("target", format!("{} at revision {}", found.target.display(), found.revision));
+    }
     line("rows", found.rows.to_string());
     line("live keys", format!("{} ({})", found.keys, mib(found.bytes)));
     line("leases", found.leases.to_string());
@@ -368,6 +387,13 @@ mod tests {
         for bad in ["", "sqlite", "sqlite:", "mysql:x", "/path"] {
             assert!(parse(&["--from", bad, "--to", "datadir:x"]).is_err(), "{bad}");
         }
+        // Every kind is named by whoever refuses another, and in the help.
+        let error = parse(&["--from", "mysql:x", "--to", "datadir:x"]).unwrap_err().to_string();
+        for kind in KINDS {
+            let place = format!("{}:{}", kind.name, kind.place);
+            assert!(error.contains(&place) && sources_help().contains(&place), "{place}: {error}");
+        }
+        assert!(error.contains("etcd:URL"), "{error}");
     }
 
     #[test]

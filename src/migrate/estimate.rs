@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::commit::with_suffix;
 use super::convert::{LeaseAssigner, LiveKey, Warnings};
 use super::origin::{Opening, Origin};
 use super::pipeline::copy;
 use super::progress::{Meter, Show, Stage, shown};
-use super::sink::Sink;
+use super::sink::{Forecast, Foreseen, Sink, Target};
 use super::space;
 use crate::disk::{Disk, parent_of};
 use crate::ids::Revision;
@@ -35,15 +36,19 @@ const ETCD_KEYS: f64 = 500_000.0;
 pub struct Estimate {
     /// The source.
     pub source: PathBuf,
+    /// The target.
+    pub target: PathBuf,
     /// Bytes of the source, its `-wal` included.
     pub source_bytes: u64,
-    /// The store's revision.
+    /// The source's revision.
+    pub source_revision: Revision,
+    /// That of the new store.
     pub revision: Revision,
-    /// What it has compacted up to.
+    /// What the source has compacted up to.
     pub compacted: Revision,
     /// Rows in all.
     pub rows: u64,
-    /// Live keys.
+    /// Live keys of the new store.
     pub keys: u64,
     /// Bytes of keys and values.
     pub bytes: u64,
@@ -61,63 +66,79 @@ pub struct Estimate {
     pub free_bytes: u64,
     /// About how long it would take, in seconds.
     pub seconds: f64,
+    /// What only targets of this kind tell.
+    #[serde(flatten)]
+    pub made: Value,
 }
 
-/// What a target of so many keys with so many bytes needs, in bytes.
-pub type Needs = fn(u64, u64) -> u64;
+impl Estimate {
+    /// As JSON, with the names that a report of the import has for the same things.
+    pub fn json(&self) -> anyhow::Result<Value> {
+        let mut report = serde_json::to_value(self)?;
+        report["dryRun"] = json!(true);
+        Ok(report)
+    }
+}
 
 /// Reads all of `source` and estimates an import into `target`. Nothing is left behind, and [`LEFT_FREE`] of the target's
 /// volume spared meanwhile.
-pub fn estimate(
+pub fn estimate<T: Target>(
     disk: &dyn Disk,
     source: &Origin,
-    target: &Path,
-    needs: Needs,
+    target: &T,
     etcd: &Path,
     show: Show,
 ) -> anyhow::Result<Estimate> {
     let meter = Meter::default();
-    shown(show, &meter, || run(disk, source, target, needs, etcd, &meter)).map_err(|e| source.name_in(e))
+    shown(show, &meter, || run(disk, source, target, etcd, &meter)).map_err(|e| source.name_in(e))
 }
 
-fn run(
+fn run<T: Target>(
     disk: &dyn Disk,
     source: &Origin,
-    target: &Path,
-    needs: Needs,
+    target: &T,
     etcd: &Path,
     meter: &Meter,
 ) -> anyhow::Result<Estimate> {
-    let started = Instant::now();
+    let (started, place) = (Instant::now(), target.path());
     // On a read-only volume nothing is left, and nothing may have to be written.
-    if let Err(error) = forget_left(disk, target) {
+    if let Err(error) = forget_left(disk, place) {
         tracing::debug!("what a killed dry run has left is not removed: {error}");
     }
     // An etcd may run on the volume.
-    let aside = Aside { path: with_suffix(target, DRY_RUN), shared: true, spare: LEFT_FREE };
+    let aside = Aside { path: with_suffix(place, DRY_RUN), shared: true, spare: LEFT_FREE };
     meter.begin(Stage::Survey, 0);
     let mut store = source.open(&Opening { disk, etcd, copy: &aside, lock: None, meter })?;
     let extent = store.extent();
     meter.begin(Stage::Copy, extent.keys_at_most);
-    let mut tally = Tally { leases: LeaseAssigner::with(store.leases().to_vec()), ..Tally::default() };
+    let mut tally = Tally {
+        forecast: target.forecast(&*store),
+        kinds: Kinds::default(),
+        leases: LeaseAssigner::with(store.leases().to_vec()),
+        largest: 0,
+    };
     let copied = copy(&mut *store, &mut tally, meter)?;
     let read = started.elapsed();
-    let needed_bytes = needs(copied.keys, copied.bytes);
+    let needed_bytes = T::needed(copied.keys, copied.bytes);
+    let Foreseen { revision, keys, made } = tally.forecast.foresee()?;
     Ok(Estimate {
         source: source.path().to_owned(),
+        target: place.to_owned(),
         source_bytes: extent.source_bytes,
-        revision: extent.revision,
+        source_revision: extent.revision,
+        revision,
         compacted: extent.compacted,
         rows: extent.rows,
-        keys: copied.keys,
+        keys,
         bytes: copied.bytes,
         leases: tally.leases.into_leases().len() as u64,
         largest: tally.largest,
         kinds: tally.kinds.biggest(),
         warnings: copied.warnings,
         needed_bytes,
-        free_bytes: space::free(&existing(target))?,
+        free_bytes: space::free(&existing(place))?,
         seconds: seconds(read, copied.keys, copied.bytes),
+        made,
     })
 }
 
@@ -148,8 +169,8 @@ fn existing(path: &Path) -> PathBuf {
 }
 
 /// A sink that counts.
-#[derive(Default)]
 struct Tally {
+    forecast: Box<dyn Forecast>,
     kinds: Kinds,
     leases: LeaseAssigner,
     largest: u64,
@@ -161,6 +182,6 @@ impl Sink for Tally {
         self.largest = self.largest.max(bytes);
         self.leases.assign(key.lease);
         self.kinds.count(key.key, bytes);
-        Ok(())
+        self.forecast.put(key)
     }
 }

@@ -131,9 +131,10 @@ impl SourceFile {
     }
 }
 
-/// Whether a source is named by a URL rather than a path.
+/// Whether a source is named by a URL, of whatever scheme, rather than a path: that is absolute, or has single slashes.
 fn is_url(source: &Path) -> bool {
-    source.to_str().is_some_and(|text| ["https://", "http://", "s3://"].iter().any(|scheme| text.starts_with(scheme)))
+    let scheme = source.to_str().and_then(|text| text.split_once("://")).map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 impl Journal {
@@ -254,8 +255,13 @@ mod tests {
             assert_eq!(load(&path).unwrap(), Some(journal));
             assert_eq!(fact(dir.path()).unwrap(), want);
         }
-        let url = Path::new("https://vc-etcd:2379");
-        assert_eq!((relative(&path, url).as_path(), absolute(&path, url).as_path()), (url, url));
+        for url in ["https://vc-etcd:2379", "s3://backups/vc/a.db", "gs://backups/vc/a.db"].map(Path::new) {
+            assert_eq!((relative(&path, url).as_path(), absolute(&path, url).as_path()), (url, url));
+        }
+        for place in ["state.db", "server/db/state.db", "/data/a://b", "://b", "a b://c"] {
+            let file = SourceFile { path: place.into(), bytes: 0, modified: 0, inode: 0 };
+            assert!(!file.is_remote(), "{place} is a path");
+        }
         assert_eq!(relative(&path, Path::new("/elsewhere/state.db")), Path::new("/elsewhere/state.db"));
         assert_eq!(absolute(&path, Path::new("/elsewhere/state.db")), Path::new("/elsewhere/state.db"));
     }

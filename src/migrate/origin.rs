@@ -58,13 +58,29 @@ pub struct Opening<'a> {
     pub meter: &'a Meter,
 }
 
+/// How a source is read, besides where it is: what only some kinds know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub struct SourceFlags {
+    /// Take a snapshot file without a checksum at its end, such as a copy of etcd's own member/snap/db: damage within values
+    /// is not noticed then.
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// The certificates of a running etcd.
+    #[command(flatten)]
+    pub tls: TlsFlags,
+}
+
 /// A kind as it is written in `KIND:PLACE`.
 #[derive(Debug)]
 pub struct Kind {
     /// The word before the colon.
     pub name: &'static str,
+    /// What stands behind it, in capitals.
+    pub place: &'static str,
+    /// What that is, for the command's help.
+    pub help: &'static str,
     /// The store at a place, which is not looked at yet.
-    pub at: fn(place: &str, tls: &TlsFlags) -> anyhow::Result<Origin>,
+    pub at: fn(place: &str, flags: &SourceFlags) -> anyhow::Result<Origin>,
 }
 
 /// What `syncer migrate` reads.

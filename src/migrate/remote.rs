@@ -132,7 +132,8 @@ pub fn open(
         runtime.block_on(download(with, etcd, file, alarms, pace)).map_err(|error| refused(etcd, error))?;
     drop(runtime);
     with.meter.begin(Stage::Survey, 0);
-    let mut store = snapshot::open(file)?;
+    // One without a checksum has not come to its end.
+    let mut store = snapshot::open(file, true)?;
     if !store.has_checksum() {
         return Err(refused(etcd, BackendError::CutShort.into()));
     }
@@ -148,12 +149,12 @@ pub fn open(
 /// Copies a snapshot in a bucket and opens the copy; the file is removed when the store is dropped.
 ///
 /// # Errors
-/// [`Exit::RefusedSource`] if it is not there, or is none.
-pub fn fetched(with: &Opening<'_>, place: &Path) -> anyhow::Result<BackendStore> {
+/// [`Exit::RefusedSource`] if it is not there, is none, or has no checksum and that is not skipped.
+pub fn fetched(with: &Opening<'_>, place: &Path, skip_hash_check: bool) -> anyhow::Result<BackendStore> {
     let kept = Downloaded::begin(with.disk, with.copy)?;
     let put = InBucket::named(place)?.fetch(with.disk, &kept.0.path, with.meter)?;
     with.meter.begin(Stage::Survey, 0);
-    let mut store = snapshot::open(&kept.0.path)?;
+    let mut store = snapshot::open(&kept.0.path, skip_hash_check)?;
     store.name_and_keep(place.display().to_string(), Box::new(kept));
     Ok(store.put_there_at(put.unix_timestamp_nanos()))
 }

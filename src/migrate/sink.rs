@@ -40,6 +40,8 @@ pub trait Target: Sized {
     fn staging(&self) -> PathBuf;
     /// Bytes that so many keys with so many bytes of keys and values need at most.
     fn needed(keys: u64, bytes: u64) -> u64;
+    /// What takes the keys of `source` in a dry run.
+    fn forecast(&self, source: &dyn Source) -> Box<dyn Forecast>;
 
     /// Refuses a place that can never be the target's, whatever the source is; `earlier` is the journal of an earlier
     /// attempt. Changes nothing.
@@ -70,6 +72,23 @@ pub trait Target: Sized {
     fn otherwise(&self, _: &Journal) -> Option<String> {
         None
     }
+}
+
+/// What tells by a source's keys what would be made of them, and makes nothing.
+pub trait Forecast: Sink {
+    /// All keys have come.
+    fn foresee(self: Box<Self>) -> anyhow::Result<Foreseen>;
+}
+
+/// What would be made.
+#[derive(Debug)]
+pub struct Foreseen {
+    /// As [`Built::revision`].
+    pub revision: Revision,
+    /// As [`Built::keys`].
+    pub keys: u64,
+    /// Of what [`Made::json`] has, that which only targets of this kind can tell beforehand.
+    pub made: Value,
 }
 
 /// What only targets of one kind tell.

@@ -77,6 +77,12 @@ pub struct SqliteSink {
 #[derive(Default)]
 struct Rows {
     sum: Multiset,
+    counts: Counts,
+}
+
+/// What is counted of rows.
+#[derive(Debug)]
+struct Counts {
     keys: u64,
     ttls: u64,
     largest: u64,
@@ -84,6 +90,28 @@ struct Rows {
     free: i64,
     /// kine will find its health key.
     health: bool,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts { keys: 0, ttls: 0, largest: 0, free: 1, health: false }
+    }
+}
+
+impl Counts {
+    fn add(&mut self, key: &LiveKey<'_>) {
+        self.keys += 1;
+        self.ttls += u64::from(!matches!(key.lease, KeyLease::None));
+        self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
+        self.free += i64::from(key.mod_revision.0 == self.free);
+        self.health |= key.key == HEALTH;
+    }
+
+    /// The number of kine's record in a store that is compacted up to there.
+    fn record(&self, compacted: Revision) -> i64 {
+        // Above it also if every revision is taken.
+        if self.health { compacted.0 + 1 } else { self.free }
+    }
 }
 
 /// A `state.db` that is written; durable once its file and directory are synced.
@@ -119,12 +147,7 @@ impl SqliteSink {
             connection.execute_batch("BEGIN")
         };
         begin().map_err(full).context("begin the SQLite file")?;
-        Ok(SqliteSink {
-            connection,
-            path: path.to_owned(),
-            renumber: Renumber::new(revision),
-            rows: Rows { free: 1, ..Rows::default() },
-        })
+        Ok(SqliteSink { connection, path: path.to_owned(), renumber: Renumber::new(revision), rows: Rows::default() })
     }
 
     /// Completes the file.
@@ -132,10 +155,9 @@ impl SqliteSink {
         let SqliteSink { connection, path, renumber, mut rows } = self;
         let mut renumbered = renumber.finish(|key| rows.put(&connection, key))?;
         let compacted = renumbered.revision;
-        let finish = |rows: &mut Rows, renumbered: &mut Renumbered| -> rusqlite::Result<()> {
+        let finish = |rows: &Rows, renumbered: &mut Renumbered| -> rusqlite::Result<()> {
+            let own = rows.counts.record(compacted);
             let compacted = compacted.0;
-            // Above it also if every revision is taken.
-            let own = if rows.health { compacted + 1 } else { rows.free };
             renumbered.revision = Revision(own.max(compacted));
             let empty: &[u8] = &[];
             let mut insert = connection.prepare(INSERT)?;
@@ -147,10 +169,10 @@ impl SqliteSink {
             connection.execute_batch("COMMIT")?;
             INDEXES.iter().try_for_each(|index| connection.execute_batch(index))
         };
-        finish(&mut rows, &mut renumbered).map_err(full).context("complete the SQLite file")?;
+        finish(&rows, &mut renumbered).map_err(full).context("complete the SQLite file")?;
         connection.close().map_err(|(_, e)| full(e)).context("close the SQLite file")?;
         mark_as_wal(&path).map_err(full).context("complete the SQLite file")?;
-        let Rows { sum, keys, ttls, largest, .. } = rows;
+        let Rows { sum, counts: Counts { keys, ttls, largest, .. } } = rows;
         Ok(WrittenSqlite { renumbered, compacted, sum, keys, ttls, largest })
     }
 }
@@ -174,12 +196,8 @@ impl Rows {
             .map_err(full)
             .with_context(|| format!("write revision {id}"))?;
         self.sum.add(key, key.lease.ttl());
-        self.keys += 1;
-        self.ttls += u64::from(!matches!(key.lease, KeyLease::None));
-        self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
-        self.free += i64::from(id == self.free);
-        self.health |= key.key == HEALTH;
-        if self.keys == HALF {
+        self.counts.add(key);
+        if self.counts.keys == HALF {
             crash_point!("back-half-written");
         }
         Ok(())
@@ -210,6 +228,40 @@ fn full(error: rusqlite::Error) -> anyhow::Error {
         return refuse(Exit::RefusedSpace, "the volume is full", remedy);
     }
     error.into()
+}
+
+/// Tells what a file of the keys that it is given would be.
+pub struct SqliteForecast {
+    renumber: Renumber,
+    counts: Counts,
+}
+
+impl SqliteForecast {
+    /// For a store at `revision`.
+    pub fn new(revision: Revision) -> Self {
+        SqliteForecast { renumber: Renumber::new(revision), counts: Counts::default() }
+    }
+
+    /// The revisions, how many keys it would have, and how many of them expire, as [`SqliteSink::finish`] has them.
+    pub(super) fn finish(self) -> anyhow::Result<(Renumbered, u64, u64)> {
+        let SqliteForecast { renumber, mut counts } = self;
+        let mut renumbered = renumber.finish(|key| {
+            counts.add(key);
+            Ok(())
+        })?;
+        renumbered.revision = renumbered.revision.max(Revision(counts.record(renumbered.revision)));
+        Ok((renumbered, counts.keys, counts.ttls))
+    }
+}
+
+impl Sink for SqliteForecast {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        let counts = &mut self.counts;
+        self.renumber.put(key, |key| {
+            counts.add(key);
+            Ok(())
+        })
+    }
 }
 
 /// Sums up what a file of the keys that it is given would hold.

@@ -23,7 +23,7 @@ use super::loopback::{LoopbackEtcd, NO_SNAPSHOT, remove_scratch};
 use super::origin::{Origin, WAIT_FOR_HOLDER};
 use super::pipeline::copy_then;
 use super::progress::{Meter, Show, Stage};
-use super::sink::{Built, Made, Sink, Target};
+use super::sink::{Built, Forecast, Foreseen, Made, Sink, Target};
 use super::source::Source;
 use super::space;
 use super::verify::{Expected, Verify, verify};
@@ -107,6 +107,7 @@ impl Made for MadeDatadir {
 /// As `syncer migrate` makes it.
 pub(super) const KIND: TargetKind = TargetKind {
     name: "datadir",
+    help: "a new data dir of etcd with a single member",
     make: |disk, args, source, path| {
         let identity = args.identity()?;
         let target = DatadirTarget { path, identity, bump: args.bump_revision, least: Revision(0) };
@@ -179,6 +180,10 @@ impl Target for DatadirTarget {
 
     fn needed(keys: u64, bytes: u64) -> u64 {
         space::needed(keys, bytes)
+    }
+
+    fn forecast(&self, source: &dyn Source) -> Box<dyn Forecast> {
+        Box::new(DatadirForecast { revision: self.revision_of(source), keys: 0, largest: 0 })
     }
 
     fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {
@@ -389,6 +394,28 @@ impl DatadirTarget {
             Verify::Full => Some(source),
         };
         verify(disk, &etcd, &expected, full, meter)
+    }
+}
+
+/// A data dir that is not written.
+struct DatadirForecast {
+    revision: Revision,
+    keys: u64,
+    largest: u64,
+}
+
+impl Sink for DatadirForecast {
+    fn put(&mut self, key: &LiveKey<'_>) -> anyhow::Result<()> {
+        self.keys += 1;
+        self.largest = self.largest.max((key.key.len() + key.value.len()) as u64);
+        Ok(())
+    }
+}
+
+impl Forecast for DatadirForecast {
+    fn foresee(self: Box<Self>) -> anyhow::Result<Foreseen> {
+        let made = json!({ "maxRequestBytes": self.largest });
+        Ok(Foreseen { revision: self.revision, keys: self.keys, made })
     }
 }
 

@@ -19,10 +19,10 @@ use super::kine::{KineStore, StoreFiles};
 use super::origin::WAIT_FOR_HOLDER;
 use super::pipeline::copy;
 use super::progress::{Meter, Stage};
-use super::sink::{Built, Made, Target};
+use super::sink::{Built, Forecast, Foreseen, Made, Target};
 use super::source::{FileState, Source};
 use super::space;
-use super::sqlite::{ReadBack, SqliteSink, SqliteSum, WrittenSqlite, check_path};
+use super::sqlite::{ReadBack, SqliteForecast, SqliteSink, SqliteSum, WrittenSqlite, check_path};
 use super::verify::Verify;
 use crate::crash_point;
 use crate::datadir::quarantine::set_aside;
@@ -81,12 +81,21 @@ impl Made for MadeSqlite {
     }
 }
 
+impl Forecast for SqliteForecast {
+    fn foresee(self: Box<Self>) -> anyhow::Result<Foreseen> {
+        let (renumbered, keys, ttls) = self.finish()?;
+        let made = MadeSqlite { ttls, moved: renumbered.moved, dropped: renumbered.dropped };
+        Ok(Foreseen { revision: renumbered.revision, keys, made: made.json() })
+    }
+}
+
 /// As `syncer migrate` makes it.
 pub(super) const KIND: TargetKind = TargetKind {
     name: "sqlite",
+    help: "a new state.db for kine or k3s (from etcd's stores)",
     make: |disk, args, source, path| {
         if source.is_renamed() {
-            return Err(args.not_yet());
+            return Err(args.not_yet("a store of kine's becomes a data dir: datadir:PATH"));
         }
         if args.bump_revision > 0 {
             let what = "--bump-revision raises the revision of a data dir alone";
@@ -118,6 +127,10 @@ impl Target for SqliteTarget {
 
     fn needed(keys: u64, bytes: u64) -> u64 {
         space::needed_sqlite(keys, bytes)
+    }
+
+    fn forecast(&self, source: &dyn Source) -> Box<dyn Forecast> {
+        Box::new(SqliteForecast::new(source.extent().revision))
     }
 
     fn admit(&self, journey: &Journey<Self>, earlier: Option<&Journal>) -> anyhow::Result<()> {

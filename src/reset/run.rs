@@ -200,7 +200,7 @@ pub fn allowed(log: &LogTail, permission: Permission) -> anyhow::Result<()> {
             return no(
                 format!("member {} is a learner: etcd cannot go on from its data dir alone", log.member),
                 "reset a voter; if no voter's volume is left, copy its member/snap/db to another file and have `syncer \
-                 migrate --from snapshot:FILE --to datadir:PATH --bump-revision 1000000000` make a new cluster of what has \
+                 migrate --from snapshot:FILE --skip-hash-check --to datadir:PATH --bump-revision 1000000000` make a new cluster of what has \
                  reached it (docs/migration.md, \"A learner is all that is left\"), or restore a snapshot",
             );
         }

@@ -24,7 +24,7 @@ use crate::migrate::estimate::estimate;
 use crate::migrate::journey::{self, Journey};
 use crate::migrate::progress::Show;
 use crate::migrate::to_datadir::{DatadirTarget, ImportOutcome};
-use crate::migrate::{Origin, Verify, space};
+use crate::migrate::{Origin, Verify};
 use crate::record_file::unix_seconds;
 use crate::settings::Settings;
 use crate::settings::flags::Flags;
@@ -175,7 +175,7 @@ fn stage(
         disk.create_dir(&staging).context("make the staging directory")?;
         let here = Fetched::from(&snapshot.place, disk, &staging, runtime)?;
         look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
-        let origin = Origin::snapshot(here.path().to_owned());
+        let origin = Origin::snapshot(here.path().to_owned(), args.skip_hash_check);
         let identity = launch::identity(settings, fresh_token());
         let of_boot = Journey::of_boot(origin, &staging, identity, look.program.clone());
         let journey = Journey {
@@ -228,39 +228,25 @@ fn dry_run(
     let look = Look::at(args, settings, runtime)?;
     let here = Fetched::from(&snapshot.place, disk, &std::env::temp_dir(), runtime)?;
     look::checksummed(&snapshot.place, here.path(), args.skip_hash_check)?;
-    let origin = Origin::snapshot(here.path().to_owned());
-    let found = estimate(disk, &origin, &settings.etcd_dir(), space::needed, &look.program, Show::Auto)?;
+    let origin = Origin::snapshot(here.path().to_owned(), args.skip_hash_check);
+    let (path, identity) = (settings.etcd_dir(), launch::identity(settings, fresh_token()));
+    let target = DatadirTarget { path, identity, bump: look.bump, least: look.least() };
+    let found = estimate(disk, &origin, &target, &look.program, Show::Auto)?;
     let (needed, free) = (found.needed_bytes.saturating_add(LEFT_FREE), found.free_bytes);
-    let revision = Revision(found.revision.max(look.least()).0.saturating_add(look.bump));
     if args.output == Output::Json {
-        let report = json!({
-            "source": snapshot.name(),
-            "target": settings.etcd_dir(),
-            "sourceBytes": found.source_bytes,
-            "sourceRevision": found.revision,
-            "presentRevision": look.seen,
-            "revision": revision,
-            "rows": found.rows,
-            "keys": found.keys,
-            "bytes": found.bytes,
-            "leases": found.leases,
-            "largest": found.largest,
-            "kinds": found.kinds,
-            "replaces": look.replaces,
-            "neededBytes": needed,
-            "freeBytes": free,
-            "warnings": found.warnings,
-            "seconds": found.seconds,
-            "dryRun": true,
-        });
+        let mut report = found.json()?;
+        report["source"] = json!(snapshot.name());
+        report["presentRevision"] = json!(look.seen);
+        report["replaces"] = json!(look.replaces);
+        report["neededBytes"] = json!(needed);
         return Ok(format!("{report:#}\n"));
     }
     let mut text = String::new();
     // Writing to a String cannot fail.
     let mut line = |name: &str, value: String| writeln!(text, "{name:<10} {value}").unwrap_or_default();
-    line("snapshot", format!("{}: {} keys at revision {}", snapshot.name(), found.keys, found.revision));
+    line("snapshot", format!("{}: {} keys at revision {}", snapshot.name(), found.keys, found.source_revision));
     line("present", look.seen.map_or("its revision is not known".to_owned(), |seen| format!("at revision {seen}")));
-    line("restored", format!("would go on at revision {revision}, all before compacted"));
+    line("restored", format!("would go on at revision {}, all before compacted", found.revision));
     line("replaces", look.replaces.map_or("no data dir".to_owned(), |old| format!("cluster {old}")));
     let enough = if needed <= free { "enough" } else { "NOT ENOUGH" };
     line("space", format!("{} MiB needed, {} MiB free: {enough}", needed.div_ceil(1 << 20), free >> 20));
@@ -375,13 +361,13 @@ fn report(args: &Args, settings: &Settings, record: &RestoreRecord, done: Option
             "clusterId": record.cluster,
             "replaces": record.replaces,
             "maxRequestBytes": record.max_request_bytes,
+            "verified": record.made.map(|made| made.verify),
             "stagedBefore": done.is_none(),
             "next": next,
         });
         if let Some(done) = done {
             report["bytes"] = json!(done.bytes);
             report["leases"] = json!(done.made.leases);
-            report["verified"] = json!(args.verify);
             report["targetBytes"] = json!(done.target_bytes);
             report["warnings"] = json!(done.warnings);
             report["seconds"] = json!(done.duration.as_secs_f64());

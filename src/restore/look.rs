@@ -14,6 +14,7 @@ use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::exit::{Exit, refuse};
 use crate::host::{Host, View};
 use crate::ids::{ClusterId, MemberId, Revision};
+use crate::migrate::backend::BackendError;
 use crate::migrate::fence;
 use crate::observe;
 use crate::pki::PkiPaths;
@@ -59,11 +60,7 @@ pub fn checksummed(place: &Path, file: &Path, skip_hash_check: bool) -> anyhow::
     if length % UNIT != 0 || skip_hash_check {
         return Ok(());
     }
-    Err(refuse(
-        Exit::RefusedSource,
-        format!("{} is not read: it has no checksum at its end, so that damage would not be seen", place.display()),
-        "use a file that `etcdctl snapshot save` or `syncer snapshot save` wrote; to take it as it is, add --skip-hash-check",
-    ))
+    Err(BackendError::NoChecksum.refusal(place))
 }
 
 /// The facts of this volume, as far as nobody else is needed for them, and the host API's word on the seed and the marker.

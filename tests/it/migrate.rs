@@ -14,6 +14,7 @@ mod verified;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
 use syncer::datadir::MemberIdentity;
 use syncer::disk::RealDisk;
 use syncer::migrate::command::fresh_token;
@@ -64,6 +65,20 @@ fn migrate(db: &Path, target: &Path) -> Command {
 pub fn open(origin: &Origin, etcd: &Path, copy: &Path) -> anyhow::Result<Box<dyn Source>> {
     let (copy, meter) = (Aside::alone(copy.to_owned(), 0), Meter::default());
     origin.open(&Opening { disk: &RealDisk, etcd, copy: &copy, lock: None, meter: &meter })
+}
+
+/// What a dry run tells is what the journey tells afterwards, by the same names, and that it was one.
+#[track_caller]
+pub fn foretold(dry: &Value, done: &Value) {
+    assert_eq!(dry["dryRun"], true, "{dry}");
+    for name in ["source", "sourceRevision", "target", "revision", "keys", "bytes", "warnings"] {
+        assert!(!dry[name].is_null(), "a dry run does not tell {name}, as {done} does: {dry}");
+    }
+    // The time is a guess.
+    for (name, told) in dry.as_object().expect("a report").iter().filter(|(name, _)| *name != "seconds") {
+        let then = done.get(name).unwrap_or(told);
+        assert_eq!(told, then, "{name}: a dry run told {dry}, and then it was {done}");
+    }
 }
 
 fn output(command: &mut Command) -> Output {

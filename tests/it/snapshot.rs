@@ -11,6 +11,7 @@ use syncer::ids::ClusterId;
 use syncer::snapshot::name::SnapshotName;
 use time::OffsetDateTime;
 
+use crate::migrate::foretold;
 use crate::support::etcd::{Etcd, EtcdSpec, LINES, output, program, run};
 use crate::support::pod::TestPod;
 use crate::support::{poll, shows, syncer, terminal};
@@ -140,7 +141,12 @@ fn a_restored_store_goes_on_above_what_its_clients_have_seen() {
     let mut migrate = Command::new(syncer());
     migrate.args(["migrate", "--from", &from, "--to", &to, "--bump-revision=1000", "--verify=full", "--name=a"]);
     migrate.args([format!("--peer-url={}", spec.peer_url()), format!("--client-url={}", spec.client_url())]);
-    json(&ran(migrate.args(["-o", "json", "--etcd"]).arg(program("etcd", "3.6"))));
+    migrate.args(["-o", "json", "--etcd"]).arg(program("etcd", "3.6"));
+    let mut dry = Command::new(syncer());
+    let dry = json(&ran(dry.args(migrate.get_args()).arg("--dry-run")));
+    let moved = json(&ran(&mut migrate));
+    foretold(&dry, &moved);
+    assert_eq!((&dry["sourceRevision"], &dry["revision"]), (&revision.into(), &(revision + 1000).into()), "{dry}");
     let etcd = spec.start();
     let after = run(keys(&etcd));
     assert_eq!(after, (revision + 1000, before.1));
@@ -194,6 +200,40 @@ fn a_snapshot_that_is_not_whole_has_no_name_and_a_damaged_one_is_refused() {
     std::fs::write(&broken, bare).unwrap();
     let bare = json(&ran(&mut snapshot(&["verify", text(&broken), "--skip-hash-check", "-o", "json"])));
     assert_eq!((&bare["checksum"], &bare["hash"]), (&Value::from(false), &saved["snapshot"]["hash"]));
+    // A move refuses it alike; one that takes it as it is, and is killed, goes on when it is given again.
+    let volume = home.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    for to in [format!("datadir:{}", volume.join("etcd").display()), format!("sqlite:{}", volume.join("db").display())]
+    {
+        let kill = if to.starts_with("datadir") { "migrate-written" } else { "back-written" };
+        let moves = |more: &[&str]| {
+            let mut migrate = Command::new(syncer());
+            migrate.args(["migrate", "-o", "json", "--from", &format!("snapshot:{}", text(&broken)), "--to", &to]);
+            migrate.args(more).arg("--etcd").arg(program("etcd", "3.6"));
+            migrate
+        };
+        let refused = |more: &[&str]| {
+            let out = ran(&mut moves(more));
+            assert_eq!(out.status.code(), Some(4), "{to} {more:?}: {}", error_of(&out));
+            assert!(error_of(&out).contains("add --skip-hash-check"), "{to} {more:?}: {}", error_of(&out));
+        };
+        let before = files(&volume);
+        refused(&[]);
+        refused(&["--dry-run"]);
+        assert_eq!(files(&volume), before, "{to}: something is left of a move that was refused");
+        let killed = ran(moves(&["--skip-hash-check"]).env("SYNCER_CRASH_AT", kill));
+        assert_eq!(killed.status.code(), None, "{to}: {}", error_of(&killed));
+        refused(&[]);
+        let dry = json(&ran(&mut moves(&["--skip-hash-check", "--dry-run"])));
+        let moved = json(&ran(&mut moves(&["--skip-hash-check"])));
+        foretold(&dry, &moved);
+        assert_eq!(
+            (&moved["sourceRevision"], &moved["warnings"]["noChecksums"]["count"]),
+            (&saved["revision"], &1.into())
+        );
+        // What is done is not read again.
+        assert_eq!(json(&ran(&mut moves(&[])))["movedBefore"], true, "{to}");
+    }
     // What is no file is refused alike by whoever reads a snapshot.
     let (nothing, below) = (home.path().join("none"), broken.join("none"));
     let to = format!("datadir:{}", home.path().join("target").display());

@@ -38,6 +38,9 @@ pub enum BackendError {
     /// The file's end is missing.
     #[error("it ends in the middle of a page: it was not copied to its end")]
     CutShort,
+    /// A snapshot that ends with its last page.
+    #[error("it has no checksum at its end, so that damage would not be seen")]
+    NoChecksum,
     /// The checksum at the end does not fit.
     #[error("its content does not fit the checksum at its end")]
     Checksum,
@@ -120,6 +123,10 @@ impl BackendError {
             }
             BackendError::Held | BackendError::Locked(_) => "stop that etcd and its syncer, then try again",
             BackendError::CutShort | BackendError::Checksum => "copy or take the snapshot again",
+            BackendError::NoChecksum => {
+                "use a file that `etcdctl snapshot save` or `syncer snapshot save` wrote; to take it as it is, add \
+                 --skip-hash-check"
+            }
             BackendError::NotEtcd => "give a file that `etcdctl snapshot save` or `syncer snapshot save` wrote",
             BackendError::NotAlone { .. } => {
                 "scale to one replica and stop that, or read the running cluster (etcd:URL); if the others are lost for \

@@ -1,7 +1,7 @@
 //! A snapshot file: a backend, and SHA-256 over it at its end.
 //!
-//! [`digest`](crate::snapshot::digest) has etcd's rule for it. A file without one is a backend that was copied by hand; its
-//! pages and messages are checked all the same, its values cannot be.
+//! [`digest`](crate::snapshot::digest) has etcd's rule for it. A file without one is a backend that was copied by hand, and taken
+//! only where that is asked for; its pages and messages are checked all the same, its values cannot be.
 
 use std::fs::File;
 use std::io::Read;
@@ -26,8 +26,9 @@ pub enum Checksum {
     AtEnd(Option<ChecksumCheck>),
 }
 
-/// Opens the snapshot at `path`. Its checksum is compared meanwhile, and while it is read ([`ChecksumCheck`]).
-pub fn open(path: &Path) -> Result<BackendStore, BackendError> {
+/// Opens the snapshot at `path`. Its checksum is compared meanwhile, and while it is read ([`ChecksumCheck`]); a file that
+/// has none is refused, unless that is skipped.
+pub fn open(path: &Path, skip_hash_check: bool) -> Result<BackendStore, BackendError> {
     let meta = std::fs::metadata(path).map_err(named(path))?;
     if !meta.is_file() {
         return Err(BackendError::NotAFile);
@@ -41,7 +42,8 @@ pub fn open(path: &Path) -> Result<BackendStore, BackendError> {
         return Err(BackendError::BackendOfDatadir);
     }
     let checksum = match meta.len() % UNIT {
-        0 => Checksum::Missing,
+        0 if skip_hash_check => Checksum::Missing,
+        0 => return Err(BackendError::NoChecksum),
         rest if rest == CHECKSUM as u64 => Checksum::AtEnd(Some(ChecksumCheck::begin(path)?)),
         _ => return Err(BackendError::CutShort),
     };

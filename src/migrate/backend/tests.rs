@@ -74,10 +74,13 @@ fn what_is_no_snapshot_or_not_whole_is_refused() {
     let backend = datadir(home.path(), 500).join("member/snap/db");
     let bytes = std::fs::read(&backend).unwrap();
     let file = home.path().join("file");
-    let snapshot = Origin::snapshot(file.clone());
-    refused(&snapshot, Exit::RefusedSource, "nothing of this name");
-    refused(&Origin::snapshot(home.path().to_owned()), Exit::RefusedSource, "not a regular file");
-    refused(&Origin::snapshot(backend), Exit::RefusedSource, "the backend of a data dir");
+    let snapshot = Origin::snapshot(file.clone(), true);
+    for skip in [true, false] {
+        let of = |path: &Path| Origin::snapshot(path.to_owned(), skip);
+        refused(&of(&file), Exit::RefusedSource, "nothing of this name");
+        refused(&of(home.path()), Exit::RefusedSource, "not a regular file");
+        refused(&of(&backend), Exit::RefusedSource, "the backend of a data dir");
+    }
     for (content, why) in [
         (&b""[..], "meta pages"),
         (&[7; 8192], "meta pages"),
@@ -92,6 +95,7 @@ fn what_is_no_snapshot_or_not_whole_is_refused() {
     refused(&snapshot, Exit::RefusedSource, "checksum");
     std::fs::write(&file, &bytes).unwrap();
     assert_eq!(read(&snapshot).unwrap().1.no_checksums.count, 1);
+    refused(&Origin::snapshot(file.clone(), false), Exit::RefusedSource, "add --skip-hash-check");
     let mut damaged = bytes.clone();
     let middle = bytes.len() / 2 / 4096 * 4096;
     damaged[middle..middle + 4096].fill(0xAA);

@@ -6,7 +6,12 @@ use super::super::backend::datadir::{self, Replay};
 use super::{Journal, Kind, Opening, Origin, Source, Store, absolute, is_as_noted};
 use crate::datadir::writer::backend_of;
 
-pub(super) const KIND: Kind = Kind { name: "datadir", at: |place, _| Ok(Origin::datadir(absolute(place)?)) };
+pub(super) const KIND: Kind = Kind {
+    name: "datadir",
+    place: "PATH",
+    help: "the data dir of an etcd that was stopped and is its cluster's only member",
+    at: |place, _| Ok(Origin::datadir(absolute(place)?)),
+};
 
 #[derive(Debug)]
 struct Datadir(PathBuf);

@@ -7,7 +7,12 @@ use super::super::remote::{self, Alarms};
 use super::{Journal, Kind, Opening, Origin, Source, Store};
 use crate::etcd::client::EtcdEndpoint;
 
-pub(super) const KIND: Kind = Kind { name: "etcd", at: |place, tls| Ok(Origin::etcd(tls.endpoint(place)?)) };
+pub(super) const KIND: Kind = Kind {
+    name: "etcd",
+    place: "URL",
+    help: "a snapshot of a running etcd as of now",
+    at: |place, flags| Ok(Origin::etcd(flags.tls.endpoint(place)?)),
+};
 
 impl Origin {
     /// A running etcd, as of one revision.

@@ -9,6 +9,8 @@ use crate::migrate::source::FileState;
 
 pub(super) const KIND: Kind = Kind {
     name: "sqlite",
+    place: "PATH",
+    help: "a state.db that kine or k3s wrote, with its -wal beside it",
     at: |place, _| {
         let path = absolute(place)?;
         check_path(&path)?;

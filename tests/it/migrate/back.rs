@@ -104,7 +104,10 @@ fn there_and_back_again_is_the_identity_for_every_layout() {
         let line = LINES[n % LINES.len()];
         import_at_boot(dir.path(), line);
         let again = dir.path().join("again.db");
-        let told = report(&mut back(&format!("datadir:{}", dir.path().join("etcd").display()), &again, line));
+        let back = || back(&format!("datadir:{}", dir.path().join("etcd").display()), &again, line);
+        let dry = report(back().arg("--dry-run"));
+        let told = report(&mut back());
+        foretold(&dry, &told);
         // One above, as kine's health key is among them.
         let revision = history.revision() + 1;
         assert_eq!(
@@ -130,7 +133,10 @@ fn any_history_of_etcd_is_written_back_with_every_revision_its_own() {
         });
         let file = dir.path().join("snapshot.db");
         save(&etcd, &file);
+        let dry = report(back(&format!("snapshot:{}", file.display()), &db, line).arg("--dry-run"));
         let told = report(&mut back(&format!("snapshot:{}", file.display()), &db, line));
+        foretold(&dry, &told);
+        assert_eq!(dry["moved"]["count"], told["moved"]["count"]);
         let (found, end) = live_of(&db);
         assert_eq!(told["revision"], end);
         assert!(end >= revision);

@@ -10,6 +10,7 @@ use syncer::migrate::convert::{KeyLease, LiveKey};
 use syncer::migrate::pipeline::copy;
 use syncer::migrate::sink::Sink;
 
+use super::back::report;
 use super::*;
 use crate::support::etcd::{Etcd, LINES, ServedKey, all_keys};
 
@@ -167,7 +168,7 @@ fn check_line(line: &'static str) {
     // While it runs, its snapshot is what can be read.
     let file = home.path().join("snapshot.db");
     save(&etcd, &file);
-    assert_same(read(&Origin::snapshot(file.clone()), line, home.path()).expect("read the snapshot"), &served);
+    assert_same(read(&Origin::snapshot(file.clone(), false), line, home.path()).expect("read the snapshot"), &served);
     let error = read(&datadir, line, home.path()).expect_err("a data dir in use was read");
     assert!(format!("{error:#}").contains("an etcd has it open"), "{error:#}");
 
@@ -200,12 +201,12 @@ fn check_line(line: &'static str) {
     let mut bytes = std::fs::read(&file).expect("read the file");
     let length = bytes.len();
     std::fs::write(&file, &bytes[..length - 32]).expect("write the file");
-    let mut bare = open(&Origin::snapshot(file.clone()), none, none).expect("open");
+    let mut bare = open(&Origin::snapshot(file.clone(), true), none, none).expect("open");
     let copied = copy(&mut *bare, &mut Read::default(), &Meter::default()).expect("read it without a checksum");
     assert_eq!(copied.warnings.no_checksums.count, 1);
     bytes[length - 1] ^= 1;
     std::fs::write(&file, &bytes).expect("write the file");
-    let error = read(&Origin::snapshot(file), line, home.path()).expect_err("a wrong checksum was taken");
+    let error = read(&Origin::snapshot(file, true), line, home.path()).expect_err("a wrong checksum was taken");
     assert!(format!("{error:#}").contains("checksum"), "{error:#}");
 }
 
@@ -290,9 +291,10 @@ fn a_data_dir_or_snapshot_becomes_a_data_dir_of_any_line() {
             command.arg(format!("datadir:{}", target.display()));
             // What replays the log is of the source's line, what goes on with the result may be any.
             command.arg("--etcd").arg(program("etcd", from));
-            let out = output(&mut command);
-            assert!(out.status.success(), "{place}: {}", String::from_utf8_lossy(&out.stderr));
-            let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("a report");
+            let mut dry = Command::new(syncer());
+            let dry = report(dry.args(command.get_args()).arg("--dry-run"));
+            let report = report(&mut command);
+            foretold(&dry, &report);
             assert_eq!(report["revision"], want.revision);
             assert_eq!(report["leases"], want.granted.len());
             let line = if n == 0 { from } else { to };

@@ -244,7 +244,10 @@ fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     let history = busy(Era::V0_14, 200);
     assert_eq!(found["keys"], history.live().len());
-    assert_eq!(found["revision"], history.revision());
+    assert_eq!(
+        (&found["revision"], &found["sourceRevision"]),
+        (&history.revision().into(), &history.revision().into())
+    );
     let bytes: usize = history.live().iter().map(|(k, v)| k.len() + v.0.len()).sum();
     assert_eq!(found["bytes"], bytes);
     let kinds: Vec<_> = found["kinds"].as_array().unwrap().iter().map(|k| k["kind"].as_str().unwrap()).collect();
