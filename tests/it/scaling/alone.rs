@@ -67,12 +67,15 @@ fn of_two_voters_one_goes_on_without_loss_when_the_other_has_lost_its_volume() {
 }
 
 /// Each pod that goes is killed before it could leave, of three and of two. The one that stays has no quorum, and cannot know whether
-/// it has every acknowledged write: it says what helps, and that helps.
+/// it has every acknowledged write: it says what helps, and that helps. In order, nobody is made anew before it is ready.
 #[test]
 fn whoever_is_left_by_kills_waits_with_a_remedy_that_works() {
-    for (replicas, gone) in [(3, "voters 1, 2 are gone"), (2, "voters 1 are gone")] {
+    let (three, two) = ("voters 1, 2 are gone", "voters 1 are gone");
+    for (replicas, policy, gone) in
+        [(3, Policy::Parallel, three), (2, Policy::Parallel, two), (3, Policy::OrderedReady, three)]
+    {
         // A killed pod is not replaced before the StatefulSet is scaled.
-        let set = TestBox::syncer_with(replicas, Policy::Parallel, |config| config.backoff_ms = (AWAY, AWAY));
+        let set = TestBox::syncer_with(replicas, policy, |config| config.backoff_ms = (AWAY, AWAY));
         let mut scene = Scene::of(replicas, set);
         (1..replicas).for_each(|ordinal| scene.set.kill9(ordinal).expect("kill"));
         scene.set.scale(1).expect("scale");
@@ -83,10 +86,11 @@ fn whoever_is_left_by_kills_waits_with_a_remedy_that_works() {
         assert!(!log.contains(RESET));
 
         scene.set.scale_only(replicas).expect("scale the StatefulSet alone");
-        // By its values file it is one replica, and who is not wanted is ready at once: a member's own word tells.
-        poll("a quorum of all", CHANGE, || {
-            (0..replicas).all(|n| ask(&Access::of(&scene.set, n)).is_some()).then_some(())
-        });
+        // By its values file it is one replica, and who is not wanted is ready at once: a member's own word tells. In order the
+        // last one comes when the others have a quorum, and may have gone on without it.
+        let asked = if policy == Policy::Parallel { replicas } else { 1 };
+        let what = format!("{policy:?}: a quorum of {replicas} (see whether pod 0 is ready without the others)");
+        poll(&what, CHANGE, || (0..asked).all(|n| ask(&Access::of(&scene.set, n)).is_some()).then_some(()));
         scene.set.scale_only(1).expect("scale the StatefulSet alone");
         scene.set.wait("one pod is left", CHANGE, |s| s.settled && s.pods.len() == 1).expect("one pod");
         scene.rests("scaled up and down", 1);
