@@ -1,5 +1,9 @@
 //! The StatefulSet in a box, with a stand-in in its pods and with syncer.
 
+mod command;
+
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -10,7 +14,10 @@ use crate::statefulset_box::protocol::{
 };
 use crate::statefulset_box::stand_in::PORT;
 use crate::support::statefulset::{PATIENCE, TestBox, alive, statefulset};
-use crate::support::{part, poll, syncer};
+use crate::support::{free_port, part, poll, syncer};
+
+/// So long nothing must change where nothing may; a StatefulSet's controller acts at once.
+const NOTHING: Duration = Duration::from_secs(3);
 
 /// Whether pods have namespaces here; without them some of what is tested does not exist.
 fn namespaces(set: &TestBox) -> bool {
@@ -202,7 +209,24 @@ fn a_host_clusters_controllers_decide() {
     let rolled = set.until("all are replaced", |s| s.settled && s.pods.len() == 3 && old(s));
     assert!(rolled.pods[&2].incarnation < rolled.pods[&0].incarnation, "from the highest: {rolled:?}");
 
-    kubectl(&["scale", "statefulset", "vc", "--replicas=1"]);
+    // In order, nothing is made and nothing goes beside a pod that is not ready.
+    let field = |path: &str| kubectl(&["get", "statefulset", "vc", "-o", &format!("jsonpath={{{path}}}")]);
+    let pods =
+        |s: &Status| s.pods.iter().map(|(ordinal, pod)| (*ordinal, pod.incarnation, pod.phase)).collect::<Vec<_>>();
+    set.steer(0, "not-ready");
+    poll("the controller knows of it", PATIENCE, || (field(".status.readyReplicas") == "2").then_some(()));
+    for replicas in ["--replicas=4", "--replicas=1"] {
+        kubectl(&["scale", "statefulset", "vc", replicas]);
+        let seen = || (field(".status.observedGeneration") == field(".metadata.generation")).then_some(());
+        poll("the controller has seen it", PATIENCE, seen);
+        let began = Instant::now();
+        while began.elapsed() < NOTHING {
+            let now = set.status().expect("a status");
+            assert_eq!(pods(&now), pods(&rolled), "{replicas}: pod 0 is not ready, and another comes or goes");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    std::fs::remove_file(set.volume("vc-0").join("not-ready")).expect("ready");
     set.until("it is scaled down", |s| s.settled && s.pods.len() == 1);
     set.dns_of(0, 1, "absent");
     assert_eq!(claims(), "data-vc-0 data-vc-1 data-vc-2", "volumes are retained");
@@ -332,63 +356,20 @@ fn pods_can_live_on_loopback() {
     assert!(error.to_string().contains("loopback"), "{error:#}");
 }
 
-/// Each command of `statefulset`, as scripts/statefulset gives it, on pods that do nothing else.
+/// etcd has its client port on 127.0.0.1 too, whatever the pod's address: there is room for one.
 #[test]
-fn every_command_does_to_the_box_what_it_says() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let given = |args: &[&str]| {
-        let parts = part("coredns").parent().expect("a program is in a folder").to_owned();
-        let mut command = std::process::Command::new(statefulset());
-        command.arg("--dir").arg(dir.path()).args(args).env("BOX_SYNCER", syncer()).env("BOX_PARTS", parts);
-        command.output().expect("run statefulset")
-    };
-    let done = |args: &[&str]| {
-        let out = given(args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8_lossy(&out.stdout).into_owned()
-    };
-    let status = || serde_json::from_str::<Status>(&done(&["status", "--json"])).expect("a status");
-    done(&["up", "--replicas", "2", "--policy", "Parallel", "--stand-in", "--grace", "2"]);
-    struct Down<F: Fn()>(F);
-    impl<F: Fn()> Drop for Down<F> {
-        fn drop(&mut self) {
-            (self.0)();
-        }
-    }
-    let down = Down(|| drop(given(&["down"])));
-    let first = status();
-    assert_eq!((first.pods.len(), first.ready().len()), (2, 2), "{first:?}");
-    assert!(done(&["status"]).contains("vc-1"));
-    let replaced = |args: &[&str]| {
-        let before = status().pods[&1].incarnation;
-        done(args);
-        poll(&format!("{args:?}: another pod"), PATIENCE, || {
-            status().pods.get(&1).is_some_and(|pod| pod.incarnation > before && pod.ready).then_some(())
-        });
-    };
-    replaced(&["kill", "1"]);
-    replaced(&["kill", "1", "-9"]);
-    std::fs::write(dir.path().join("volumes/vc-1/mark"), "x").expect("write to the volume");
-    replaced(&["lose-volume", "1"]);
-    assert!(!dir.path().join("volumes/vc-1/mark").exists());
-    replaced(&["roll"]);
-    assert_eq!(status().revision, first.revision + 1);
-    if first.network == NetworkMode::Namespaces {
-        done(&["partition", "0", "1"]);
-        assert_eq!(status().partitions.len(), 1);
-        done(&["heal"]);
-    }
-    assert!(status().partitions.is_empty());
-    done(&["dns", "serv-fail"]);
-    done(&["dns", "well"]);
-    let address = done(&["forward", "0", "8443"]);
-    assert!(std::net::TcpStream::connect(address.trim()).is_ok(), "{address}");
-    done(&["scale", "1", "--keep-values"]);
-    assert_eq!(status().pods.len(), 1);
-    for (bad, why) in [(&["kill", "7"][..], "7"), (&["scale", "x"], "x"), (&["host-api", "gone"], "host")] {
-        let out = given(bad);
-        assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains(why), "{bad:?}: {out:?}");
-    }
-    drop(down);
-    assert!(!given(&["status"]).status.success(), "it runs on");
+fn one_pod_of_syncer_can_live_on_loopback() {
+    let port = free_port();
+    let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
+        config.network = NetworkMode::Loopback;
+        let Program::Syncer { args, .. } = &mut config.program else { panic!("pods of syncer") };
+        args.push(format!("--client-port={port}"));
+    });
+    let before = set.settled().pods[&0].clone();
+    set.kill9(0).expect("kill");
+    let after = set.until("it is replaced", |s| s.settled && s.pods[&0].incarnation > before.incarnation);
+    let address = after.pods[&0].address;
+    assert!(address != before.address && address.is_some_and(|ip| ip.is_loopback()), "{after:?}");
+    let error = set.scale(2).expect_err("two of them would meet at 127.0.0.1");
+    assert!(error.to_string().contains("namespaces"), "{error:#}");
 }
