@@ -326,8 +326,12 @@ impl Api {
         format!("/api/v1/namespaces/{}/pods/{}-{ordinal}", self.namespace, self.name)
     }
 
+    fn sets_path(&self) -> String {
+        format!("/apis/apps/v1/namespaces/{}/statefulsets", self.namespace)
+    }
+
     fn set_path(&self) -> String {
-        format!("/apis/apps/v1/namespaces/{}/statefulsets/{}", self.namespace, self.name)
+        format!("{}/{}", self.sets_path(), self.name)
     }
 
     /// The pods of the node.
@@ -348,9 +352,12 @@ impl Api {
         Ok(pods.iter().filter_map(of).collect())
     }
 
-    /// The StatefulSet.
+    /// The StatefulSet; one that was deleted wants nothing, and its pods may have been left.
     pub fn set(&self) -> anyhow::Result<SetStatus> {
-        let set = self.get(&self.set_path())?;
+        let named = format!("?fieldSelector=metadata.name={}", self.name);
+        let list = self.get(&format!("{}{named}", self.sets_path()))?;
+        let sets = list["items"].as_array().context("a list of StatefulSets")?;
+        let Some(set) = sets.first() else { return Ok(SetStatus::default()) };
         let number = |value: &Value| value.as_u64().unwrap_or(0);
         let (replicas, status) = (number(&set["spec"]["replicas"]), &set["status"]);
         let all =

@@ -1,9 +1,12 @@
 //! In a real host cluster: its API says how many pods there should be, and keeps the marker. No acknowledged write is lost.
 
+mod away;
+mod first_ordinal;
 mod kills;
 mod late;
 mod sqlite;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -11,12 +14,10 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
-use crate::support::statefulset::{TestBox, alive, can_be_held_back, statefulset};
+use crate::support::statefulset::{TestBox, can_be_held_back, statefulset};
 use crate::support::{part, poll, syncer};
 
 /// So long nothing must change where nothing may.
@@ -80,17 +81,6 @@ fn hosted(replicas: u32, policy: Policy, change: impl FnOnce(&mut Config)) -> Te
     })
 }
 
-/// For a while the members stay those that they are.
-fn nobody_is_removed(scene: &Scene, what: &str, voters: usize) {
-    let began = Instant::now();
-    while began.elapsed() < NOTHING {
-        if let Some(said) = ask(&Access::of(&scene.set, 0)) {
-            assert_eq!((said.voters.len(), said.learners), (voters, 0), "{what}");
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
 #[test]
 fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     if !possible() {
@@ -117,23 +107,8 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     scene.set.kubectl(&["delete", "configmap", "vc-etcd"]);
     poll("the leader's pod writes the marker again", CHANGE, || formed(&scene.set).filter(|again| *again == cluster));
 
-    // A host API that is away, or that denies, removes nobody; whoever has data starts.
-    scene.set.host_api(ApiMood::Gone).expect("a mood");
-    nobody_is_removed(&scene, "the API is away", 3);
-    scene.set.host_api(ApiMood::Well).expect("a mood");
-    poll("the API is back", CHANGE, || formed(&scene.set));
-    allow(&scene.set, r#"["list"]"#);
-    let before = scene.set.status().expect("a status").pods[&1].incarnation;
-    scene.set.kill9(1).expect("kill");
-    let back = |pod: &crate::statefulset_box::protocol::PodStatus| pod.ready && pod.incarnation > before;
-    scene.set.wait("pod 1 is back", CHANGE, |s| s.pods.get(&1).is_some_and(back)).expect("pod 1 starts from its data");
-    scene.rests("the API denies", 3);
-    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=1"]);
-    scene.set.wait("two pods are gone", CHANGE, |s| s.pods.len() == 1).expect("they stop");
-    allow(&scene.set, r#"["get", "list", "watch"]"#);
-    scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
-    scene.scaled(3);
-
+    away::gone(&mut scene);
+    away::denies(&mut scene);
     for replicas in [5, 3, 1] {
         scale(&mut scene, replicas);
     }
@@ -160,13 +135,11 @@ fn the_host_cluster_says_how_many_and_keeps_the_marker() {
     scale(&mut scene, 3);
     assert_eq!(marker(&scene.set).expect("a marker")["stopped"], serde_json::json!([]));
 
-    // As an upgrade of the chart does that changes what cannot be changed: the pods stay, and so do the members.
-    scene.set.kubectl(&["delete", "statefulset", "vc", "--cascade=orphan"]);
-    nobody_is_removed(&scene, "the StatefulSet is gone", 3);
+    away::orphaned(&scene);
     assert!(!scene.writer.finish().is_empty());
 }
 
-/// The StatefulSet's own controller, in order: up, down, to nothing and back.
+/// The StatefulSet's own controller, in order: up, down, to nothing and back. Then the seed's volume is lost.
 #[test]
 fn in_order_every_step_of_kubectl_scale_is_followed() {
     if !possible() {
@@ -176,9 +149,31 @@ fn in_order_every_step_of_kubectl_scale_is_followed() {
     let cluster = formed(&scene.set);
     for replicas in [3, 5, 2, 1, 0, 3] {
         scale(&mut scene, replicas);
+        if replicas == 5 {
+            // It has not led, not even while the first was started anew among others: nothing else has it ask.
+            watch_has_told(&scene.set, 2, replicas);
+        }
     }
     assert_eq!(formed(&scene.set), cluster);
+
+    let voters = scene.voters();
+    scene.replaced(0, "the seed lost its volume", |set| set.lose_volume(0).expect("lose the volume"));
+    let now = scene.voters();
+    assert_eq!(now.intersection(&voters).count(), 2, "the two others are whom they were: {voters:?}, now {now:?}");
+    assert_eq!(own(&scene.set, 0, "etcd/ca.key"), shared(&scene.set, "etcd-ca.key"), "it has a CA of its own");
+    assert_eq!(formed(&scene.set), cluster, "the marker names another cluster");
     assert!(!scene.writer.finish().is_empty());
+}
+
+/// Waits until a pod says that the StatefulSet was scaled to this.
+fn watch_has_told(set: &TestBox, ordinal: u32, replicas: u32) {
+    let pod = format!("vc-{ordinal}");
+    let told = |line: &str| {
+        let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        line.is_some_and(|l| l["message"] == "the StatefulSet was scaled" && l["replicas"] == replicas)
+    };
+    let what = format!("the watch of {pod} tells it that {replicas} are wanted (see its log)");
+    poll(&what, CHANGE, || set.log(&pod).lines().any(told).then_some(()));
 }
 
 /// Three that were paused, of which one comes back: what the others noted when they stopped proves that it lacks nothing.
@@ -242,7 +237,7 @@ fn three_at_once_and_scaled_away_by_force() {
     for ordinal in 0..3 {
         assert_eq!(own(&scene.set, ordinal, "etcd/ca.key"), ca, "pod {ordinal}");
     }
-    api_hangs(&mut scene);
+    away::hangs(&mut scene);
 
     // Of three voters two are killed: a write may be with those alone.
     by_force(&scene, 1, &[1, 2]);
@@ -279,25 +274,6 @@ fn by_force(scene: &Scene, replicas: u32, leaving: &[u32]) {
     leaving.iter().for_each(|ordinal| scene.set.kill9(*ordinal).expect("kill"));
     let count = replicas as usize;
     scene.set.wait("the killed ones are gone", CHANGE, |s| s.pods.len() == count).expect("they are gone");
-}
-
-fn api_hangs(scene: &mut Scene) {
-    let pod = |set: &TestBox, ordinal: u32| set.status().expect("a status").pods[&ordinal].clone();
-    let before = pod(&scene.set, 1).incarnation;
-    scene.set.kill9(1).expect("kill");
-    let new = |pod: &PodStatus| pod.incarnation > before && pod.pid.is_some();
-    let made = scene.set.wait("pod 1 is made anew", CHANGE, |s| s.pods.get(&1).is_some_and(new)).expect("a new pod");
-    has_its_name(&scene.set, &made.pods[&1]);
-    scene.set.host_api(ApiMood::Hangs).expect("a mood");
-    let serves = || ask(&Access::of(&scene.set, 1)).filter(|said| said.voters.len() == 3);
-    poll("pod 1 starts from its data", CHANGE, serves);
-
-    let stopped = pod(&scene.set, 2).pid.expect("it runs");
-    kill(Pid::from_raw(stopped), Signal::SIGTERM).expect("a signal");
-    poll("pod 2 stops", CHANGE, || (!alive(stopped)).then_some(()));
-    nobody_is_removed(scene, "the API hangs", 3);
-    scene.set.host_api(ApiMood::Well).expect("a mood");
-    scene.scaled(3);
 }
 
 /// A pod that is made, and before it has looked at anything the API hangs: it waits, forms nothing beside those that it
@@ -342,57 +318,6 @@ fn has_its_name(set: &TestBox, pod: &PodStatus) {
     let addresses = || set.kubectl(&["get", "endpointslices", "-o", "jsonpath={.items[*].endpoints[*].addresses}"]);
     let named = || addresses().contains(&format!("\"{address}\"")).then_some(());
     poll(&format!("{} has its name", pod.name), CHANGE, named);
-}
-
-/// An administrator's Secret, there before the first pod.
-fn given_certs(set: &TestBox, folder: &Path) {
-    let mut command = Command::new(syncer());
-    command.args(["certs", "-o", "secret", "--name=vc", "--namespace=team-a", "--distro=k3s", "--dir"]);
-    let made = command.arg(folder.join("pki")).output().expect("run syncer");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let manifest = folder.join("certs.yaml");
-    std::fs::write(&manifest, made.stdout).expect("write it");
-    set.kubectl(&["apply", "-f", manifest.to_str().expect("UTF-8")]);
-}
-
-/// As the charts of 0.19 have it: one pod after the other; here from ordinal 2 on, which is the seed.
-#[test]
-fn in_order_from_another_first_ordinal() {
-    if !possible() {
-        return;
-    }
-    let folder = tempfile::tempdir().expect("a folder");
-    let set = hosted(0, Policy::OrderedReady, |config| {
-        config.first = 2;
-        with_k3s(config, folder.path());
-    });
-    given_certs(&set, folder.path());
-    set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
-    let mut scene = Scene::from(2, 3, set);
-    let cluster = formed(&scene.set).expect("formed by pod 2");
-    let ca = std::fs::read(folder.path().join("pki/etcd/ca.key")).expect("a CA");
-    assert!((2..5).all(|ordinal| own(&scene.set, ordinal, "etcd/ca.key") == STANDARD.encode(&ca)), "another CA");
-    for replicas in [1, 3] {
-        scale(&mut scene, replicas);
-    }
-    etcd_calls_it_healthy();
-    let before = scene.set.status().expect("a status");
-    scene.set.roll().expect("roll");
-    let rolled = |s: &Status| {
-        let newer = |(ordinal, was): (&u32, &PodStatus)| {
-            s.pods.get(ordinal).is_some_and(|pod| pod.incarnation > was.incarnation)
-        };
-        s.settled && before.pods.iter().all(newer)
-    };
-    scene.set.wait("each pod is replaced", CHANGE * 2, rolled).unwrap_or_else(|e| panic!("{e:#}"));
-    scene.rests("rolled", 3);
-    assert_eq!(formed(&scene.set), Some(cluster));
-    let token = scene.set.kubectl(&["get", "secret", "vc-k3s-vc", "-o", "jsonpath={.data.token}"]);
-    for ordinal in 2..5 {
-        let given = std::fs::read(scene.set.volume(&format!("vc-{ordinal}")).join("given-token")).expect("k3s has run");
-        assert!(given.len() == 64 && STANDARD.encode(given) == token, "pod {ordinal} has another token");
-    }
-    assert!(!scene.writer.finish().is_empty());
 }
 
 /// Of three that are paused one is made the only one by hand. Scaled to one first, it has the others dropped, whose volumes

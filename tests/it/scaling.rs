@@ -251,12 +251,12 @@ impl Scene {
     }
 
     /// The members that vote, by pod 0.
-    fn voters(&self) -> BTreeSet<u64> {
+    pub fn voters(&self) -> BTreeSet<u64> {
         poll("the voters", CHANGE, || ask(&Access::of(&self.set, 0))).voters
     }
 
     /// Waits until this pod's member leads, to which leadership is moved.
-    fn led_by(&self, ordinal: u32) {
+    pub fn led_by(&self, ordinal: u32) {
         let pods = self.set.status().expect("a status").pods;
         let accesses: Vec<_> = pods.keys().map(|n| Access::of(&self.set, *n)).collect();
         let (to, what) = (Access::of(&self.set, ordinal), format!("pod {ordinal} leads"));
