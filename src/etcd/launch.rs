@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::{Bootstrap, EtcdLaunch, InitialMember, etcd_args};
@@ -84,7 +84,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         timing: timing(settings, alone),
         snapshot_count: settings.etcd.snapshot_count,
         quota: settings.etcd.quota_backend_bytes,
-        store_size: std::fs::metadata(&backend).map_or(0, |meta| meta.len()),
+        store_size: store_size(launch, &backend)?,
         max_request_bytes: largest.map(|bytes| bytes.saturating_add(REQUEST_OVERHEAD)),
         unsynced: false,
         extra_args: settings.etcd.extra_args.clone(),
@@ -100,6 +100,16 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         log: LogFormat::EtcdJson,
         stop_grace: STOP_GRACE,
     })
+}
+
+/// Bytes of the backend file, or of the one that a joiner is to be sent.
+fn store_size(launch: &Launch<'_>, backend: &Path) -> anyhow::Result<u64> {
+    let here = std::fs::metadata(backend).map_or(0, |meta| meta.len());
+    let sent = match launch.bootstrap {
+        Bootstrap::Existing { .. } => notes::load(&launch.settings.data_dir)?.store_bytes,
+        Bootstrap::New { .. } | Bootstrap::Restart | Bootstrap::ForceNewCluster => None,
+    };
+    Ok(here.max(sent.unwrap_or_default()))
 }
 
 /// The largest request that the store's values need, in bytes: of what was imported or restored here, or as another pod

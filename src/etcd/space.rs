@@ -113,12 +113,17 @@ pub fn repair(space: &Space) -> Repair {
     let Some((raised_by, _)) = space.alarms.iter().find(|(_, alarm)| *alarm == Alarm::NoSpace) else {
         return Repair::Nothing;
     };
-    // A learner stands for no quorum, and is not asked while it learns.
+    // A learner stands for no quorum, and is not asked how it is.
     let unwell: Vec<_> =
         space.stores.iter().filter(|store| !store.well && !store.learner).map(|store| store.member).collect();
     let has_room = |store: &Store| store.in_use <= store.room() && !store.wasteful();
     if unwell.is_empty() && space.stores.iter().all(has_room) {
-        return Repair::Disarm(*raised_by);
+        // Whether one that learns has room by now is not known: without, it would raise the alarm again at the next write.
+        let learns = |store: &Store| store.member == *raised_by && store.learner && !store.well;
+        return match space.stores.iter().any(learns) {
+            true => Repair::Wait(Hold::Membership),
+            false => Repair::Disarm(*raised_by),
+        };
     }
     let Some(leader) = space.stores.iter().find(|store| store.member == space.leader && store.well) else {
         return Repair::Wait(Hold::Degraded(unwell));
@@ -206,13 +211,15 @@ mod tests {
         assert_eq!(repair(&full()), Repair::Compact(Revision(900)));
     }
 
-    /// A learner's etcd is not asked how it is, and its quota refuses nobody's writes.
+    /// A learner's etcd is not asked how it is. But its quota, too, refuses everybody's writes.
     #[test]
     fn a_learner_keeps_the_alarm_from_nobody() {
         let mut space = compacted();
         space.stores = vec![store(1, 12, 10), store(2, 12, 10), Store { learner: true, well: false, ..store(3, 0, 0) }];
         space.rests = false;
         assert_eq!(repair(&space), Repair::Disarm(MemberId(2)));
+        space.alarms = vec![(MemberId(3), Alarm::NoSpace)];
+        assert_eq!(repair(&space), Repair::Wait(Hold::Membership), "it would raise it again");
         space.stores[1].size = 100 * MIB;
         assert_eq!(repair(&space), Repair::Wait(Hold::Membership), "nothing is defragmented beside one that joins");
         space.stores[2].learner = false;

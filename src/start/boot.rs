@@ -408,6 +408,11 @@ impl Boot<'_> {
                 let Ok(list) = asked.await else { continue };
                 let me = list_of(&pod.settings, &list).of(ordinal).map(|member| member.id);
                 let Some(me) = me.filter(|id| list.cluster == cluster && !known.contains(id)) else { continue };
+                // The joiner's etcd is to take a store of this size, whatever quota is asked for.
+                let size =
+                    async { anyhow::Ok(dial.etcd(peer).await?.status(super::pod::ETCD_DEADLINE).await?.db_size) };
+                let size = size.await.ok();
+                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.store_bytes = size)?;
                 crash_point!("join-added");
                 self.clear().context("set aside what a killed join left")?;
                 crash_point!("join-cleared");

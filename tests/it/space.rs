@@ -207,6 +207,36 @@ fn three_members_are_repaired_one_after_the_other() {
     assert_eq!(repaired.last(), Some(&format!("{leader:x}")), "the leader is the last: {repaired:?}");
 }
 
+/// A joiner is sent a store that is larger than the quota that is asked for, which members that start from theirs make room for. Its
+/// etcd would refuse everybody's writes with the first that it applies.
+#[test]
+fn a_joiner_has_room_for_the_store_that_it_is_sent() {
+    let set = TestBox::syncer_with(0, Policy::Parallel, |_| {});
+    let write = |values: &str| std::fs::write(set.dir().join("values.yaml"), values).expect("write the values");
+    write("embeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 1\n");
+    set.scale_only(1).expect("scale");
+    set.settle(REPAIR).expect("a pod");
+    let access = Access::of(&set, 0);
+    let put = |key: String, bytes: usize| {
+        runtime().block_on(async {
+            let mut client = access.connect().await?;
+            client.put(key, vec![b'x'; bytes], None).await.ok()
+        })
+    };
+    for n in 0..320 {
+        poll("a large store is written", REPAIR, || put(format!("/registry/secrets/default/s-{n}"), 1 << 18));
+    }
+    write(&format!("{SMALL_QUOTA}syncer:\n  replicas: 2\n"));
+    set.scale_only(2).expect("scale");
+    set.settle(REPAIR).expect("two pods");
+    poll("two voters", REPAIR, || (set.etcdctl(0, &["member", "list"]).matches("false").count() == 2).then_some(()));
+    for n in 0..20 {
+        assert!(put(format!("/probe-{n}"), 1).is_some(), "a write is refused:{}", ours(&set));
+    }
+    let alarms = set.etcdctl(1, &["alarm", "list"]);
+    assert_eq!(alarms.trim(), "", "{}", ours(&set));
+}
+
 /// What the leader's syncer has said.
 fn ours(set: &TestBox) -> String {
     let log = set.log("vc-0");
