@@ -57,6 +57,8 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         restore: restore::record::fact(&settings.data_dir, &settings.etcd_dir(), schema)
             .context("look for a staged restore")?,
         data_dir: match &found {
+            // No etcd is to start from it.
+            InspectedDatadir::Usable(_) if !settings.etcd.enabled => found.fact(),
             InspectedDatadir::Usable(dir) => {
                 let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));
                 // A data dir that does not tell them is looked at by whoever needs its log.

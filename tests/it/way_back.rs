@@ -5,12 +5,13 @@ mod apiserver;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::support::etcd::PATIENCE;
+use crate::support::etcd::{PATIENCE, program};
 use crate::support::kube::Kube;
 use crate::support::pod::{Dump, TestPod};
 use crate::support::poll;
@@ -242,6 +243,26 @@ fn killed_at_every_crash_point_the_way_back_converges() {
         assert_eq!(asides(&data), 1, "{point}");
         comes_again(&mut pod, point, &want, b"/registry/configmaps/");
     }
+}
+
+/// No etcd is to start from it, so that it need not be of a line that the etcd at hand goes on from.
+#[test]
+fn a_data_dir_of_etcd_3_5_goes_back() {
+    let programs = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink(program("etcd", "3.5"), programs.path().join("etcd")).expect("link");
+    let mut pod = TestPod::new();
+    let by_default = pod.command("none", &[]);
+    let mut command = Command::new(by_default.get_program());
+    command.args(by_default.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+    command.arg(format!("--binaries={}", programs.path().display()));
+    pod.spawn(command);
+    pod.wait_serving();
+    pod.etcd(async |mut client| drop(client.put("/registry/old", "v", None).await.expect("put")));
+    let want = pod.dump();
+    pod.kill_everything();
+    pod.values(BACK);
+    goes_back(&mut pod, "3.5");
+    comes_again(&mut pod, "3.5", &want, b"/registry/");
 }
 
 /// Given up before the commit: what was written back is no store to go on from, once etcd has been written to, and of no use.
