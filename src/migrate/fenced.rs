@@ -149,7 +149,7 @@ pub(super) fn votes(etcd: &EtcdEndpoint, status: &Status) -> anyhow::Result<()> 
 
 fn learner(etcd: &EtcdEndpoint) -> anyhow::Error {
     let what = format!("{} is a learner, which may lack what the others have", etcd.url);
-    refuse(Exit::RefusedSource, what, "name a voter, or wait until it is promoted; nothing has been changed")
+    refuse(Exit::RefusedSource, what, "name a voter, or wait until it is promoted")
 }
 
 /// Makes sure that no alarm CORRUPT is raised, but that of our own fence, whose record `ours` is.

@@ -42,12 +42,15 @@ pub fn open(path: &Path, skip_hash_check: bool) -> Result<BackendStore, BackendE
         return Err(BackendError::BackendOfDatadir);
     }
     let checksum = match meta.len() % UNIT {
-        0 if skip_hash_check => Checksum::Missing,
-        0 => return Err(BackendError::NoChecksum),
+        0 => Checksum::Missing,
         rest if rest == CHECKSUM as u64 => Checksum::AtEnd(Some(ChecksumCheck::begin(path)?)),
         _ => return Err(BackendError::CutShort),
     };
     let store = BackendStore::read(path, path, vec![path.to_owned()])?;
+    // Last: of what is no snapshot at all that is no remedy.
+    if matches!(checksum, Checksum::Missing) && !skip_hash_check {
+        return Err(BackendError::NoChecksum);
+    }
     Ok(BackendStore { checksum, ..store })
 }
 
