@@ -164,10 +164,11 @@ fn a_source_with_a_dead_member_is_moved_and_a_member_without_a_quorum_is_not() {
     source.one().ctl(&["alarm", "disarm"]);
     source.members[0].kill();
     source.members[1].kill();
-    for url in [source.url(), source.members[0].spec.client_url()] {
+    let dead = source.members[0].spec.client_url();
+    for (url, why) in [(source.url(), "read linearizably"), (dead, "ask for the status")] {
         let nothing = home.path().join("nothing");
         let (code, said) = copied(&url, &nothing);
-        let words = format!("no snapshot can be taken from {url}: read linearizably");
+        let words = format!("no snapshot can be taken from {url}: {why}");
         assert!(code == Some(4) && said.contains(&words), "{code:?}, not {words:?}: {said}");
         assert!(!nothing.exists() && !home.path().join("nothing.migration.source").exists(), "{said}");
     }

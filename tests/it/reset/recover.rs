@@ -349,9 +349,11 @@ fn check_refused(line: &'static str) {
     fence::store(&RealDisk, &volume, &raised).expect("record a fence");
     let error = refused(recover(&copy, &["--new-cluster", "--yes"]), 4);
     assert!(error.contains("http://old-etcd:2379") && error.contains("lift it"), "{error}");
+    let whole = fs::read(fence::path(&volume)).expect("read the record");
     fs::write(fence::path(&volume), "torn").expect("damage the record");
     let error = refused(recover(&copy, &["--new-cluster", "--yes"]), 3);
     assert!(error.contains(fence::FILE_NAME) && error.contains("etcdctl alarm disarm"), "{error}");
+    fs::write(fence::path(&volume), whole).expect("put it right");
     fence::store(&RealDisk, &volume, &FenceRecord { phase: FencePhase::Kept, ..raised }).expect("keep it");
     let shown = done(recover(&copy, &["--new-cluster", "--yes"]));
     assert!(!fence::path(&volume).exists(), "the next start would refuse for its sake");

@@ -42,30 +42,32 @@ fn remedied(o: &Outcome) -> String {
     }
 }
 
-/// What an operator had to do in all of them.
-fn each(kind: &str, search: impl Fn(&Config) -> Outcome) -> Remedied {
+/// What an operator had to do in all of them, and how many states were let heal.
+fn each(kind: &str, search: impl Fn(&Config) -> Outcome) -> (Remedied, usize) {
     let only = std::env::var("SYNCER_MODEL_ONLY").unwrap_or_default();
-    let (mut broken, mut remedied) = (0, Remedied::default());
+    let (mut broken, mut remedied, mut healed) = (0, Remedied::default(), 0);
     for c in targeted().into_iter().chain(broad()).filter(|c| c.name.contains(&only)) {
         let o = search(&c);
         print(&c, kind, &o);
         broken += usize::from(o.broken.is_some());
         remedied += o.remedied;
+        healed += o.healed;
     }
     assert_eq!(broken, 0);
-    remedied
+    (remedied, healed)
 }
 
 #[test]
 fn the_rules_hold_within_the_bound() {
     let limit = bound("SYNCER_MODEL_STATES", 15_000, 300_000);
-    each("states", |c| explore(c, limit));
+    let (_, healed) = each("states", |c| explore(c, limit));
+    assert!(healed > 0, "no state of the search is let heal any more");
 }
 
 #[test]
 fn every_walk_ends_well() {
     let walks = bound("SYNCER_MODEL_WALKS", 150, 1_500) as u64;
-    let Remedied { recovered, with_loss, given_up } = each("walks", |c| walk(c, walks));
+    let (Remedied { recovered, with_loss, given_up }, _) = each("walks", |c| walk(c, walks));
     if std::env::var_os("SYNCER_MODEL_ONLY").is_none() {
         assert!(with_loss > 0 && recovered > with_loss && given_up > 0, "no remedy is carried out any more");
     }
