@@ -427,9 +427,6 @@ pub struct Notes {
     /// The largest request that the store's values need, in bytes, as another pod said when this one joined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_bytes: Option<u64>,
-    /// Bytes of the backend file that this volume's member was about to be sent when it joined.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub store_bytes: Option<u64>,
 }
 
 /// A member list with the cluster it is of.

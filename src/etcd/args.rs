@@ -90,6 +90,8 @@ pub enum Bootstrap {
     Existing {
         /// The members, this one among them.
         members: Vec<InitialMember>,
+        /// Bytes of the backend file that it is to be sent.
+        store_bytes: u64,
     },
 }
 
@@ -274,7 +276,7 @@ impl Bootstrap {
     fn members(&self) -> &[InitialMember] {
         match self {
             Bootstrap::Restart | Bootstrap::ForceNewCluster => &[],
-            Bootstrap::New { members, .. } | Bootstrap::Existing { members } => members,
+            Bootstrap::New { members, .. } | Bootstrap::Existing { members, .. } => members,
         }
     }
 }
@@ -303,7 +305,7 @@ fn bootstrap(launch: &EtcdLaunch, flags: &mut Flags) {
         // "existing" with nobody else to ask is an error for an etcd that has lost its WAL; "new" would form a cluster.
         Bootstrap::Restart | Bootstrap::ForceNewCluster => (&alone[..], "existing"),
         Bootstrap::New { members, .. } => (&members[..], "new"),
-        Bootstrap::Existing { members } => (&members[..], "existing"),
+        Bootstrap::Existing { members, .. } => (&members[..], "existing"),
     };
     let list: Vec<_> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url)).collect();
     flags.set("initial-cluster", list.join(","));

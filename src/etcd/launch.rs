@@ -84,7 +84,7 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
         timing: timing(settings, alone),
         snapshot_count: settings.etcd.snapshot_count,
         quota: settings.etcd.quota_backend_bytes,
-        store_size: store_size(launch, &backend)?,
+        store_size: store_size(&launch.bootstrap, &backend),
         max_request_bytes: largest.map(|bytes| bytes.saturating_add(REQUEST_OVERHEAD)),
         unsynced: false,
         extra_args: settings.etcd.extra_args.clone(),
@@ -103,13 +103,13 @@ pub fn spec(launch: &Launch<'_>) -> anyhow::Result<ChildSpec> {
 }
 
 /// Bytes of the backend file, or of the one that a joiner is to be sent.
-fn store_size(launch: &Launch<'_>, backend: &Path) -> anyhow::Result<u64> {
-    let here = std::fs::metadata(backend).map_or(0, |meta| meta.len());
-    let sent = match launch.bootstrap {
-        Bootstrap::Existing { .. } => notes::load(&launch.settings.data_dir)?.store_bytes,
-        Bootstrap::New { .. } | Bootstrap::Restart | Bootstrap::ForceNewCluster => None,
-    };
-    Ok(here.max(sent.unwrap_or_default()))
+fn store_size(bootstrap: &Bootstrap, backend: &Path) -> u64 {
+    match bootstrap {
+        Bootstrap::Existing { store_bytes, .. } => *store_bytes,
+        Bootstrap::New { .. } | Bootstrap::Restart | Bootstrap::ForceNewCluster => {
+            std::fs::metadata(backend).map_or(0, |meta| meta.len())
+        }
+    }
 }
 
 /// The largest request that the store's values need, in bytes: of what was imported or restored here, or as another pod

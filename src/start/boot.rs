@@ -403,16 +403,14 @@ impl Boot<'_> {
             let dial = surveyor.dial()?;
             for peer in survey.pods.values() {
                 let asked = async {
-                    dial.etcd(peer).await?.member_list(super::pod::ETCD_DEADLINE).await.map_err(anyhow::Error::from)
+                    let mut etcd = dial.etcd(peer).await?;
+                    let list = etcd.member_list(super::pod::ETCD_DEADLINE).await?;
+                    // The joiner's etcd is to take a store of this size, whatever quota is asked for.
+                    anyhow::Ok((list, etcd.status(super::pod::ETCD_DEADLINE).await?.db_size))
                 };
-                let Ok(list) = asked.await else { continue };
+                let Ok((list, store_bytes)) = asked.await else { continue };
                 let me = list_of(&pod.settings, &list).of(ordinal).map(|member| member.id);
                 let Some(me) = me.filter(|id| list.cluster == cluster && !known.contains(id)) else { continue };
-                // The joiner's etcd is to take a store of this size, whatever quota is asked for.
-                let size =
-                    async { anyhow::Ok(dial.etcd(peer).await?.status(super::pod::ETCD_DEADLINE).await?.db_size) };
-                let size = size.await.ok();
-                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.store_bytes = size)?;
                 crash_point!("join-added");
                 self.clear().context("set aside what a killed join left")?;
                 crash_point!("join-cleared");
@@ -421,7 +419,7 @@ impl Boot<'_> {
                 pod.own.ask(None);
                 pod.own.runs(Some((me, cluster)));
                 let members = initial_cluster(pod, &list);
-                return Ok(Some(Booted::Etcd(Bootstrap::Existing { members })));
+                return Ok(Some(Booted::Etcd(Bootstrap::Existing { members, store_bytes })));
             }
         }
         tracing::info!("not added yet: looking anew");

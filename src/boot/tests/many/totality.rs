@@ -106,7 +106,6 @@ fn any_facts() -> impl Strategy<Value = Facts> {
         overtaken: None,
         left: None,
         request_bytes: None,
-        store_bytes: None,
     });
     let owner = prop::option::of((ids(), clusters()));
     let own = (ordinals(), desireds(), (dir, owner), known(logs()), notes);
