@@ -17,6 +17,25 @@ pub const ASKS_FOR: Duration = Duration::from_secs(5);
 /// What must be left of the grace meanwhile, to leave and to stop.
 pub const TO_LEAVE: Duration = Duration::from_millis(3500);
 
+/// How a stop's record in the marker has been answered so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Announcing {
+    may_be_there: bool,
+}
+
+impl Announcing {
+    /// A write was not answered: it may have been made.
+    pub fn unanswered(&mut self) {
+        self.may_be_there = true;
+    }
+
+    /// A write was denied: whether the note `stopped` is taken back, as nothing is in the marker that the next start would have
+    /// to withdraw. A note that is not there while the record is lets that start go on beside those who count on its stop.
+    pub fn denied(self) -> bool {
+        !self.may_be_there
+    }
+}
+
 /// What is known while stopping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

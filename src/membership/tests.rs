@@ -292,7 +292,9 @@ mod leaving {
 
     use super::*;
     use crate::boot::{LogPosition, Marker, MarkerPhase, MarkerSeen, Stopped};
-    use crate::membership::leave::{ASKS_FOR, FOR_ETCD, LeaveStep, LeaveWait, Leaving, TO_LEAVE, explained, leave};
+    use crate::membership::leave::{
+        ASKS_FOR, Announcing, FOR_ETCD, LeaveStep, LeaveWait, Leaving, TO_LEAVE, explained, leave,
+    };
 
     /// Pod `n` of three healthy voters led by pod 0, told to stop, its API server gone.
     fn pod(n: u32, desired: u32) -> Leaving {
@@ -319,6 +321,14 @@ mod leaving {
 
     fn stopped(l: Leaving) -> Leaving {
         Leaving { etcd: false, last: Some(LogPosition::default()), members: Known::default(), ..l }
+    }
+
+    #[test]
+    fn the_note_of_a_stop_is_taken_back_only_where_no_write_of_its_record_may_have_been_made() {
+        let mut announcing = Announcing::default();
+        assert!(announcing.denied());
+        announcing.unanswered();
+        assert!(!announcing.denied(), "an earlier write may be in the marker");
     }
 
     #[test]

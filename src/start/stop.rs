@@ -14,7 +14,7 @@ use crate::datadir::inspect::{InspectedDatadir, inspect};
 use crate::datadir::log_tail::log_tail;
 use crate::host::marker::Written;
 use crate::ids::Ordinal;
-use crate::membership::leave::{self, LeaveStep, LeaveWait, Leaving};
+use crate::membership::leave::{self, Announcing, LeaveStep, LeaveWait, Leaving};
 use crate::membership::{MemberFact, Request};
 use crate::observe::{self, notes};
 use crate::peer::list_of;
@@ -90,7 +90,7 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
     }
     crash_point!("stop-etcd-ended");
     let ended = async {
-        let (mut desired, mut may_be_there) = (None, false);
+        let (mut desired, mut announcing) = (None, Announcing::default());
         loop {
             let mut leaving = Leaving { etcd: false, ..look(pod, desired, true, by).await };
             desired = matches!(leaving.desired, Desired::Unknown(_)).then(|| leaving.desired.clone());
@@ -123,15 +123,14 @@ pub async fn after_etcd(pod: &Pod, by: Instant) -> anyhow::Result<()> {
                         Written::Outdated => continue,
                         Written::Denied(why) => {
                             tracing::warn!("the last entry cannot be noted in the marker: {why}");
-                            // Nothing is to be withdrawn there when the pod comes back.
-                            if !may_be_there {
+                            if announcing.denied() {
                                 notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = false)?;
                             }
                             return Ok(());
                         }
                         // The next look shows whether it was made.
                         Written::Unknown(why) => {
-                            may_be_there = true;
+                            announcing.unanswered();
                             tracing::warn!("the last entry may not be noted in the marker: {why}");
                         }
                     }
