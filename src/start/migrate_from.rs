@@ -113,36 +113,32 @@ pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
     }
     let mut stop = StopSignals::new().context("listen for stop signals")?;
     let _lock = super::lock(settings)?;
-    let pki = PkiPaths::new(&settings.pki_dir);
-    tokio::select! {
-        lifted = lift_by(settings, &pki, &RealDisk, PATIENCE) => lifted,
-        signal = stop.next() => {
-            tracing::warn!(signal, "told to stop before the fence around the source was lifted: the next start lifts it");
-            Ok(())
-        }
-    }
+    lift_unless_stopped(settings, &mut stop).await.unwrap_or(Ok(()))
 }
 
 /// Lifts what a killed move has left before anything can end this start or hold it up. What cannot be lifted yet, the boot
 /// decision sees to. `false`: told to stop.
 pub async fn lift_left(settings: &Settings, stop: &mut StopSignals) -> bool {
-    let pki = PkiPaths::new(&settings.pki_dir);
-    let lift = async {
-        if raised(settings)?.is_none() || is_there(settings)? {
-            return Ok(());
-        }
-        lift_by(settings, &pki, &RealDisk, PATIENCE).await
+    let is_left = || anyhow::Ok(raised(settings)?.is_some() && !is_there(settings)?);
+    let lifted = match is_left() {
+        Ok(true) => lift_unless_stopped(settings, stop).await,
+        Ok(false) => Some(Ok(())),
+        Err(error) => Some(Err(error)),
     };
+    if let Some(Err(error)) = &lifted {
+        tracing::warn!("the fence around the source is not lifted yet: {error:#}");
+    }
+    lifted.is_some()
+}
+
+/// `None`: told to stop.
+async fn lift_unless_stopped(settings: &Settings, stop: &mut StopSignals) -> Option<anyhow::Result<()>> {
+    let pki = PkiPaths::new(&settings.pki_dir);
     tokio::select! {
-        lifted = lift => {
-            if let Err(error) = lifted {
-                tracing::warn!("the fence around the source is not lifted yet: {error:#}");
-            }
-            true
-        }
+        lifted = lift_by(settings, &pki, &RealDisk, PATIENCE) => Some(lifted),
         signal = stop.next() => {
             tracing::warn!(signal, "told to stop before the fence around the source was lifted: the next start lifts it");
-            false
+            None
         }
     }
 }
