@@ -48,7 +48,7 @@ pub(super) fn unnamed(
     let others = there.iter().filter(|address| !own.contains(address) && !asked.contains(address));
     let others: Vec<_> = others.map(ToString::to_string).collect();
     match others.is_empty() {
-        true if !there.is_disjoint(own) || (own.is_empty() && !there.is_empty()) => Known::Present(()),
+        true if !there.is_disjoint(own) => Known::Present(()),
         true => Known::Unknown("the headless service's addresses do not have this pod's yet".to_owned()),
         false => Known::Unknown(format!(
             "the headless service has the pods at {}, and its port `peer` (2380), by which pods are named, is missing",
