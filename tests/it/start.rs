@@ -472,9 +472,7 @@ fn a_relative_data_dir_is_relative_to_where_syncer_was_started() {
 #[test]
 fn etcd_is_found_in_path() {
     let mut pod = TestPod::new();
-    let given = pod.command("none", &[]);
-    let mut command = std::process::Command::new(given.get_program());
-    command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+    let mut command = pod.command_with(None, "none", &[]);
     command.env("PATH", crate::support::part("etcd").parent().expect("a program is in a folder"));
     pod.spawn(command);
     pod.wait_serving();

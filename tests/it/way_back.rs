@@ -5,7 +5,6 @@ mod apiserver;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -251,11 +250,7 @@ fn a_data_dir_of_etcd_3_5_goes_back() {
     let programs = tempfile::tempdir().expect("a folder");
     std::os::unix::fs::symlink(program("etcd", "3.5"), programs.path().join("etcd")).expect("link");
     let mut pod = TestPod::new();
-    let by_default = pod.command("none", &[]);
-    let mut command = Command::new(by_default.get_program());
-    command.args(by_default.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
-    command.arg(format!("--binaries={}", programs.path().display()));
-    pod.spawn(command);
+    pod.spawn(pod.command_with(Some(programs.path()), "none", &[]));
     pod.wait_serving();
     pod.etcd(async |mut client| drop(client.put("/registry/old", "v", None).await.expect("put")));
     let want = pod.dump();

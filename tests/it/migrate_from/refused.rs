@@ -153,11 +153,7 @@ fn a_failure_lifts_the_fence() {
     {
         etcd_that(programs.path(), &does);
         let mut pod = TestPod::new();
-        let given = pod.command("none", &[&from(&source.url())]);
-        let mut command = Command::new(given.get_program());
-        command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
-        command.arg(format!("--binaries={}", programs.path().display()));
-        pod.spawn(command);
+        pod.spawn(pod.command_with(Some(programs.path()), "none", &[&from(&source.url())]));
         let status = pod.wait_end(Duration::from_secs(120));
         let log = pod.log();
         assert_eq!(status.code(), Some(1), "{log}");

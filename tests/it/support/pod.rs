@@ -97,6 +97,15 @@ impl TestPod {
         command
     }
 
+    /// The same, its programs looked for in these folders instead.
+    pub fn command_with(&self, binaries: Option<&Path>, distro: &str, extra: &[&str]) -> Command {
+        let given = self.command(distro, extra);
+        let mut command = Command::new(given.get_program());
+        command.args(given.get_args().filter(|arg| !arg.to_string_lossy().starts_with("--binaries=")));
+        command.args(binaries.map(|folder| format!("--binaries={}", folder.display())));
+        command
+    }
+
     /// Starts syncer; its output goes to the log file.
     pub fn start(&mut self, distro: &str, extra: &[&str]) {
         let command = self.command(distro, extra);
