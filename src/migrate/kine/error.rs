@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::files::BrokenWal;
+use super::wal::BrokenWal;
 use crate::exit::{Exit, exit_of, refuse};
 
 /// Why a store cannot be read, or must not be. The path of `state.db` is added by [`SourceError::refusal`].

@@ -1,7 +1,7 @@
 //! A SQLite store written by kine, as a source.
 //!
 //! One table, `kine`, one row for each write; a row's `id` is its revision. Facts and their sources in kine's code are
-//! named where they are used. Reading order: [`files`] (before SQLite opens it), [`guard`] (nobody else uses it),
+//! named where they are used. Reading order: [`files`] and [`wal`] (before SQLite opens it), [`guard`] (nobody else uses it),
 //! [`schema`] (it is kine's), [`survey`] (which rows are live), [`rows`] (reading them), [`check`] (the whole file) and
 //! [`sum`] (the table and its index).
 
@@ -15,6 +15,7 @@ pub mod rows;
 pub mod schema;
 pub mod sum;
 pub mod survey;
+pub mod wal;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,9 +28,10 @@ use super::convert::Warnings;
 use super::source::{BatchSender, Extent, FileState, SideCheck, Source};
 use crate::ids::Revision;
 pub use error::{SourceError, name_source};
-pub use files::{StoreFiles, WalContent};
+pub use files::StoreFiles;
 use sum::TableSum;
 use survey::Survey;
+pub use wal::WalContent;
 
 /// A store that is open, locked, and known to be kine's. Its files stay as they are.
 pub struct KineStore {
