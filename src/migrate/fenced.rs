@@ -25,7 +25,7 @@ use super::backend::BackendStore;
 use super::fence::{self, FencePhase, FenceRecord};
 use super::origin::Opening;
 use super::remote::{self, Alarms, Pace};
-use super::ways::{ANSWER, Ways, patiently};
+use super::ways::{ANSWER, Ways, patiently, to_voter};
 use crate::crash_point;
 use crate::disk::Disk;
 use crate::etcd::client::{Alarm, ClientError, EtcdClient, EtcdEndpoint, Status};
@@ -114,8 +114,7 @@ pub struct Looked {
 /// own.
 pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Result<Looked> {
     let looked = patiently(PATIENCE, async || {
-        let mut client = EtcdClient::connect(etcd).await?;
-        let status = client.status(ANSWER).await?;
+        let (mut client, status) = to_voter(etcd, ANSWER).await?;
         // It answers nothing else.
         if status.learner {
             return Ok((status, None));
@@ -124,7 +123,7 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
         Ok((status, Some((client.member_list(ANSWER).await?, client.alarms(ANSWER).await?))))
     });
     let (status, voter) = looked.await.map_err(|error| no_answer(etcd, error))?;
-    let Some((list, alarms)) = voter else { return Err(learner(etcd)) };
+    let Some((list, alarms)) = voter else { return Err(learner(&etcd.url)) };
     let members: Vec<_> = list.members.iter().map(|member| member.id).collect();
     sound(etcd, &members, &alarms, ours)?;
     let theirs = |member: &MemberId| ours.is_none_or(|ours| ours.alarm != *member);
@@ -143,12 +142,12 @@ pub async fn look(etcd: &EtcdEndpoint, ours: Option<&FenceRecord>) -> anyhow::Re
 ///
 /// # Errors
 /// [`Exit::RefusedSource`].
-pub(super) fn votes(etcd: &EtcdEndpoint, status: &Status) -> anyhow::Result<()> {
-    if status.learner { Err(learner(etcd)) } else { Ok(()) }
+pub fn votes(url: &str, status: &Status) -> anyhow::Result<()> {
+    if status.learner { Err(learner(url)) } else { Ok(()) }
 }
 
-fn learner(etcd: &EtcdEndpoint) -> anyhow::Error {
-    let what = format!("{} is a learner, which may lack what the others have", etcd.url);
+fn learner(url: &str) -> anyhow::Error {
+    let what = format!("{url} is a learner, which may lack what the others have");
     refuse(Exit::RefusedSource, what, "name a voter, or wait until it is promoted")
 }
 

@@ -20,7 +20,7 @@ use super::{fenced, space, ways};
 use crate::crash_point;
 use crate::crash_point::seconds;
 use crate::disk::{Disk, RealDisk, at, parent_of};
-use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, SnapshotStream};
+use crate::etcd::client::{ClientError, EtcdEndpoint, SnapshotStream};
 use crate::exit::{Exit, exit_of, refuse};
 use crate::ids::Revision;
 use crate::scratch::{Aside, Place};
@@ -162,7 +162,7 @@ pub fn fetched(with: &Opening<'_>, place: &Path, skip_hash_check: bool) -> anyho
 /// The revision that its cluster has now.
 pub fn revision(etcd: &EtcdEndpoint) -> anyhow::Result<Revision> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
-    let asked = async { anyhow::Ok(EtcdClient::connect(etcd).await?.linearizable_read(PATIENCE).await?) };
+    let asked = async { anyhow::Ok(ways::to_voter(etcd, PATIENCE).await?.0.linearizable_read(PATIENCE).await?) };
     runtime.block_on(asked).map_err(|error| refused(etcd, error))
 }
 
@@ -190,9 +190,8 @@ async fn download(
     // How much it is, etcd tells.
     with.meter.begin_fetch(0);
     let spare = with.copy.spare;
-    let mut client = EtcdClient::connect(etcd).await?;
-    let status = client.status(ways::bounded(PATIENCE)).await?;
-    fenced::votes(etcd, &status)?;
+    let (mut client, status) = ways::to_voter(etcd, ways::bounded(PATIENCE)).await?;
+    fenced::votes(&etcd.url, &status)?;
     let acknowledged = client.linearizable_read(ways::bounded(PATIENCE)).await?;
     if alarms == Alarms::None {
         let members: Vec<_> = client.member_list(PATIENCE).await?.members.iter().map(|member| member.id).collect();

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::crash_point::seconds;
-use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint};
+use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, Status};
 use crate::ids::ClusterId;
 
 /// One answer of the source. A fenced one may be restarted by whoever watches its health.
@@ -18,6 +18,9 @@ pub const ANSWER: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Between two lines on a source that does not answer.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// So many connections that lead to a learner are no chance: one in a thousand beside three voters.
+const CONNECTIONS: u32 = 5;
 
 /// The ways to the members of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +80,31 @@ impl Ways {
         });
         Box::pin(asked).await
     }
+}
+
+/// Connects to a voter, and has it say what it is. Behind one address there may be a learner beside voters, and another connection
+/// leads to another of them.
+///
+/// # Errors
+/// It does not answer at first. Where no connection leads to a voter, a learner's word is given.
+pub async fn to_voter(etcd: &EtcdEndpoint, deadline: Duration) -> Result<(EtcdClient, Status), ClientError> {
+    let (mut client, mut status) = said_by(etcd, deadline).await?;
+    for _ in 1..CONNECTIONS {
+        if !status.learner {
+            break;
+        }
+        // Another of them may be away.
+        if let Ok(said) = said_by(etcd, deadline).await {
+            (client, status) = said;
+        }
+    }
+    Ok((client, status))
+}
+
+async fn said_by(etcd: &EtcdEndpoint, deadline: Duration) -> Result<(EtcdClient, Status), ClientError> {
+    let mut client = EtcdClient::connect(etcd).await?;
+    let status = client.status(deadline).await?;
+    Ok((client, status))
 }
 
 /// Asks until there is an answer, or one that asking again does not change.

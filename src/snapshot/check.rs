@@ -7,13 +7,14 @@ use std::path::Path;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
-use super::digest::{DigestError, SnapshotDigest};
+use super::digest::{DigestError, SnapshotDigest, UNIT};
 use crate::datadir::bolt::{BoltError, BoltReader};
 use crate::datadir::members::{revision, stored_members};
 use crate::datadir::schema;
 use crate::disk::at;
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
+use crate::migrate::backend::BackendError;
 
 /// What is read at a time.
 const PIECE: usize = 1 << 20;
@@ -89,6 +90,9 @@ impl SnapshotError {
                 format!("{path} is not read: it is not a regular file"),
                 "name a snapshot file, not the directory that holds it",
             ),
+            SnapshotError::Digest(DigestError::Length(bytes)) if bytes > 0 && bytes % UNIT == 0 => {
+                BackendError::NoChecksum.refusal(Path::new(path))
+            }
             damaged => refuse(
                 Exit::RefusedSource,
                 format!("{path} is not a snapshot that can be relied on: {damaged}"),

@@ -21,8 +21,10 @@ use crate::etcd::client::{EtcdClient, EtcdEndpoint, Status};
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
 use crate::migrate::command::Output;
+use crate::migrate::fenced::votes;
 use crate::migrate::progress::{Meter, Show, shown};
 use crate::migrate::space;
+use crate::migrate::ways::to_voter;
 use crate::pki::PkiPaths;
 use crate::settings::Settings;
 use crate::settings::provenance::without_user;
@@ -52,13 +54,10 @@ struct Member {
 impl Member {
     async fn reach(args: &SaveArgs, settings: &Settings) -> anyhow::Result<Member> {
         let endpoint = endpoint(args, settings)?;
-        let mut etcd = EtcdClient::connect(&endpoint).await?;
         let url = without_user(&endpoint.url);
-        let status = etcd.status(ANSWER).await.with_context(|| format!("reach etcd at {url}"))?;
-        if status.learner {
-            let what = format!("the etcd at {url} is a learner, which may lack what the others have");
-            return Err(refuse(Exit::Fault, what, "ask a voter, or try again when it has caught up"));
-        }
+        let reached = to_voter(&endpoint, ANSWER).await;
+        let (mut etcd, status) = reached.with_context(|| format!("reach etcd at {url}"))?;
+        votes(&url, &status)?;
         let revision = if args.stale { status.revision } else { agreed(&mut etcd, &url).await? };
         Ok(Member { url, etcd, status, revision })
     }
@@ -77,7 +76,7 @@ impl Member {
 async fn agreed(etcd: &mut EtcdClient, url: &str) -> anyhow::Result<Revision> {
     etcd.linearizable_read(ANSWER).await.map_err(|error| {
         let what = format!("the etcd at {url} reaches no quorum, and may lack what was acknowledged: {error}");
-        refuse(Exit::Fault, what, "bring the others back, or ask another; --stale saves what this one has")
+        refuse(Exit::RefusedSource, what, "bring the others back, or ask another; --stale saves what this one has")
     })
 }
 

@@ -1,5 +1,6 @@
 //! Sources that cannot be moved from: each with its own words, and left as it was.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::Instant;
 
 use etcd_client::{AlarmAction, AlarmType};
@@ -9,6 +10,7 @@ use nix::unistd::Pid;
 use super::fence::{alarm, own_member};
 use super::*;
 use crate::datadir::read::add_learner;
+use crate::statefulset_box::forward::relay;
 use crate::support::etcd::{PATIENCE, SOURCES, etcd_that, serves_instead};
 use crate::support::{free_port, poll};
 
@@ -122,7 +124,25 @@ fn a_learner_is_told_from_a_source_that_is_away() {
         assert!(!pod.data().join("migration.fence").exists(), "{line}: something was begun");
         not_copied(&url, "is a learner");
         assert!(source.takes_writes(), "{line}: the source is not as it was");
+        // As a Service has it: one connection leads to the learner, the next to the voter.
+        let home = tempfile::tempdir().expect("a folder");
+        let (code, said) = copied(&in_turn(&[&url, &source.url()]), &home.path().join("etcd"));
+        assert_eq!(code, Some(0), "{line}: {said}");
     }
+}
+
+/// A URL whose connections lead to these, one after the other.
+fn in_turn(urls: &[&str]) -> String {
+    let port = |url: &&str| url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let ports: Vec<u16> = urls.iter().map(port).collect();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("its address"));
+    std::thread::spawn(move || {
+        for (client, port) in listener.incoming().flatten().zip(ports.into_iter().cycle()) {
+            std::thread::spawn(move || relay(client, (Ipv4Addr::LOCALHOST, port).into(), |_| ()));
+        }
+    });
+    url
 }
 
 #[test]
