@@ -20,6 +20,7 @@ pub mod share;
 pub mod statefulset;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -132,6 +133,11 @@ impl Host {
             asked.spawn(async move { (ordinal, pods::get(&client, ordinal, newest.as_deref()).await) });
         }
         asked.join_all().await.into_iter().collect()
+    }
+
+    /// Where the pod of this ordinal takes clients, if it is ready.
+    pub async fn ready_address(&self, ordinal: Ordinal) -> Option<IpAddr> {
+        pods::ready_address(&self.client, ordinal).await
     }
 
     /// The marker.

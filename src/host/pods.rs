@@ -1,5 +1,7 @@
 //! Pods, one by one by their names, and the volumes of all ordinals.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::ListParams;
 
@@ -32,6 +34,20 @@ pub async fn get(client: &Client, ordinal: Ordinal, newest: Option<&str>) -> Kno
         Known::Absent => Known::Absent,
         Known::Unknown(why) => Known::Unknown(format!("the pod {name}: {why}")),
     }
+}
+
+/// Where the pod of an ordinal takes clients, if it does by the kubelet's word and is not about to stop.
+pub async fn ready_address(client: &Client, ordinal: Ordinal) -> Option<IpAddr> {
+    let name = format!("{}-{ordinal}", client.name);
+    let pod = async { answer(&name, DEADLINE, client.objects::<Pod>().await?.get(&name)).await }.await.ok()?;
+    ready_at(&pod)
+}
+
+fn ready_at(pod: &Pod) -> Option<IpAddr> {
+    let status = pod.status.as_ref().filter(|_| pod.metadata.deletion_timestamp.is_none())?;
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let ready = conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    status.pod_ip.as_ref().filter(|_| ready)?.parse().ok()
 }
 
 /// The other ordinals that have a PVC made from one of these templates. All claims of the namespace are looked at: one that
@@ -74,6 +90,28 @@ fn claimed(names: &[String], templates: &[String], set: &str, own: Ordinal) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_are_led_to_a_pod_that_is_ready_and_stays() {
+        let pod = |ready: &str, ip: Option<&str>| -> Pod {
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "vc-0"},
+                "status": {
+                    "podIP": ip,
+                    "conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": ready}],
+                },
+            }))
+            .unwrap()
+        };
+        let address = "10.0.0.7".parse().ok();
+        assert_eq!(ready_at(&pod("True", Some("10.0.0.7"))), address);
+        assert_eq!(ready_at(&pod("False", Some("10.0.0.7"))), None);
+        assert_eq!(ready_at(&pod("True", None)), None);
+        assert_eq!(ready_at(&Pod::default()), None);
+        let mut going = pod("True", Some("10.0.0.7"));
+        going.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap();
+        assert_eq!(ready_at(&going), None);
+    }
 
     #[test]
     fn a_claim_tells_its_ordinal_by_its_name() {

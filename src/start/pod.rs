@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::readiness;
+
 use crate::boot::{DataDirFact, Desired, Facts, Known, RestoreFact};
 use crate::datadir::DatadirLock;
 use crate::disk::RealDisk;
@@ -78,7 +80,7 @@ impl Broken {
         let Broken { member, cluster, why } = self.clone();
         if facts.data_dir == (DataDirFact::Valid { member, cluster }) {
             facts.log = Known::Unknown(why.clone());
-            facts.damaged = Some((member, cluster));
+            facts.owner = Some((member, cluster));
             facts.data_dir = DataDirFact::Damaged(why);
         }
     }
@@ -198,11 +200,7 @@ impl Pod {
 
     /// Tells probes whether this pod is ready although it does not serve, and clients where they are served meanwhile.
     pub fn stands_by(&self, stands_by: bool, elsewhere: Option<SocketAddr>) {
-        self.health.send_if_modified(|health| {
-            let before = *health;
-            (health.stands_by, health.elsewhere) = (stands_by, elsewhere.filter(|_| stands_by));
-            *health != before
-        });
+        readiness::stand_by(&self.health, stands_by, elsewhere);
     }
 }
 

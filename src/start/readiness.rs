@@ -77,7 +77,21 @@ pub async fn without_secret(settings: &Settings, host: &Host, lacks: Lacks, heal
     let empty = !settings.etcd_dir().join("member/wal").exists();
     let state = waiting_for_secret(settings.pod.ordinal, empty, lacks, &set, &others);
     let stands_by = ready::ready(&state).0;
-    health.send_if_modified(|health| std::mem::replace(&mut health.stands_by, stands_by) != stands_by);
+    // The seed serves until it is replaced, and leads nobody to a pod that waits like this one.
+    let elsewhere = match set.present().map(|set| set.start) {
+        Some(seed) if stands_by && lacks == Lacks::Seeds => host.ready_address(seed).await,
+        _ => None,
+    };
+    stand_by(health, stands_by, elsewhere.map(|address| SocketAddr::new(address, settings.listen.front_port)));
+}
+
+/// Tells probes whether this pod is ready although it does not serve, and clients where they are served meanwhile.
+pub fn stand_by(health: &watch::Sender<Health>, stands_by: bool, elsewhere: Option<SocketAddr>) {
+    health.send_if_modified(|health| {
+        let before = *health;
+        (health.stands_by, health.elsewhere) = (stands_by, elsewhere.filter(|_| stands_by));
+        *health != before
+    });
 }
 
 fn waiting_for_secret(

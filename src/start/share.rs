@@ -78,7 +78,7 @@ pub async fn obtain<S: Sharing>(
         };
         match step {
             Step::Go { shared } => {
-                health.send_if_modified(|health| std::mem::take(&mut health.stands_by));
+                readiness::stand_by(health, false, None);
                 return Ok(Outcome::Here(shared));
             }
             Step::Alone(why) => {

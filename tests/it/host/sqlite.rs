@@ -1,6 +1,7 @@
 //! A hosted pod that goes to SQLite and comes from it.
 
 use super::*;
+use crate::statefulset_box::stand_in::State;
 use crate::support::kine_db::{Era, History};
 
 /// Back to SQLite while the marker cannot be reached, which stops nobody; the marker releases the cluster once it can be.
@@ -102,8 +103,15 @@ fn three_at_once_where_one_ran_sqlite() {
         values("pro: true\nembeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 3\n");
         // A Role that does not let them: none is ready, so that the one that serves is not replaced.
         allow_secrets(&set, false);
-        let upgrade = r#"{"spec": {"replicas": 3, "template": {"metadata": {"annotations": {"upgraded": "yes"}}}}}"#;
-        set.kubectl(&["patch", "statefulset", "vc", "--type=merge", "-p", upgrade]);
+        let patch = |spec: &str| {
+            set.kubectl(&["patch", "statefulset", "vc", "--type=merge", "-p", &format!(r#"{{"spec": {{{spec}}}}}"#)]);
+        };
+        let replaced_from = |ordinal: u32| {
+            patch(&format!(
+                r#""updateStrategy": {{"type": "RollingUpdate", "rollingUpdate": {{"partition": {ordinal}}}}}"#
+            ));
+        };
+        patch(r#""replicas": 3, "template": {"metadata": {"annotations": {"upgraded": "yes"}}}"#);
         let denied = || set.log("vc-1").contains("this pod may not use Secret").then_some(());
         poll("it may not use the Secret", CHANGE, denied);
         let began = Instant::now();
@@ -114,7 +122,16 @@ fn three_at_once_where_one_ran_sqlite() {
             assert_eq!((ready, now.pods[&0].incarnation), (vec![], seed), "{policy:?}{}", set.log("vc-1"));
             std::thread::sleep(Duration::from_millis(200));
         }
+        replaced_from(1);
         allow_secrets(&set, true);
+        // Those that wait are ready, so that a Service sends clients to them: the seed serves those too.
+        for ordinal in [1, 2] {
+            let answered = || set.get(ordinal, "/state").and_then(|body| serde_json::from_str::<State>(&body).ok());
+            poll("a client of a pod that waits is served by the seed", CHANGE, || {
+                answered().filter(|by| by.name == "vc-0").map(drop)
+            });
+        }
+        replaced_from(0);
         let three = |s: &Status| s.settled && s.pods.len() == 3;
         set.wait("three pods", CHANGE * 2, three)
             .unwrap_or_else(|e| panic!("{policy:?}: {e:#}{}{}{}", set.log("vc-0"), set.log("vc-1"), set.log("vc-2")));
