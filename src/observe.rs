@@ -13,6 +13,7 @@ use crate::datadir::inspect::{SchemaVersion, inspect, owner};
 use crate::datadir::learners::learners_at_start;
 use crate::datadir::{InspectedDatadir, place};
 use crate::disk::at;
+use crate::etcd::args::max_learners;
 use crate::etcd::version::EtcdVersion;
 use crate::ids::{MemberId, Ordinal, RaftIndex};
 use crate::migrate::{fence, journal};
@@ -40,12 +41,31 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         InspectedDatadir::Usable(dir) => {
             reset::dropped(&settings.data_dir, dir.member(), dir.cluster()).context("read the reset's journal")?
         }
-        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => Vec::new(),
+        InspectedDatadir::Newer(_) => match owner(&settings.etcd_dir()) {
+            Some((member, cluster)) => {
+                reset::dropped(&settings.data_dir, member, cluster).context("read the reset's journal")?
+            }
+            None => Vec::new(),
+        },
+        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) => Vec::new(),
     };
     let log = log(settings, &found);
     // A data dir that knows them is not that reset's: a copy of it was put back.
     let known = |id: &MemberId| log.present().is_some_and(|log| log.others.iter().any(|other| other.id == *id));
     let dropped = if dropped.iter().any(known) { Vec::new() } else { dropped };
+    let data_dir = match &found {
+        // No etcd is to start from it.
+        InspectedDatadir::Usable(_) if !settings.etcd.enabled => found.fact(),
+        InspectedDatadir::Usable(dir) => {
+            let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));
+            // A data dir that does not tell them is looked at by whoever needs its log.
+            let learners = || learners_at_start(dir).map_or(0, |learners| learners.len() as u64);
+            let most = max_learners(&settings.etcd.extra_args);
+            let unusable = older.or_else(|| unpromoted(dir.cluster_version(), learners(), most, schema));
+            unusable.unwrap_or_else(|| found.fact())
+        }
+        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => found.fact(),
+    };
     Ok(Facts {
         ordinal: settings.pod.ordinal,
         seed,
@@ -56,22 +76,11 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
         fence: fence::fact(&settings.data_dir).context("read the record of a fence")?,
         restore: restore::record::fact(&settings.data_dir, &settings.etcd_dir(), schema)
             .context("look for a staged restore")?,
-        data_dir: match &found {
-            // No etcd is to start from it.
-            InspectedDatadir::Usable(_) if !settings.etcd.enabled => found.fact(),
-            InspectedDatadir::Usable(dir) => {
-                let older = skips(dir.cluster_version(), schema).or_else(|| unreadable(dir.v2_request(), schema));
-                // A data dir that does not tell them is looked at by whoever needs its log.
-                let learners = || learners_at_start(dir).map_or(0, |learners| learners.len());
-                let unusable = older.or_else(|| unpromoted(dir.cluster_version(), learners(), schema));
-                unusable.unwrap_or_else(|| found.fact())
-            }
-            InspectedDatadir::Empty | InspectedDatadir::Damaged(_) | InspectedDatadir::Newer(_) => found.fact(),
+        owner: match &data_dir {
+            DataDirFact::Empty | DataDirFact::Valid { .. } => None,
+            _ => owner(&settings.etcd_dir()),
         },
-        damaged: match &found {
-            InspectedDatadir::Damaged(_) => owner(&settings.etcd_dir()),
-            InspectedDatadir::Empty | InspectedDatadir::Usable(_) | InspectedDatadir::Newer(_) => None,
-        },
+        data_dir,
         log,
         dropped,
         notes,
@@ -118,11 +127,11 @@ fn unreadable(v2_request: Option<RaftIndex>, here: SchemaVersion) -> Option<Data
     )))
 }
 
-/// etcd 3.6 starts with one learner, and repairs it if it was promoted. etcd 3.5 lets nobody add a second, so that several are such
-/// whose promotions were not stored.
-fn unpromoted(cluster: Option<SchemaVersion>, learners: usize, here: SchemaVersion) -> Option<DataDirFact> {
+/// etcd 3.6 starts with one learner unless it is told of more (`most`), and repairs those that were promoted. etcd 3.5 lets nobody
+/// add a second, so that several are such whose promotions were not stored.
+fn unpromoted(cluster: Option<SchemaVersion>, learners: u64, most: u64, here: SchemaVersion) -> Option<DataDirFact> {
     let of_3_5 = cluster.is_none_or(|cluster| cluster < SchemaVersion::STORES_MEMBERS);
-    (of_3_5 && here >= SchemaVersion::STORES_MEMBERS && learners > 1).then(|| {
+    (of_3_5 && here >= SchemaVersion::STORES_MEMBERS && learners > most).then(|| {
         DataDirFact::Unpromoted(format!(
             "its backend calls {learners} members learners, as etcd before 3.5.20 did not store there that they were promoted"
         ))
@@ -248,10 +257,11 @@ mod tests {
             (Some(6), 2, 6, false),
             (Some(6), 2, 7, false),
         ] {
-            let found = unpromoted(cluster.map(v), learners, v(here));
+            let found = unpromoted(cluster.map(v), learners, 1, v(here));
             assert_eq!(found.is_some(), refused, "{cluster:?} {learners} {here}");
         }
-        let Some(DataDirFact::Unpromoted(why)) = unpromoted(None, 2, v(6)) else { panic!() };
+        assert_eq!(unpromoted(None, 2, 2, v(6)), None, "it is told to start with two");
+        let Some(DataDirFact::Unpromoted(why)) = unpromoted(None, 2, 1, v(6)) else { panic!() };
         let refusal = crate::boot::Refusal::UnpromotedDataDir(why);
         assert!(refusal.what().contains("2 members learners") && refusal.remedy().contains("3.5.26"), "{refusal:?}");
     }

@@ -74,9 +74,9 @@ pub struct Facts {
     pub restore: RestoreFact,
     /// The data dir on this pod's volume.
     pub data_dir: DataDirFact,
-    /// Whose a damaged data dir is, where its WAL still tells.
+    /// Whose the data dir is if it is there and not [valid](DataDirFact::Valid), where its WAL still tells.
     #[serde(default)]
-    pub damaged: Option<(MemberId, ClusterId)>,
+    pub owner: Option<(MemberId, ClusterId)>,
     /// The end of the data dir's WAL; absent without a data dir.
     #[serde(default)]
     pub log: Known<LogFact>,
@@ -149,7 +149,7 @@ impl Facts {
             fence: FenceFact::Absent,
             restore: RestoreFact::Absent,
             data_dir,
-            damaged: None,
+            owner: None,
             log: Known::default(),
             dropped: Vec::new(),
             notes: Notes::default(),

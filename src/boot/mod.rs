@@ -7,6 +7,7 @@
 //! before everything that writes. Each decision names its rule (`docs/rules.md`).
 
 pub mod beside;
+pub mod decision;
 pub mod facts;
 mod form;
 pub mod marker;
@@ -14,155 +15,20 @@ pub mod refusal;
 pub mod reset;
 mod restore;
 pub mod restored;
+mod stores;
 pub mod wait;
-
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, MemberId};
 use crate::rules::{Rule, Rules};
+pub use decision::{BootDecision, Record, Warning};
 pub use facts::{
     DataDirFact, Desired, Facts, FenceFact, JournalFact, Known, LogFact, LogPosition, Member, MemberList, Notes,
     PeerFact, PeerState, PodFact, RestoreFact, Role, Staged, StoresFact,
 };
 pub use marker::{Marker, MarkerPhase, MarkerSeen, MarkerWrite, Stopped};
 pub use refusal::Refusal;
+use stores::{back, lost, sqlite, store_refused, uncommitted, vanished};
 pub use wait::Wait;
-
-/// What this boot does. It leaves whoever carries it out no choice.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum BootDecision {
-    /// Start etcd on the data dir as it is. While it finds no quorum, decide again every few seconds with fresh facts;
-    /// on anything but `Start`, stop it first, read the facts once more and decide again.
-    Start {
-        /// Whose data dir it is.
-        member: MemberId,
-        /// Which cluster it belongs to.
-        cluster: ClusterId,
-        /// `-wal` and `-shm` files to be moved beside their `state.db.migrated` first.
-        finish: bool,
-        /// Things worth a warning.
-        warnings: Vec<Warning>,
-    },
-    /// Form a new, empty cluster of one member with a fresh random token. If other pods can exist: note `forming`
-    /// first, and put a data dir in place on which nothing runs yet; then decide again, which records the formation, looks
-    /// once more for another cluster, and starts it.
-    Form,
-    /// Move this SQLite store into a new cluster of one member, setting aside what an uncommitted import left. Then, if
-    /// other pods can exist, decide again, as after `Form`.
-    Import {
-        /// The `state.db`.
-        source: PathBuf,
-    },
-    /// Move the deployed etcd's store into a new cluster of one member: fence it, read it, put the data dir in place, which
-    /// commits. Before that any failure lifts the fence. Then decide again.
-    MigrateFrom,
-    /// Lift the fence around this etcd, from which nothing was moved; then decide again.
-    LiftFence {
-        /// Its URL.
-        source: String,
-    },
-    /// Do this one durable thing, then decide again. If the write's outcome is not known, decide again too.
-    Record(Record),
-    /// Note `setAside` with the cluster, durable; then ask the leader's pod to be added. Its answer is a member ID that was
-    /// not in the list that this decision saw, with a linearizable list that has it; etcd starts with `--initial-cluster` from it, rebuilt from a fresh list
-    /// before every further start while the dir is empty. The note `setAside` is removed once the WAL is there. An ID
-    /// that the list of this decision already had is never started: decide again.
-    Join {
-        /// The cluster to join; the list in the answer must be of it.
-        cluster: ClusterId,
-        /// The member with this pod's peer URL, to be removed first. Named in the request: the leader removes no other.
-        replace: Option<MemberId>,
-    },
-    /// Note `setAside`, then rename the data dir, both durable; then decide again.
-    SetAside {
-        /// Whose data dir it is.
-        member: MemberId,
-        /// Which cluster it belongs to.
-        cluster: ClusterId,
-    },
-    /// Unless that was begun before, note every other member as dropped; then make this data dir's member the only one, by
-    /// [`reset::steps`]; then decide again.
-    Reset {
-        /// Whose data dir it is.
-        member: MemberId,
-        /// Which cluster it belongs to.
-        cluster: ClusterId,
-    },
-    /// Start nothing, say why, and decide again with fresh facts every few seconds. Never exit.
-    Wait(Wait),
-    /// Write the data dir's store into a `state.db`, then set the data dir aside, which commits; then decide again. Before
-    /// that the data dir is the truth, and a `state.db` that an earlier attempt put in place is written anew.
-    MigrateBack {
-        /// Whose data dir it is.
-        member: MemberId,
-        /// Which cluster it belongs to.
-        cluster: ClusterId,
-    },
-    /// Set aside what stands in the data dir's place, and put the staged data dir there; then decide again.
-    PutRestored {
-        /// Whose data dir it is.
-        member: MemberId,
-        /// Its cluster, which is new.
-        cluster: ClusterId,
-    },
-    /// Run the API server on SQLite: embedded etcd is off.
-    RunOnSqlite,
-    /// Do not start.
-    Refuse(Refusal),
-}
-
-/// One durable step towards a start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Record {
-    /// Note `forming` on the volume, then write the marker if it is to be written.
-    Forming(Option<MarkerWrite>),
-    /// Write the marker; once it is read back, remove the note `forming`.
-    Formed(MarkerWrite),
-    /// Remove the note `forming`.
-    FormingDone,
-    /// Write the marker; only once that is known to be done, remove the note `stopped`.
-    Withdrawn(MarkerWrite),
-    /// Remove the note `stopped`: no marker is left to take anything back from.
-    WithdrawnAlready,
-    /// Write the marker; once that is known to be done, note whom it drops.
-    Survivor(MarkerWrite),
-    /// Write the marker, and note that nobody is dropped.
-    NoSurvivor(MarkerWrite),
-    /// Write the marker: the cluster that it names is SQLite's again.
-    Released(MarkerWrite),
-    /// The store was written back and its data dir set aside, and this was cut short: put away what told of the way into etcd.
-    WentBack,
-    /// Note that these are dropped: the marker says so, or there is none and nobody is there who could start.
-    Dropped(Vec<MemberId>),
-    /// Note that others serve the cluster of this member, which a reset was to make the only one: it never is by itself.
-    Overtaken(MemberId),
-    /// Remove the note `resetting`, once the reset has been seen to be complete.
-    ResetDone,
-    /// Note that the move from the deployed etcd is committed: its fence is never lifted from here on.
-    FenceKept,
-    /// Write that the staged restore is taking its place, then note these clusters as superseded.
-    RestoreBegun(Vec<ClusterId>),
-    /// Write the marker.
-    Restored(MarkerWrite),
-    /// Remove all notes but `superseded` and `settled`, which were said of the former data dir; then put the record of the restore away.
-    RestoreDone,
-}
-
-/// Something the operator should know, which stops nothing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Warning {
-    /// A `state.db` lies beside a formed cluster; it is left alone.
-    StateDbIgnored(PathBuf),
-    /// More replicas are asked for than this pod can see; it starts from its valid data dir all the same.
-    PeersUnknown,
-    /// It will find no quorum, and why it does not reset.
-    NoQuorum(Wait),
-}
 
 /// A decision and the rule that made it.
 pub type Verdict = (BootDecision, Rule);
@@ -220,9 +86,9 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
             (BootDecision::Refuse(Refusal::ResetVanished), Rule::ResetFinished)
         }
         DataDirFact::Damaged(why) => damaged(facts, why, rules),
-        DataDirFact::Newer(versions) => (Refuse(Refusal::NewerDataDir(versions.clone())), Rule::StartAsIs),
-        DataDirFact::Older(versions) => (Refuse(Refusal::OlderDataDir(versions.clone())), Rule::StartAsIs),
-        DataDirFact::Unpromoted(why) => (Refuse(Refusal::UnpromotedDataDir(why.clone())), Rule::StartAsIs),
+        DataDirFact::Newer(versions) => unfit(facts, Refusal::NewerDataDir(versions.clone()), rules),
+        DataDirFact::Older(versions) => unfit(facts, Refusal::OlderDataDir(versions.clone()), rules),
+        DataDirFact::Unpromoted(why) => unfit(facts, Refusal::UnpromotedDataDir(why.clone()), rules),
         DataDirFact::Valid { member, cluster } if rules.on(Rule::StartAsIs) => {
             with_data(facts, *member, *cluster, rules)
         }
@@ -233,7 +99,7 @@ pub fn explained(facts: &Facts, rules: Rules) -> Verdict {
 /// A damaged data dir. What it lacks, a quorum of the others has: it is worth no more than a lost volume, and replaced as
 /// one is, under a new ID, so that a vote or an entry that it has forgotten counts for nothing.
 fn damaged(facts: &Facts, why: &str, rules: Rules) -> Verdict {
-    let owner = facts.damaged.filter(|(member, cluster)| others_go_on(facts, *member, *cluster, rules));
+    let owner = facts.owner.filter(|(member, cluster)| others_go_on(facts, *member, *cluster, rules));
     if let Some((member, cluster)) = owner {
         return (BootDecision::SetAside { member, cluster }, Rule::DamagedReplaced);
     }
@@ -242,6 +108,22 @@ fn damaged(facts: &Facts, why: &str, rules: Rules) -> Verdict {
         return (BootDecision::Refuse(Refusal::DamagedDataDir(why.to_owned())), Rule::StartAsIs);
     }
     (BootDecision::Wait(Wait::Damaged(why.to_owned())), Rule::DamagedReplaced)
+}
+
+/// A data dir that is whole, and from which the etcd at hand cannot start. What proves that it is nobody's any more, or must
+/// not start, holds for it as for any other; nothing else is done with it. Beside others it waits: in order, those above would not
+/// come before a pod that has ended, and their word may be that proof.
+fn unfit(facts: &Facts, why: Refusal, rules: Rules) -> Verdict {
+    use BootDecision::{Record, Refuse, SetAside, Wait as Waits};
+    match facts.owner.map(|(member, cluster)| with_data(facts, member, cluster, rules)) {
+        Some(verdict @ (SetAside { .. } | Refuse(_) | Record(decision::Record::Overtaken(_)), _)) => verdict,
+        Some(verdict @ (Waits(Wait::SupersededNotServed(_) | Wait::Dropped { .. }), _)) => verdict,
+        _ if nobody_else(facts) => (Refuse(why), Rule::StartAsIs),
+        _ => {
+            let go_on = |(member, cluster)| others_go_on(facts, member, cluster, rules);
+            (Waits(Wait::Unfit { others_go_on: facts.owner.is_some_and(go_on), why }), Rule::StartAsIs)
+        }
+    }
 }
 
 /// Whether no other pod or volume is known of, and whoever knows of the volumes has been asked.
@@ -481,109 +363,6 @@ fn join(facts: &Facts, cluster: ClusterId, rules: Rules) -> Verdict {
         }
         _ => (BootDecision::Join { cluster, replace: None }, Rule::AskLeader),
     }
-}
-
-/// The source of an import that was begun and not committed: the journal names it and it still bears its name.
-fn uncommitted(facts: &Facts) -> Option<PathBuf> {
-    match &facts.journal {
-        JournalFact::Importing { source } if facts.stores.state_dbs.contains(source) => Some(source.clone()),
-        _ => None,
-    }
-}
-
-/// The source of an import that was begun: the file is gone, and it does not bear its new name either.
-fn vanished(facts: &Facts) -> Option<PathBuf> {
-    let JournalFact::Importing { source } = &facts.journal else { return None };
-    let mut migrated = source.as_os_str().to_owned();
-    migrated.push(".migrated");
-    let there = facts.stores.state_dbs.contains(source) || facts.stores.migrated.iter().any(|file| *file == migrated);
-    (!there).then(|| source.clone())
-}
-
-/// The store that was moved into a data dir, which is not there. The journal of a move from a deployed etcd names that etcd,
-/// and so does the fence, which stays around it.
-fn lost(facts: &Facts) -> Option<Refusal> {
-    match (&facts.fence, &facts.journal) {
-        (FenceFact::Kept { source }, _) => Some(Refusal::MovedButNoDataDir(source.clone())),
-        (FenceFact::Lifted { source }, JournalFact::Done { source: moved }) if *moved == Path::new(source) => {
-            Some(Refusal::MovedButNoDataDir(source.clone()))
-        }
-        (_, JournalFact::Done { source }) => Some(Refusal::MigratedButNoDataDir(source.clone())),
-        _ => None,
-    }
-}
-
-/// Why the API server may not run on SQLite.
-fn sqlite(facts: &Facts) -> Option<Refusal> {
-    if let Some(dir) = &facts.distro_store {
-        return Some(Refusal::DistroStore(dir.clone()));
-    }
-    // SQLite would begin with an empty store where the journal tells of one.
-    if let Some(source) = vanished(facts) {
-        return Some(Refusal::SourceVanished(source));
-    }
-    if matches!(facts.journal, JournalFact::Done { .. }) && facts.stores.state_dbs.is_empty() {
-        return lost(facts);
-    }
-    if let (Some(uses), Some(found)) = (&facts.sqlite, facts.stores.state_dbs.first())
-        && !facts.stores.state_dbs.contains(uses)
-    {
-        return Some(Refusal::OtherStore { found: found.clone(), uses: uses.clone() });
-    }
-    match facts.desired.known() {
-        Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
-        _ => store_refused(facts).or_else(|| begins_empty(facts)),
-    }
-}
-
-/// Why SQLite may not begin with an empty store: the cluster has one somewhere. An API server on another datastore begins none.
-fn begins_empty(facts: &Facts) -> Option<Refusal> {
-    match &facts.fence {
-        _ if !facts.stores.state_dbs.is_empty() || facts.sqlite.is_none() => None,
-        FenceFact::Kept { source } => Some(Refusal::MovedButNoDataDir(source.clone())),
-        FenceFact::Lifted { source } => Some(Refusal::MoveUnfinished(source.clone())),
-        _ if facts.written_back => Some(Refusal::WrittenBackButGone),
-        _ if facts.migrate_back => Some(Refusal::NothingToWriteBack),
-        _ => None,
-    }
-}
-
-/// Why a valid data dir may not be written back into a SQLite store. What its log says of other members is looked at when
-/// it is read.
-fn back(facts: &Facts) -> Option<Refusal> {
-    if facts.notes.resetting {
-        // A reset that was begun ends under etcd.
-        return Some(Refusal::EtcdDirWhileDisabled);
-    }
-    if let Some(source) = vanished(facts) {
-        return Some(Refusal::SourceVanished(source));
-    }
-    if facts.ordinal != facts.seed {
-        return Some(Refusal::BackNotTheSeed { ordinal: facts.ordinal, seed: facts.seed });
-    }
-    if let Some(dir) = &facts.distro_store {
-        return Some(Refusal::DistroStore(dir.clone()));
-    }
-    if facts.stores.state_dbs.len() > 1 {
-        return Some(Refusal::SeveralStores(facts.stores.state_dbs.clone()));
-    }
-    match facts.desired.known() {
-        Some(desired) if desired > 1 => Some(Refusal::SqliteReplicas(desired)),
-        _ => facts.stores.orphan_wals.first().cloned().map(Refusal::OrphanWal),
-    }
-}
-
-/// Why the SQLite stores on the volume forbid to begin anything.
-fn store_refused(facts: &Facts) -> Option<Refusal> {
-    if let Some(wal) = facts.stores.orphan_wals.first() {
-        return Some(Refusal::OrphanWal(wal.clone()));
-    }
-    if let Some(migrated) = facts.stores.migrated.first()
-        && facts.stores.state_dbs.is_empty()
-    {
-        return Some(Refusal::MigratedButNoDataDir(migrated.clone()));
-    }
-    None
 }
 
 #[cfg(test)]

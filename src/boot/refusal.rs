@@ -182,6 +182,9 @@ impl Refusal {
         let gone = matches!(
             self,
             Refusal::DamagedDataDir(_)
+                | Refusal::NewerDataDir(_)
+                | Refusal::OlderDataDir(_)
+                | Refusal::UnpromotedDataDir(_)
                 | Refusal::MigratedButNoDataDir(_)
                 | Refusal::MovedButNoDataDir(_)
                 | Refusal::WrittenBackButGone

@@ -83,7 +83,7 @@ fn supersede(facts: &Facts, staged: &Staged, rules: Rules) -> Verdict {
     let current = |cluster: &ClusterId| *cluster != staged.cluster && !marker::superseded(facts, *cluster);
     let here = match facts.data_dir {
         DataDirFact::Valid { cluster, .. } => Some(cluster),
-        _ => facts.damaged.map(|(_, cluster)| cluster),
+        _ => facts.owner.map(|(_, cluster)| cluster),
     };
     let here = here.filter(current);
     let formed = facts.marker().and_then(|marker| marker.formed()).filter(current);

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 use crate::ids::Ordinal;
 
@@ -16,7 +18,7 @@ fn facts() -> Facts {
         fence: FenceFact::Absent,
         restore: RestoreFact::Absent,
         data_dir: DataDirFact::Empty,
-        damaged: None,
+        owner: None,
         log: Known::Absent,
         dropped: Vec::new(),
         notes: Notes::default(),

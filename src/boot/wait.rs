@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::refusal::Refusal;
 use crate::ids::{ClusterId, MemberId, Ordinal};
 
 /// Why a pod waits.
@@ -41,6 +42,13 @@ pub enum Wait {
     },
     /// This data dir is damaged, and no quorum of the others lists its member.
     Damaged(String),
+    /// The etcd at hand cannot start from this data dir, for this reason.
+    Unfit {
+        /// As it is refused where there is nobody else.
+        why: Refusal,
+        /// The others have a quorum without it.
+        others_go_on: bool,
+    },
     /// The other voters are gone, and it is not provable that this data dir has every acknowledged write.
     MajorityGone {
         /// The voters that are gone.
@@ -95,6 +103,7 @@ impl Wait {
             Wait::Damaged(why) => format!(
                 "the etcd data dir cannot be started from ({why}), and no quorum of the other pods lists this member"
             ),
+            Wait::Unfit { why, .. } => why.what(),
             Wait::MajorityGone { gone, .. } => format!(
                 "voters {} are gone, and this volume is not proven to have every acknowledged write",
                 list(gone)
@@ -148,6 +157,12 @@ impl Wait {
                  aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \
                  away by hand; if the others are gone, restore the volume or a snapshot"
                 .into(),
+            Wait::Unfit { why, others_go_on: false } => why.remedy(),
+            Wait::Unfit { why, others_go_on: true } => format!(
+                "{}; or, where the others stay with the etcd that they run now, move this pod's data dir away and restart it: it joins \
+                 anew",
+                why.remedy()
+            ),
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
                  `syncer recover`, which says what may be lost, and what to do about the others' volumes"

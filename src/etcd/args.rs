@@ -230,6 +230,15 @@ pub fn etcd_args(launch: &EtcdLaunch, version: EtcdVersion) -> Result<Vec<OsStri
     Ok(flags.with(extra))
 }
 
+/// How many learners etcd 3.6 and newer start with, given these extra arguments (`membership.DefaultMaxLearners`).
+pub fn max_learners(extra_args: &[String]) -> u64 {
+    // What cannot be read is refused where etcd's arguments are made.
+    let Ok(extra) = ExtraArgs::read(extra_args) else { return 1 };
+    let asked = extra.number("max-learners").or_else(|| extra.number("experimental-max-learners"));
+    // One is always a true learner's place.
+    asked.unwrap_or(1).max(1)
+}
+
 const WATCH_PROGRESS: &str = "watch-progress-notify-interval";
 
 /// The quota: what is asked for (0 and nothing are [`DEFAULT_QUOTA`]), but never below the store plus an eighth of it
@@ -404,6 +413,13 @@ struct ExtraArgs(Vec<(String, Option<String>)>);
 
 impl ExtraArgs {
     fn parse(args: &[String], version: EtcdVersion) -> Result<Self, ArgsError> {
+        let parsed = ExtraArgs::read(args)?;
+        parsed.check(version)?;
+        Ok(parsed)
+    }
+
+    /// As etcd's own flag package takes them.
+    fn read(args: &[String]) -> Result<Self, ArgsError> {
         let mut parsed: Vec<(String, Option<String>)> = Vec::new();
         for arg in args {
             let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|f| !f.is_empty()) else {
@@ -420,7 +436,12 @@ impl ExtraArgs {
             };
             parsed.push((name.to_owned(), value));
         }
-        for (name, _) in &parsed {
+        Ok(ExtraArgs(parsed))
+    }
+
+    /// None of them is syncer's own, or gone in this version.
+    fn check(&self, version: EtcdVersion) -> Result<(), ArgsError> {
+        for (name, _) in &self.0 {
             let discovery = name.starts_with("discovery").then_some("syncer decides which cluster is formed or joined");
             let why = PROTECTED.iter().find(|(flag, _)| flag == name).map(|(_, why)| *why).or(discovery);
             if let Some(why) = why {
@@ -432,7 +453,7 @@ impl ExtraArgs {
                 return Err(ArgsError::Removed { flag: name.clone(), version, instead: successor(plain) });
             }
         }
-        Ok(ExtraArgs(parsed))
+        Ok(())
     }
 
     fn has(&self, flag: &str) -> bool {

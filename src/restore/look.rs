@@ -108,7 +108,7 @@ pub fn allowed(facts: &Facts, data_dir: &Path) -> anyhow::Result<()> {
 pub fn present_cluster(facts: &Facts) -> Option<ClusterId> {
     match facts.data_dir {
         DataDirFact::Valid { cluster, .. } => Some(cluster),
-        _ => facts.damaged.map(|(_, cluster)| cluster),
+        _ => facts.owner.map(|(_, cluster)| cluster),
     }
 }
 

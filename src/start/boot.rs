@@ -1,5 +1,8 @@
 //! Carries out the boot decision: looks, decides, does one durable step, and looks again, until etcd may be started.
 
+mod join;
+mod record;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,18 +12,14 @@ use anyhow::Context;
 use super::pod::{Broken, Look, Pod};
 use super::readiness;
 use super::{back, migrate_from, restore};
-use crate::boot::{
-    self, BootDecision, DataDirFact, Facts, Known, MarkerWrite, Notes, PeerFact, PeerState, Record, Warning,
-};
+use crate::boot::{self, BootDecision, DataDirFact, Facts, Known, Notes, PeerFact, PeerState, Warning};
 use crate::crash_point;
 use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
-use crate::etcd::args::{Bootstrap, InitialMember};
-use crate::etcd::{client, launch};
+use crate::etcd::args::Bootstrap;
+use crate::etcd::launch;
 use crate::exit::{Exit, ExitError, exit_of, refuse};
-use crate::host::marker::Written;
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
-use crate::membership::Request;
 use crate::migrate::Origin;
 use crate::migrate::commit::finish_commit;
 use crate::migrate::fenced::Gate;
@@ -28,7 +27,6 @@ use crate::migrate::journey::{self, Journey};
 use crate::migrate::to_datadir::ImportOutcome;
 use crate::observe::notes;
 use crate::peer::survey::Survey;
-use crate::peer::{host_of, list_of, ordinal_of};
 use crate::record_file::unix_seconds;
 use crate::reset;
 use crate::rules::Rules;
@@ -41,12 +39,6 @@ const WAIT_FIRST: Duration = Duration::from_millis(250);
 const WAIT_MOST: Duration = Duration::from_secs(3);
 /// A wait is said again after this time.
 pub const SAY_EVERY: Duration = Duration::from_secs(30);
-/// Between two looks at whether the leader's pod has added us.
-const ADDED_EVERY: Duration = Duration::from_millis(100);
-/// Between two requests that the leader's pod look again.
-const WAKE_EVERY: Duration = Duration::from_secs(1);
-/// After this time without having been added, everything is looked at anew.
-const ADDED_WITHIN: Duration = Duration::from_secs(15);
 /// A seed that resolves and has not spoken for so long runs another program or an older release of this one.
 const SILENT: Duration = Duration::from_secs(10);
 
@@ -173,7 +165,8 @@ impl Boot<'_> {
             BootDecision::MigrateFrom => {
                 pod.own.runs(None);
                 telemetry::set_phase(Phase::Migrate);
-                migrate_from::migrate(pod, gate).await?;
+                // Boxed: what every boot waits in is to be no larger for a journey that few make.
+                Box::pin(migrate_from::migrate(pod, gate)).await?;
                 Ok(None)
             }
             BootDecision::LiftFence { .. } => {
@@ -222,90 +215,6 @@ impl Boot<'_> {
             }
             BootDecision::Refuse(refusal) => Err(refusal.error()),
         }
-    }
-
-    /// One durable record. A write of the marker whose outcome is not known is not tried again: it is decided anew.
-    async fn record(&mut self, record: Record, facts: &Facts) -> anyhow::Result<()> {
-        let pod = self.pod;
-        let note = |change: fn(&mut Notes)| notes::change(&pod.disk, &pod.settings.data_dir, change);
-        match record {
-            Record::Forming(write) => {
-                note(|notes| notes.forming = true)?;
-                if let Some(write) = write {
-                    self.mark(&write).await?;
-                }
-            }
-            Record::Survivor(write) => {
-                if self.mark(&write).await? {
-                    self.note_dropped(write.marker.dropped)?;
-                }
-            }
-            Record::NoSurvivor(write) => {
-                self.mark(&write).await?;
-                self.note_dropped(Vec::new())?;
-            }
-            Record::Formed(write) | Record::Released(write) => {
-                self.mark(&write).await?;
-            }
-            Record::FormingDone => {
-                note(|notes| notes.forming = false)?;
-                crash_point!("form-done");
-            }
-            Record::Withdrawn(write) => {
-                if self.mark(&write).await? {
-                    self.note_withdrawn()?;
-                }
-            }
-            Record::WithdrawnAlready => self.note_withdrawn()?,
-            Record::FenceKept => migrate_from::keep(pod)?,
-            Record::RestoreBegun(replaced) => restore::begin(pod, &replaced).await?,
-            Record::Restored(write) => {
-                self.mark(&write).await?;
-                crash_point!("restore-marked");
-            }
-            Record::WentBack => back::goes_on_sqlite(pod)?,
-            Record::RestoreDone => restore::done(pod)?,
-            Record::Dropped(members) => self.note_dropped(members)?,
-            Record::Overtaken(member) => {
-                notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.overtaken = Some(member))?;
-            }
-            Record::ResetDone => self.reset(facts).await?,
-        }
-        Ok(())
-    }
-
-    fn note_withdrawn(&self) -> anyhow::Result<()> {
-        let pod = self.pod;
-        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.stopped = false)?;
-        crash_point!("boot-withdrawn");
-        Ok(())
-    }
-
-    fn note_dropped(&self, members: Vec<MemberId>) -> anyhow::Result<()> {
-        let pod = self.pod;
-        notes::change(&pod.disk, &pod.settings.data_dir, |notes| notes.dropped = members)
-    }
-
-    /// Writes the marker; whether that is known to be done.
-    async fn mark(&mut self, write: &MarkerWrite) -> anyhow::Result<bool> {
-        let host = self.pod.host.as_ref().context("a marker without a host API")?;
-        crash_point!("boot-before-mark");
-        let written = host.write_marker(write).await;
-        crash_point!("boot-marked");
-        match &written {
-            Written::Done => {
-                self.unmarked = WAIT_FIRST;
-                tracing::info!(marker = ?write.marker, "the marker is written");
-            }
-            other => {
-                let remedy =
-                    "let the pod's Role create and update ConfigMaps, as vCluster's does, and make the API reachable";
-                tracing::warn!(?other, remedy, "the marker was not written, or that is not known: looking anew");
-                tokio::time::sleep(self.unmarked).await;
-                self.unmarked = (self.unmarked * 3 / 2).min(WAIT_MOST);
-            }
-        }
-        Ok(written == Written::Done)
     }
 
     fn start(&self, member: MemberId, cluster: ClusterId, finish: bool, warnings: &[Warning]) -> anyhow::Result<()> {
@@ -370,60 +279,6 @@ impl Boot<'_> {
             pod.own.runs(Some((outcome.made.member, outcome.made.cluster)));
         }
         Ok(())
-    }
-
-    /// Asks to be added, and waits for a new member of this pod's URL in a linearizable list.
-    async fn join(
-        &self,
-        survey: &Survey,
-        cluster: ClusterId,
-        replace: Option<MemberId>,
-    ) -> anyhow::Result<Option<Booted>> {
-        let pod = self.pod;
-        let (Some(surveyor), Some(known)) = (&pod.surveyor, &survey.listed) else { return Ok(None) };
-        let known: Vec<_> = known.members.iter().map(|m| m.id).collect();
-        let needed = survey.words.values().filter_map(|word| word.request_bytes).max();
-        notes::change(&pod.disk, &pod.settings.data_dir, |notes| {
-            notes.set_aside = Some(cluster);
-            notes.request_bytes = notes.request_bytes.max(needed);
-        })?;
-        crash_point!("join-noted");
-        pod.own.joins(cluster);
-        pod.own.ask(Some(Request::Join { replace }));
-        let deadline = Instant::now() + ADDED_WITHIN;
-        let ordinal = pod.settings.pod.ordinal;
-        let mut woken: Option<Instant> = None;
-        while Instant::now() < deadline {
-            if woken.is_none_or(|at| at.elapsed() >= WAKE_EVERY) {
-                surveyor.wake(survey).await;
-                crash_point!("join-asked");
-                woken = Some(Instant::now());
-            }
-            tokio::time::sleep(ADDED_EVERY).await;
-            let dial = surveyor.dial()?;
-            for peer in survey.pods.values() {
-                let asked = async {
-                    let mut etcd = dial.etcd(peer).await?;
-                    let list = etcd.member_list(super::pod::ETCD_DEADLINE).await?;
-                    // The joiner's etcd is to take a store of this size, whatever quota is asked for.
-                    anyhow::Ok((list, etcd.status(super::pod::ETCD_DEADLINE).await?.db_size))
-                };
-                let Ok((list, store_bytes)) = asked.await else { continue };
-                let me = list_of(&pod.settings, &list).of(ordinal).map(|member| member.id);
-                let Some(me) = me.filter(|id| list.cluster == cluster && !known.contains(id)) else { continue };
-                crash_point!("join-added");
-                self.clear().context("set aside what a killed join left")?;
-                crash_point!("join-cleared");
-                telemetry::set_member(Some(me));
-                tracing::info!(%cluster, member = %me, "added as a learner: joining");
-                pod.own.ask(None);
-                pod.own.runs(Some((me, cluster)));
-                let members = initial_cluster(pod, &list);
-                return Ok(Some(Booted::Etcd(Bootstrap::Existing { members, store_bytes })));
-            }
-        }
-        tracing::info!("not added yet: looking anew");
-        Ok(None)
     }
 
     async fn reset(&mut self, facts: &Facts) -> anyhow::Result<()> {
@@ -523,32 +378,20 @@ pub fn said_of(facts: &Facts) -> Option<PeerState> {
     if facts.restore.is_begun() {
         return None;
     }
+    let data = |(member, cluster)| {
+        let last = facts.log.present().map(|log| log.last);
+        PeerState::Data { member, cluster, last }
+    };
     match &facts.data_dir {
-        DataDirFact::Valid { member, cluster } => {
-            let last = facts.log.present().map(|log| log.last);
-            Some(PeerState::Data { member: *member, cluster: *cluster, last })
-        }
-        DataDirFact::Damaged(_) | DataDirFact::Newer(_) | DataDirFact::Older(_) | DataDirFact::Unpromoted(_) => None,
+        DataDirFact::Valid { member, cluster } => Some(data((*member, *cluster))),
+        // Whole for the etcd that it fits.
+        DataDirFact::Newer(_) | DataDirFact::Older(_) | DataDirFact::Unpromoted(_) => facts.owner.map(data),
+        DataDirFact::Damaged(_) => None,
         DataDirFact::Empty => match facts.stores.state_dbs.first() {
             Some(store) => Some(PeerState::Store(store.clone())),
             None => Some(PeerState::Empty),
         },
     }
-}
-
-/// `--initial-cluster` of a joiner: every member by the name of its pod.
-fn initial_cluster(pod: &Pod, list: &client::MemberList) -> Vec<InitialMember> {
-    let settings = &pod.settings;
-    let member = |m: &client::Member| {
-        let ordinal = ordinal_of(settings, &m.peer_urls);
-        let name = ordinal.map(|o| host_of(settings, o)).and_then(|host| host.split('.').next().map(str::to_owned));
-        let name = name.unwrap_or_else(|| format!("member-{}", m.id));
-        m.peer_urls
-            .iter()
-            .map(move |url| InitialMember { name: name.clone(), peer_url: url.clone() })
-            .collect::<Vec<_>>()
-    };
-    list.members.iter().flat_map(member).collect()
 }
 
 /// Imports on a thread of its own, which also starts and ends the etcd that verifies. Dropped when told to stop: the

@@ -1,6 +1,7 @@
 //! The decisions of one pod among several.
 
 use super::*;
+use crate::exit::Exit;
 use crate::ids::{RaftIndex, Term};
 
 mod form;

@@ -156,12 +156,14 @@ fn every_cluster_that_there_was_is_replaced_and_two_are_refused() {
     assert_eq!(decide(&silent), begins(&[OLD]));
     let joins = PeerFact { joins: Some(OLD), ..peer(1, PeerState::Empty) };
     assert_eq!(decide(&Facts { peers: vec![joins], ..empty.clone() }), begins(&[OLD]));
-    // What this volume has noted, what stood here when it was staged, a damaged data dir's WAL, or the marker tells it.
+    // What this volume has noted, what stood here when it was staged, the WAL of a data dir that is not valid, or the marker tells it.
     let notes = Notes { set_aside: Some(OLD), forming: true, ..Notes::default() };
     assert_eq!(decide(&Facts { notes, ..empty.clone() }), begins(&[OLD]));
     assert_eq!(decide(&Facts { restore: RestoreFact::Staged(staged()), ..empty.clone() }), begins(&[OLD]));
-    let damaged = Some((MemberId(1), OLD));
-    assert_eq!(decide(&Facts { data_dir: DataDirFact::Damaged("x".into()), damaged, ..empty.clone() }), begins(&[OLD]));
+    let owner = Some((MemberId(1), OLD));
+    for data_dir in [DataDirFact::Damaged, DataDirFact::Newer, DataDirFact::Older, DataDirFact::Unpromoted] {
+        assert_eq!(decide(&Facts { data_dir: data_dir("x".into()), owner, ..empty.clone() }), begins(&[OLD]));
+    }
     let hosted = Facts { host_configured: true, marker: seen(MarkerPhase::Formed(OLD)), ..empty.clone() };
     assert_eq!(decide(&hosted), begins(&[OLD]));
     // With a host API and no marker, those whose volume exists must speak.

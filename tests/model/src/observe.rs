@@ -206,7 +206,7 @@ pub fn facts(w: &World, c: &Config, o: usize, look: Look) -> Facts {
             Some(_) if damaged => DataDirFact::Damaged("a hole in the log".into()),
             Some((member, cluster)) => DataDirFact::Valid { member, cluster },
         },
-        damaged: whose.filter(|_| damaged),
+        owner: whose.filter(|_| damaged),
         log,
         dropped: dir.filter(|_| has_log).map(dropped).unwrap_or_default(),
         notes: w.volumes[o].notes.clone(),

@@ -168,7 +168,7 @@ fn a_restore_supersedes_in_the_marker() {
 const OWNER: Option<(MemberId, ClusterId)> = Some((MemberId(1), MINE));
 
 fn damaged_dir(members: Known<MemberList>) -> Facts {
-    Facts { data_dir: DataDirFact::Damaged("crc".into()), damaged: OWNER, members, ..three() }
+    Facts { data_dir: DataDirFact::Damaged("crc".into()), owner: OWNER, members, ..three() }
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_damaged_data_dir_is_replaced_where_a_quorum_of_the_others_lists_its_member(
     expect(&damaged_dir(list(&[0, 1, 2])), aside.clone(), Rule::DamagedReplaced);
     expect(&damaged_dir(list(&[1, 2])), aside.clone(), Rule::DamagedReplaced);
     // Then it is an empty volume like any other.
-    let then = Facts { data_dir: DataDirFact::Empty, damaged: None, ..damaged_dir(list(&[0, 1, 2])) };
+    let then = Facts { data_dir: DataDirFact::Empty, owner: None, ..damaged_dir(list(&[0, 1, 2])) };
     expect(&then, BootDecision::Join { cluster: MINE, replace: Some(MemberId(1)) }, Rule::ReplaceListed);
     // etcd has stumbled over what the inspection does not see.
     let noted = Notes { damaged: Some(MemberId(1)), ..Notes::default() };
@@ -195,10 +195,10 @@ fn a_damaged_data_dir_waits_and_is_left_as_it_is_without_that_proof() {
     let mut view = damaged_dir(Known::default());
     view.peers[0].members = list(&[0, 1, 2]);
     waits(view);
-    waits(Facts { damaged: None, ..damaged_dir(list(&[0, 1, 2])) });
-    waits(Facts { damaged: Some((MemberId(1), OTHER)), ..damaged_dir(list(&[0, 1, 2])) });
+    waits(Facts { owner: None, ..damaged_dir(list(&[0, 1, 2])) });
+    waits(Facts { owner: Some((MemberId(1), OTHER)), ..damaged_dir(list(&[0, 1, 2])) });
     // This pod's place in the list is another member's, and the damaged one is listed elsewhere.
-    waits(Facts { damaged: Some((MemberId(2), MINE)), ..damaged_dir(list(&[0, 1, 2])) });
+    waits(Facts { owner: Some((MemberId(2), MINE)), ..damaged_dir(list(&[0, 1, 2])) });
     waits(Facts { shared_ca: false, ..damaged_dir(list(&[0, 1, 2])) });
     // Alone, nobody else could ever have a quorum.
     let alone = Facts { peers: vec![], claims: Known::Absent, ..damaged_dir(Known::default()) };
@@ -211,8 +211,9 @@ fn a_damaged_data_dir_waits_and_is_left_as_it_is_without_that_proof() {
 fn a_data_dir_of_a_newer_etcd_is_never_replaced() {
     let versions = || "it was written by etcd 3.7, and the etcd here is 3.6".to_owned();
     let f = Facts { data_dir: DataDirFact::Newer(versions()), ..damaged_dir(list(&[0, 1, 2])) };
-    expect(&f, BootDecision::Refuse(Refusal::NewerDataDir(versions())), Rule::StartAsIs);
-    assert!(Refusal::NewerDataDir(versions()).remedy().contains("downgrade"));
+    let wait = Wait::Unfit { why: Refusal::NewerDataDir(versions()), others_go_on: true };
+    assert!(wait.remedy().contains("downgrade"));
+    expect(&f, BootDecision::Wait(wait), Rule::StartAsIs);
 }
 
 /// Before anybody was asked, these look like what must be refused.
@@ -229,7 +230,7 @@ fn what_others_have_a_say_in_is_not_refused_before_they_were_asked() {
     for alone in [
         Facts { notes: noted, ..facts() },
         Facts { ordinal: Ordinal(1), stores, ..facts() },
-        Facts { data_dir: DataDirFact::Damaged("crc".into()), damaged: OWNER, ..facts() },
+        Facts { data_dir: DataDirFact::Damaged("crc".into()), owner: OWNER, ..facts() },
         Facts { journal: JournalFact::Done { source: db() }, ..facts() },
         Facts { fence: FenceFact::Kept { source: "https://vc-etcd:2379".into() }, ..facts() },
         Facts { written_back: true, ..facts() },
@@ -238,14 +239,49 @@ fn what_others_have_a_say_in_is_not_refused_before_they_were_asked() {
         assert!(refusal.others_decide(), "{refusal:?}");
         assert!(!matches!(decide(&told(&alone)), BootDecision::Refuse(_)), "{refusal:?}");
     }
-    for alone in [
-        Facts { journal: JournalFact::Damaged("crc".into()), ..facts() },
-        Facts { data_dir: DataDirFact::Newer("3.7".into()), ..facts() },
-        Facts { data_dir: DataDirFact::Older("3.4".into()), ..facts() },
-        Facts { data_dir: DataDirFact::Unpromoted("2 learners".into()), ..facts() },
-    ] {
-        let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
-        assert!(!refusal.others_decide(), "{refusal:?}");
-        assert_eq!(decide(&told(&alone)), BootDecision::Refuse(refusal), "whatever they say");
+    let alone = Facts { journal: JournalFact::Damaged("crc".into()), ..facts() };
+    let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{alone:?}") };
+    assert!(!refusal.others_decide(), "{refusal:?}");
+    assert_eq!(decide(&told(&alone)), BootDecision::Refuse(refusal), "whatever they say");
+}
+
+/// The etcd at hand cannot start from these. What proves that a member is none any more holds for theirs too.
+#[test]
+fn a_data_dir_that_this_etcd_does_not_fit_is_set_aside_as_any_other_and_never_started() {
+    let aside = BootDecision::SetAside { member: MemberId(1), cluster: MINE };
+    for data_dir in [DataDirFact::Newer, DataDirFact::Older, DataDirFact::Unpromoted] {
+        let listed = Facts { data_dir: data_dir("3.4".into()), owner: OWNER, members: list(&[0, 1, 2]), ..three() };
+        let alone = Facts { peers: vec![], claims: Known::Absent, members: Known::default(), ..listed.clone() };
+        let BootDecision::Refuse(refusal) = decide(&alone) else { panic!("{:?}", decide(&alone)) };
+        assert!(refusal.exit() == Exit::RefusedDataDir && refusal.others_decide(), "{refusal:?}");
+        let waits_beside = |f: &Facts, others_go_on: bool| {
+            let wait = Wait::Unfit { why: refusal.clone(), others_go_on };
+            assert_eq!(wait.remedy().contains("joins anew"), others_go_on);
+            expect(f, BootDecision::Wait(wait), Rule::StartAsIs);
+        };
+        let waits = |f: &Facts| waits_beside(f, true);
+        waits(&listed);
+        waits_beside(&Facts { members: Known::default(), ..listed.clone() }, false);
+        waits_beside(&Facts { owner: None, members: list(&[1, 2]), ..listed.clone() }, false);
+        // Nothing of it is finished or taken back by an etcd that cannot run; that others have overtaken it is noted.
+        for notes in [Notes { stopped: true, ..Notes::default() }, Notes { forming: true, ..Notes::default() }] {
+            waits(&Facts { notes, ..listed.clone() });
+        }
+        let mut begun = Facts { members: Known::default(), ..listed.clone() };
+        begun.notes.resetting = true;
+        waits_beside(&begun, false);
+        begun.peers[0].state = Known::Present(PeerState::Serving { member: MemberId(2), cluster: MINE });
+        expect(&begun, BootDecision::Record(Record::Overtaken(MemberId(1))), Rule::ResetAlone);
+        let removed = Facts { members: list(&[1, 2]), ..listed.clone() };
+        expect(&removed, aside.clone(), Rule::LinearizableProof);
+        let restored = marked(|m| (m.phase, m.superseded) = (MarkerPhase::Formed(OTHER), vec![MINE]));
+        let mut superseded = Facts { marker: restored, members: Known::default(), ..listed.clone() };
+        expect(&superseded, BootDecision::Wait(Wait::SupersededNotServed(MINE)), Rule::Superseded);
+        superseded.peers[0].state = Known::Present(PeerState::Serving { member: MemberId(9), cluster: OTHER });
+        expect(&superseded, aside.clone(), Rule::Superseded);
+        let dropped = Facts { marker: marked(|m| m.dropped = vec![MemberId(1)]), ..listed.clone() };
+        assert!(matches!(decide(&dropped), BootDecision::Wait(Wait::Dropped { .. })));
+        let other = Facts { marker: seen(MarkerPhase::Formed(OTHER)), ..listed };
+        assert_eq!(decide(&other), BootDecision::Refuse(Refusal::TwoClusters { mine: MINE, other: OTHER }));
     }
 }

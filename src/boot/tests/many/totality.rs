@@ -92,7 +92,8 @@ fn logs() -> impl Strategy<Value = LogFact> {
 }
 
 fn any_facts() -> impl Strategy<Value = Facts> {
-    let dir = prop_oneof![Just(DataDirFact::Empty), Just(valid()), Just(DataDirFact::Damaged("x".into()))];
+    let unfit = Just(DataDirFact::Older("x".into()));
+    let dir = prop_oneof![Just(DataDirFact::Empty), Just(valid()), Just(DataDirFact::Damaged("x".into())), unfit];
     let notes = (any::<(bool, bool, bool)>(), prop::option::of(clusters()), prop::option::of(ids()));
     let notes = notes.prop_map(|((forming, resetting, stopped), set_aside, damaged)| Notes {
         forming,
@@ -113,7 +114,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
     let others = (prop::collection::vec(peers(), 0..4), known(Just(())), known(lists()), any::<bool>());
     (own, seen, others).prop_map(
         |(
-            (ordinal, desired, (data_dir, damaged), log, notes),
+            (ordinal, desired, (data_dir, owner), log, notes),
             (host_configured, marker, claims),
             (peers, named, members, shared_ca),
         )| {
@@ -121,7 +122,7 @@ fn any_facts() -> impl Strategy<Value = Facts> {
                 ordinal,
                 desired,
                 data_dir,
-                damaged,
+                owner,
                 log,
                 notes,
                 host_configured,
@@ -174,9 +175,19 @@ proptest! {
             let claimed = f.claims.present().into_iter().flatten().filter(|n| **n != f.ordinal);
             prop_assert!(claimed.copied().all(is_empty));
         }
+        if matches!(f.data_dir, DataDirFact::Older(_)) {
+            let starts_nothing = matches!(
+                decision,
+                BootDecision::Refuse(_)
+                    | BootDecision::SetAside { .. }
+                    | BootDecision::Wait(_)
+                    | BootDecision::Record(Record::Overtaken(_))
+            );
+            prop_assert!(starts_nothing);
+        }
         if matches!(decision, BootDecision::SetAside { .. }) {
-            let lacks = |list: &MemberList| list.cluster == MINE && !list.has(MemberId(1));
-            let (owner, of) = f.damaged.filter(|_| f.data_dir != valid()).unwrap_or((MemberId(1), MINE));
+            let (owner, of) = f.owner.filter(|_| f.data_dir != valid()).unwrap_or((MemberId(1), MINE));
+            let lacks = |list: &MemberList| list.cluster == of && !list.has(owner);
             let damaged = f.data_dir != valid() || f.notes.damaged == Some(owner);
             let replaced = |list: &MemberList| {
                 let here = list.of(f.ordinal).map(|member| member.id);
@@ -184,7 +195,7 @@ proptest! {
             };
             let list = f.members.present();
             let proven = list.is_some_and(|list| lacks(list) || (damaged && f.shared_ca && replaced(list)));
-            prop_assert!(proven || marker::superseded(&f, MINE));
+            prop_assert!(proven || marker::superseded(&f, of));
         }
         let resets = matches!(decision, BootDecision::Reset { .. } | BootDecision::Record(Record::Survivor(_)));
         if resets && !f.notes.resetting {
