@@ -29,7 +29,7 @@ pub const EXAMPLE_VALUES: &str = include_str!("../config/values.yaml");
         of 0.19 and of 0.20 and later, and the flags and variables that those charts pass.",
     after_long_help = "Exit codes:\n  \
         0 done, or stopped as asked   1 a fault, trying again may help   2 bad usage or values\n  \
-        refused to protect data: 3 etcd's data dir   4 the store to move   5 cluster membership\n  \
+        refused to protect data: 3 etcd's data dir   4 the store or snapshot to read   5 cluster membership\n  \
         6 certificates   7 space   8 the data dir is in use\n\n\
         Start with:\n  \
         syncer start --data-dir ./data      etcd on this machine, and an API server if one is found\n  \

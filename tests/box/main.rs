@@ -222,7 +222,8 @@ fn up(args: UpArgs, dir: PathBuf) -> anyhow::Result<()> {
     let (client, _) = client::up(&std::env::current_exe()?, &config)?;
     println!("a box in {}", client.dir().display());
     if args.host {
-        println!("kubectl --kubeconfig {} get pods", client.kubeconfig().display());
+        let kubectl = std::fs::canonicalize(args.parts.join("kubectl")).context("find kubectl")?;
+        println!("{} --kubeconfig {} get pods", kubectl.display(), client.kubeconfig().display());
     }
     wait(&client, &args.waiting)
 }

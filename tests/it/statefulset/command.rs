@@ -112,8 +112,9 @@ fn the_script_brings_up_a_host_cluster_and_hands_its_commands_on() {
     let up = set.done(&["up", "--host", "--stand-in", "--policy", "Parallel"]);
     let built = std::fs::read_to_string(told).expect("what Cargo was told");
     assert!(built.starts_with("build ") && built.contains("--bin syncer --bin statefulset"), "{built}");
-    let kubectl = up.lines().find_map(|line| line.strip_prefix("kubectl ")).expect("how to ask the host cluster");
-    let pods = Command::new(part("kubectl")).args(kubectl.split(' ')).output().expect("run kubectl");
+    let command = up.lines().find(|line| line.contains("/kubectl --kubeconfig ")).expect("how to ask the host cluster");
+    let (kubectl, args) = command.split_once(' ').expect("its arguments");
+    let pods = Command::new(kubectl).args(args.split(' ')).output().expect("run kubectl");
     let pods = String::from_utf8_lossy(&pods.stdout).into_owned();
     assert!(pods.lines().any(|line| line.starts_with("vc-0 ") && line.contains("1/1")), "{pods}");
     set.done(&["scale", "2", "--keep-values"]);
