@@ -25,7 +25,7 @@ use crate::discovery::schedule::Pace;
 use crate::etcd::version::EtcdVersion;
 use crate::exit::{Exit, refuse};
 use crate::host::statefulset::REPLICAS_MAX;
-use crate::host::{self, Host};
+use crate::host::{self, Claims, Host};
 use crate::ids::Ordinal;
 use crate::membership::{self, Observed};
 use crate::migrate::command::Output;
@@ -149,7 +149,7 @@ pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyho
     let version = if settings.etcd.enabled { Some(EtcdVersion::of(&etcd).map_err(|e| e.refused())?) } else { None };
     let host = Host::of(settings).filter(|_| settings.pod.in_pod);
     let mut view = match &host {
-        Some(host) => Some(host.view(true, observe::has_wal(settings)).await),
+        Some(host) => Some(host.view(Claims::of_boot(observe::has_wal(settings))).await),
         None => None,
     };
     let mut settings = settings.clone();
@@ -174,6 +174,10 @@ pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyho
     };
     if used && matches!(facts.data_dir, DataDirFact::Damaged(_)) {
         remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
+    }
+    let usable = matches!(facts.data_dir, DataDirFact::Empty | DataDirFact::Valid { .. });
+    if let (Some(host), Some(view), false) = (&host, &mut view, usable) {
+        view.claims = host.claims(&view.set).await;
     }
     if settings.pod.in_pod && settings.etcd.enabled {
         let seed = view.as_ref().and_then(|view| view.set.present()).map_or(facts.seed, |set| set.start);

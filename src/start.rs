@@ -35,7 +35,7 @@ use anyhow::Context;
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{BootDecision, Known, decide};
+use crate::boot::{BootDecision, Known, Wait, decide};
 use crate::datadir::lock::{DatadirLock, LockError};
 use crate::discovery::schedule::Pace;
 use crate::discovery::{Discovery, own};
@@ -107,10 +107,10 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
     // What others have a say in is decided when they have been asked.
     let others = settings.pod.in_pod && settings.etcd.enabled;
-    if let BootDecision::Refuse(refusal) = decide(&facts)
-        && !(others && refusal.others_decide())
-    {
-        return Err(refusal.error());
+    match decide(&facts) {
+        BootDecision::Refuse(refusal) if !(others && refusal.others_decide()) => return Err(refusal.error()),
+        BootDecision::Wait(wait @ Wait::Unfit { .. }) if !others => return Err(wait.refused()),
+        _ => {}
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };
     let (health, watched) = watch::channel(Health::default());

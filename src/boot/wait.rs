@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::refusal::Refusal;
+use crate::exit::{Exit, refuse};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 
 /// Why a pod waits.
@@ -111,6 +112,14 @@ impl Wait {
         }
     }
 
+    /// The refusal where nobody else can ever answer.
+    pub fn refused(&self) -> anyhow::Error {
+        match self {
+            Wait::Unfit { why, .. } => why.error(),
+            wait => refuse(Exit::RefusedMembership, wait.what(), wait.remedy()),
+        }
+    }
+
     /// What brings it on.
     pub fn remedy(&self) -> String {
         match self {
@@ -157,12 +166,11 @@ impl Wait {
                  aside and the pod joins anew. If it was one of two voters, or its member cannot be told, move the data dir \
                  away by hand; if the others are gone, restore the volume or a snapshot"
                 .into(),
-            Wait::Unfit { why, others_go_on: false } => why.remedy(),
-            Wait::Unfit { why, others_go_on: true } => format!(
-                "{}; or, where the others stay with the etcd that they run now, move this pod's data dir away and restart it: it joins \
-                 anew",
-                why.remedy()
-            ),
+            Wait::Unfit { why, others_go_on } => {
+                let anew = "; or, if the others serve with the etcd that this pod has, move its data dir away: it joins anew";
+                let anew = if *others_go_on { anew } else { "" };
+                format!("{}{anew}. A pod that waits is not replaced in order by itself: delete it then", why.remedy())
+            }
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \
                  `syncer recover`, which says what may be lost, and what to do about the others' volumes"

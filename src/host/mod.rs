@@ -55,6 +55,25 @@ pub struct View {
     pub pods: BTreeMap<Ordinal, Known<PodFact>>,
 }
 
+/// Whether the claims are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claims {
+    /// Nothing is decided by them.
+    Never,
+    /// Unless the marker knows of a cluster, of which this volume has data.
+    UnlessFormed,
+    /// They tell whether there is anybody else.
+    Always,
+}
+
+impl Claims {
+    /// As a boot decision needs them. `usable`: this volume has a log of etcd's, from which the etcd at hand can start as far as is
+    /// known.
+    pub fn of_boot(usable: bool) -> Claims {
+        if usable { Claims::UnlessFormed } else { Claims::Always }
+    }
+}
+
 impl Host {
     /// The API that the settings name; `None`: there is none. Asks nothing yet.
     pub fn of(settings: &Settings) -> Option<Host> {
@@ -67,13 +86,17 @@ impl Host {
             .then(|| Host { client: Arc::new(Client::new(settings)), last: watch::Sender::new(None) })
     }
 
-    /// The StatefulSet and the marker; with `claims` the claims too, unless the marker knows of a cluster and this volume has a
-    /// log of etcd's (`has_wal`): then nothing is decided by them.
-    pub async fn view(&self, claims: bool, has_wal: bool) -> View {
+    /// The StatefulSet and the marker, and the claims as asked.
+    pub async fn view(&self, claims: Claims) -> View {
         let (set, marker) = tokio::join!(self.set(), self.marker());
         let mut view = View { set, marker, ..View::default() };
         let formed = view.marker.present().is_some_and(|seen| seen.marker.formed().is_some());
-        if claims && !(formed && has_wal) {
+        let asked = match claims {
+            Claims::Never => false,
+            Claims::UnlessFormed => !formed,
+            Claims::Always => true,
+        };
+        if asked {
             view.claims = self.claims(&view.set).await;
         }
         view

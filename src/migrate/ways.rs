@@ -94,7 +94,7 @@ pub async fn to_voter(etcd: &EtcdEndpoint, deadline: Duration) -> Result<(EtcdCl
             break;
         }
         // Another of them may be away.
-        if let Ok(said) = said_by(etcd, deadline).await {
+        if let Ok(said) = said_by(etcd, deadline.min(ANSWER)).await {
             (client, status) = said;
         }
     }

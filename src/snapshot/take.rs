@@ -75,6 +75,9 @@ impl Member {
 
 async fn agreed(etcd: &mut EtcdClient, url: &str) -> anyhow::Result<Revision> {
     etcd.linearizable_read(ANSWER).await.map_err(|error| {
+        if error.is_denied() {
+            return anyhow::Error::from(error).context(format!("ask the etcd at {url}"));
+        }
         let what = format!("the etcd at {url} reaches no quorum, and may lack what was acknowledged: {error}");
         refuse(Exit::RefusedSource, what, "bring the others back, or ask another; --stale saves what this one has")
     })

@@ -7,6 +7,7 @@ use super::boot::{SAY_EVERY, others};
 use super::pod::Pod;
 use super::readiness;
 use crate::boot::{self, BootDecision, DataDirFact, Wait, Warning};
+use crate::host::Claims;
 use crate::rules::Rules;
 use crate::supervise::Control;
 
@@ -44,7 +45,7 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         // Who runs here is known. etcd may write to the data dir meanwhile: what is read of it is no more than a hint, and
         // nothing is done before etcd has been stopped and it has been read again.
         let Some((member, cluster)) = pod.own.member() else { continue };
-        let look = pod.look(members.iter().copied(), false).await;
+        let look = pod.look(members.iter().copied(), Claims::Never).await;
         let Ok(mut facts) = pod.facts(&look) else { continue };
         facts.data_dir = DataDirFact::Valid { member, cluster };
         members = others(&facts);

@@ -18,14 +18,15 @@ use crate::datadir::{DatadirWriter, MemberIdentity, quarantine};
 use crate::disk::Disk;
 use crate::etcd::args::Bootstrap;
 use crate::etcd::launch;
-use crate::exit::{Exit, ExitError, exit_of, refuse};
+use crate::exit::{Exit, ExitError, exit_of};
+use crate::host::Claims;
 use crate::ids::{ClusterId, MemberId, Ordinal, Revision};
 use crate::migrate::Origin;
 use crate::migrate::commit::finish_commit;
 use crate::migrate::fenced::Gate;
 use crate::migrate::journey::{self, Journey};
 use crate::migrate::to_datadir::ImportOutcome;
-use crate::observe::notes;
+use crate::observe::{self, notes};
 use crate::peer::survey::Survey;
 use crate::record_file::unix_seconds;
 use crate::reset;
@@ -72,12 +73,14 @@ pub async fn boot(pod: &Pod, stop: &mut StopSignals) -> anyhow::Result<Booted> {
         silent: false,
         reset_seen: None,
         others: Vec::new(),
+        unusable: false,
     };
     // One for each boot: it decides between the commit of a move and a stop.
     let gate = Gate::default();
     loop {
         let step = async {
-            let look = pod.look(boot.others.iter().copied(), true).await;
+            let usable = !boot.unusable && observe::has_wal(&pod.settings);
+            let look = pod.look(boot.others.iter().copied(), Claims::of_boot(usable)).await;
             boot.step(&look, &gate).await
         };
         tokio::select! {
@@ -104,6 +107,8 @@ struct Boot<'a> {
     reset_seen: Option<Instant>,
     /// The pods that the log calls members, also those that are no longer wanted.
     others: Vec<Ordinal>,
+    /// There is a data dir that the etcd at hand cannot start from.
+    unusable: bool,
 }
 
 impl Boot<'_> {
@@ -118,6 +123,11 @@ impl Boot<'_> {
             if self.others.iter().any(|other| facts.peer(*other).is_none()) {
                 return Ok(None);
             }
+        }
+        // Whether anybody else is there decides then, and whose volumes there are shows that.
+        let unusable = !matches!(facts.data_dir, DataDirFact::Empty | DataDirFact::Valid { .. });
+        if std::mem::replace(&mut self.unusable, unusable) != unusable && unusable {
+            return Ok(None);
         }
         let (decision, rule) = boot::explained(&facts, Rules::ALL);
         pod.own.drops(&facts.dropped);
@@ -191,8 +201,7 @@ impl Boot<'_> {
                     tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
                 }
                 if pod.surveyor.is_none() {
-                    // Nobody else could ever answer.
-                    return Err(refuse(Exit::RefusedMembership, wait.what(), wait.remedy()));
+                    return Err(wait.refused());
                 }
                 let seed_is_older = self.seed_is_older(&facts, survey);
                 readiness::without_quorum(pod, &facts, look, seed_is_older);

@@ -28,8 +28,6 @@ use crate::telemetry;
 
 /// How long a source that does not answer is asked to let a fence be lifted.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-/// The same before probes are answered: the boot decision asks again.
-const PATIENCE_FIRST: Duration = Duration::from_secs(10);
 /// The same while the pod's grace runs.
 const WITHIN_GRACE: Duration = Duration::from_secs(5);
 
@@ -115,7 +113,7 @@ pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
     }
     let mut stop = StopSignals::new().context("listen for stop signals")?;
     let _lock = super::lock(settings)?;
-    lift_unless_stopped(settings, PATIENCE, &mut stop).await.unwrap_or(Ok(()))
+    lift_unless_stopped(settings, &mut stop).await.unwrap_or(Ok(()))
 }
 
 /// Lifts what a killed move has left before anything can end this start or hold it up. What cannot be lifted yet, the boot
@@ -123,7 +121,7 @@ pub async fn lift_refused(settings: &Settings) -> anyhow::Result<()> {
 pub async fn lift_left(settings: &Settings, stop: &mut StopSignals) -> bool {
     let is_left = || anyhow::Ok(raised(settings)?.is_some() && !is_there(settings)?);
     let lifted = match is_left() {
-        Ok(true) => lift_unless_stopped(settings, PATIENCE_FIRST, stop).await,
+        Ok(true) => lift_unless_stopped(settings, stop).await,
         Ok(false) => Some(Ok(())),
         Err(error) => Some(Err(error)),
     };
@@ -134,14 +132,10 @@ pub async fn lift_left(settings: &Settings, stop: &mut StopSignals) -> bool {
 }
 
 /// `None`: told to stop.
-async fn lift_unless_stopped(
-    settings: &Settings,
-    patience: Duration,
-    stop: &mut StopSignals,
-) -> Option<anyhow::Result<()>> {
+async fn lift_unless_stopped(settings: &Settings, stop: &mut StopSignals) -> Option<anyhow::Result<()>> {
     let pki = PkiPaths::new(&settings.pki_dir);
     tokio::select! {
-        lifted = lift_by(settings, &pki, &RealDisk, patience) => Some(lifted),
+        lifted = lift_by(settings, &pki, &RealDisk, PATIENCE) => Some(lifted),
         signal = stop.next() => {
             tracing::warn!(signal, "told to stop before the fence around the source was lifted: the next start lifts it");
             None

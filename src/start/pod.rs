@@ -15,7 +15,7 @@ use crate::datadir::DatadirLock;
 use crate::disk::RealDisk;
 use crate::etcd::client::{EtcdClient, EtcdEndpoint};
 use crate::etcd::version::EtcdVersion;
-use crate::host::{self, Host};
+use crate::host::{self, Claims, Host};
 use crate::ids::{ClusterId, MemberId, Ordinal};
 use crate::observe;
 use crate::peer::Own;
@@ -136,11 +136,10 @@ impl Pod {
         })
     }
 
-    /// A look at everything outside of this volume, by which a boot decision is made. `claims`: at the other ordinals'
-    /// volumes too, if there is no cluster's marker.
-    pub async fn look(&self, others: impl IntoIterator<Item = Ordinal>, claims: bool) -> Look {
+    /// A look at everything outside of this volume, by which a boot decision is made, and at the other ordinals' volumes as asked.
+    pub async fn look(&self, others: impl IntoIterator<Item = Ordinal>, claims: Claims) -> Look {
         let Some(host) = &self.host else { return Look { survey: self.survey(others).await, host: None } };
-        let mut view = host.view(claims, observe::has_wal(&self.settings)).await;
+        let mut view = host.view(claims).await;
         let survey = self.survey(others.into_iter().chain(view.claims.present().into_iter().flatten().copied())).await;
         view.pods = host.pods(survey.peers.iter().map(|peer| peer.ordinal), &view.set).await;
         Look { survey, host: Some(view) }

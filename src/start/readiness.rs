@@ -17,17 +17,22 @@ use crate::settings::Settings;
 
 /// Says whether this pod, whose etcd serves nothing or does not run, is ready all the same.
 pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Option<bool>) {
+    let state = waiting(facts, policy(look), seed_is_older);
+    pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
+}
+
+fn waiting(facts: &Facts, policy: Known<PodManagement>, seed_is_older: Option<bool>) -> ready::Pod {
     let above =
         |peer: &&PeerFact| peer.ordinal > facts.ordinal && facts.desired.wants(facts.seed, peer.ordinal) == Some(true);
     let missing = |peer: &PeerFact| if facts.host_configured { peer.pod.is_absent() } else { peer.dns.is_absent() };
-    let state = ready::Pod {
+    ready::Pod {
         stopping: false,
         serves: false,
         apiserver_ready: false,
         sound: true,
         empty: facts.data_dir == DataDirFact::Empty,
         seed: facts.ordinal == facts.seed,
-        policy: policy(look),
+        policy,
         wanted: facts.desired.wants(facts.seed, facts.ordinal),
         // Where there is a quorum, this pod only has to catch up.
         missing_above: match facts.members {
@@ -36,13 +41,15 @@ pub fn without_quorum(pod: &Pod, facts: &Facts, look: &Look, seed_is_older: Opti
                 facts.desired.known().map(|_| facts.peers.iter().filter(above).any(missing))
             }
         },
-        wanted_above: match facts.members {
-            Known::Present(_) => None,
-            Known::Absent | Known::Unknown(_) => wanted_above(&facts.desired, facts.seed, facts.ordinal),
+        wanted_above: match (&facts.members, &facts.data_dir) {
+            (Known::Absent | Known::Unknown(_), DataDirFact::Valid { .. }) => {
+                wanted_above(&facts.desired, facts.seed, facts.ordinal)
+            }
+            // Nor does scaling help a data dir that etcd cannot start from.
+            _ => None,
         },
         seed_is_older,
-    };
-    pod.stands_by(ready::ready(&state).0, elsewhere(pod, &look.survey));
+    }
 }
 
 /// What a pod that waits for a Secret lacks.
@@ -160,6 +167,7 @@ fn elsewhere(pod: &Pod, survey: &Survey) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{ClusterId, MemberId};
     use crate::rules::Rule;
 
     fn set(policy: PodManagement) -> Known<StatefulSet> {
@@ -179,7 +187,7 @@ mod tests {
     #[test]
     fn what_the_seed_makes_is_lacked_only_where_nothing_was_formed_with_it() {
         use share::Wait::{Away, Denied, ForSeed, Formed};
-        let formed = Formed("ca", crate::ids::ClusterId(1));
+        let formed = Formed("ca", ClusterId(1));
         for (wait, never_formed, lacks) in [
             (ForSeed("ca", Ordinal(0)), true, Lacks::Seeds),
             (ForSeed("ca", Ordinal(0)), false, Lacks::Others),
@@ -189,6 +197,28 @@ mod tests {
         ] {
             assert_eq!(Lacks::of(&wait, never_formed), lacks, "{wait:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_scaling_does_not_help_is_not_ready_for_its_sake() {
+        use PodManagement::{OrderedReady, Parallel};
+        let valid = DataDirFact::Valid { member: MemberId(1), cluster: ClusterId(1) };
+        let by = |data_dir: DataDirFact, desired: u32, policy: PodManagement| {
+            let above = PeerFact { pod: Known::Absent, ..PeerFact::new(Ordinal(1)) };
+            let desired = Desired::Host(desired);
+            let alone =
+                Facts { desired, host_configured: true, peers: vec![above], ..Facts::serving(Ordinal(0), data_dir) };
+            let (ready, rule) = ready::ready(&waiting(&alone, Known::Present(policy), Some(false)));
+            ready.then_some(rule)
+        };
+        assert_eq!(by(valid.clone(), 1, OrderedReady), Some(Rule::ReadyWhileWaiting));
+        for data_dir in [DataDirFact::Damaged, DataDirFact::Older, DataDirFact::Newer, DataDirFact::Unpromoted] {
+            assert_eq!(by(data_dir("x".into()), 1, OrderedReady), None, "a rollout would be done");
+            // In order the one above is created only then, and its word may be what sets the data dir aside.
+            assert_eq!(by(data_dir("x".into()), 2, OrderedReady), Some(Rule::ReadyToBeJoined));
+            assert_eq!(by(data_dir("x".into()), 2, Parallel), None);
+        }
+        assert_eq!(by(valid, 1, Parallel), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod first_ordinal;
 mod kills;
 mod late;
 mod sqlite;
+mod unfit;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

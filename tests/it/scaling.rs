@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 
 use self::clients::Clients;
+pub use self::upgrade::install;
 use crate::statefulset_box::protocol::Policy;
 use crate::support::poll;
 use crate::support::statefulset::TestBox;

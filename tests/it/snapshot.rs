@@ -194,6 +194,7 @@ fn a_snapshot_that_is_not_whole_has_no_name_and_a_damaged_one_is_refused() {
         (cut, "damaged"),
         (&whole[..5000], "cut off"),
         (bare, "--skip-hash-check"),
+        (&whole[..8192], "was cut off"),
         (b"", "cut off"),
     ] {
         std::fs::write(&broken, bytes).unwrap();

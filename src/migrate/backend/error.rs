@@ -39,7 +39,7 @@ pub enum BackendError {
     #[error("it ends in the middle of a page: it was not copied to its end")]
     CutShort,
     /// A snapshot that ends with its last page.
-    #[error("it has no checksum at its end, so that damage would not be seen")]
+    #[error("it has no checksum at its end, or was cut off, so that damage would not be seen")]
     NoChecksum,
     /// The checksum at the end does not fit.
     #[error("its content does not fit the checksum at its end")]

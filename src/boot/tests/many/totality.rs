@@ -188,7 +188,7 @@ proptest! {
         if matches!(decision, BootDecision::SetAside { .. }) {
             let (owner, of) = f.owner.filter(|_| f.data_dir != valid()).unwrap_or((MemberId(1), MINE));
             let lacks = |list: &MemberList| list.cluster == of && !list.has(owner);
-            let damaged = f.data_dir != valid() || f.notes.damaged == Some(owner);
+            let damaged = matches!(f.data_dir, DataDirFact::Damaged(_)) || f.notes.damaged == Some(owner);
             let replaced = |list: &MemberList| {
                 let here = list.of(f.ordinal).map(|member| member.id);
                 list.cluster == of && (here == Some(owner) || !list.has(owner))
