@@ -175,7 +175,7 @@ pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyho
     if used && matches!(facts.data_dir, DataDirFact::Damaged(_)) {
         remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
     }
-    let usable = matches!(facts.data_dir, DataDirFact::Empty | DataDirFact::Valid { .. });
+    let usable = !observe::has_wal(settings) || matches!(facts.data_dir, DataDirFact::Valid { .. });
     if let (Some(host), Some(view), false) = (&host, &mut view, usable) {
         view.claims = host.claims(&view.set).await;
     }

@@ -109,7 +109,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     let others = settings.pod.in_pod && settings.etcd.enabled;
     match decide(&facts) {
         BootDecision::Refuse(refusal) if !(others && refusal.others_decide()) => return Err(refusal.error()),
-        BootDecision::Wait(wait @ Wait::Unfit { .. }) if !others => return Err(wait.refused()),
+        BootDecision::Wait(wait @ (Wait::Unfit { .. } | Wait::Damaged(_))) if !others => return Err(wait.refused()),
         _ => {}
     }
     let backend = if settings.etcd.enabled { Backend::Etcd } else { Backend::sqlite(&settings) };

@@ -323,13 +323,15 @@ impl Refusal {
                  restore a snapshot"
                 .into(),
             Refusal::NewerDataDir(_) => "nothing was changed: run that version of etcd or a newer one again; the way back \
-                 is `etcdctl downgrade enable` while all members run it, one minor version at a time"
+                 is `etcdctl downgrade enable` while all members run it, one minor version at a time; a pod that is not \
+                 ready is not replaced in order by itself: delete it then"
                 .into(),
             Refusal::OlderDataDir(_) => "nothing was changed: run the minor version in between on every member until each \
-                 has taken a raft snapshot (with snapshotCount: 100 in the values, a hundred writes), then this one"
+                 has taken a raft snapshot (with snapshotCount: 100 in the values, a hundred writes), then this one; a pod \
+                 that is not ready is not replaced in order by itself: delete it then"
                 .into(),
             Refusal::UnpromotedDataDir(_) => "nothing was changed: run etcd 3.5 (3.5.26 or newer) on every member until all \
-                 of them are ready, then this one"
+                 of them are ready, then this one; a pod that is not ready is not replaced in order by itself: delete it then"
                 .into(),
             Refusal::DamagedJournal(_) => "nothing was changed: if etcd's data dir is the one in use, move that file \
                  away; if state.db is, move both the file and the data dir away; if a deployed etcd is, lift the fence around it \

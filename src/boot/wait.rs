@@ -116,6 +116,7 @@ impl Wait {
     pub fn refused(&self) -> anyhow::Error {
         match self {
             Wait::Unfit { why, .. } => why.error(),
+            Wait::Damaged(why) => Refusal::DamagedDataDir(why.clone()).error(),
             wait => refuse(Exit::RefusedMembership, wait.what(), wait.remedy()),
         }
     }
@@ -168,8 +169,7 @@ impl Wait {
                 .into(),
             Wait::Unfit { why, others_go_on } => {
                 let anew = "; or, if the others serve with the etcd that this pod has, move its data dir away: it joins anew";
-                let anew = if *others_go_on { anew } else { "" };
-                format!("{}{anew}. A pod that waits is not replaced in order by itself: delete it then", why.remedy())
+                format!("{}{}", why.remedy(), if *others_go_on { anew } else { "" })
             }
             Wait::MajorityGone { replicas, .. } => format!(
                 "scale up to {replicas}, wait for a quorum, then down: retained volumes make that lossless; or \

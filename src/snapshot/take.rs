@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -17,7 +16,7 @@ use super::name::{SnapshotName, cluster_of, expired};
 use super::save::{ANSWER, LEFT_FREE, Saved, corrupt, not_begun, save};
 use super::target::Target;
 use crate::disk::{RealDisk, parent_of};
-use crate::etcd::client::{EtcdClient, EtcdEndpoint, Status};
+use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, Status};
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
 use crate::migrate::command::Output;
@@ -56,7 +55,10 @@ impl Member {
         let endpoint = endpoint(args, settings)?;
         let url = without_user(&endpoint.url);
         let reached = to_voter(&endpoint, ANSWER).await;
-        let (mut etcd, status) = reached.with_context(|| format!("reach etcd at {url}"))?;
+        let (mut etcd, status) = reached.map_err(|error| {
+            let unreached = |error| anyhow::Error::from(error).context(format!("reach etcd at {url}"));
+            denied(&url, &error).unwrap_or_else(|| unreached(error))
+        })?;
         votes(&url, &status)?;
         let revision = if args.stale { status.revision } else { agreed(&mut etcd, &url).await? };
         Ok(Member { url, etcd, status, revision })
@@ -73,10 +75,17 @@ impl Member {
     }
 }
 
+/// The refusal of an etcd that asks for a user; `None`: it does not.
+fn denied(url: &str, error: &ClientError) -> Option<anyhow::Error> {
+    let what = format!("the etcd at {url} asks for a user: {error}");
+    let remedy = "give the certificate of a user who may read everything, or have `etcdctl --user` save it, which syncer takes too";
+    error.is_denied().then(|| refuse(Exit::RefusedSource, what, remedy))
+}
+
 async fn agreed(etcd: &mut EtcdClient, url: &str) -> anyhow::Result<Revision> {
     etcd.linearizable_read(ANSWER).await.map_err(|error| {
-        if error.is_denied() {
-            return anyhow::Error::from(error).context(format!("ask the etcd at {url}"));
+        if let Some(denied) = denied(url, &error) {
+            return denied;
         }
         let what = format!("the etcd at {url} reaches no quorum, and may lack what was acknowledged: {error}");
         refuse(Exit::RefusedSource, what, "bring the others back, or ask another; --stale saves what this one has")

@@ -125,7 +125,7 @@ impl Boot<'_> {
             }
         }
         // Whether anybody else is there decides then, and whose volumes there are shows that.
-        let unusable = !matches!(facts.data_dir, DataDirFact::Empty | DataDirFact::Valid { .. });
+        let unusable = observe::has_wal(&pod.settings) && !matches!(facts.data_dir, DataDirFact::Valid { .. });
         if std::mem::replace(&mut self.unusable, unusable) != unusable && unusable {
             return Ok(None);
         }
@@ -199,6 +199,9 @@ impl Boot<'_> {
             BootDecision::Wait(wait) => {
                 if news {
                     tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
+                    if let (Known::Unknown(why), true) = (&facts.claims, unusable && facts.host_configured) {
+                        tracing::warn!(why, "the host cluster's API does not say whether there are other volumes");
+                    }
                 }
                 if pod.surveyor.is_none() {
                     return Err(wait.refused());

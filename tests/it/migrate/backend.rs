@@ -330,6 +330,11 @@ fn users_and_roles_are_left_behind_and_the_report_tells() {
     }
     let asked = run(async { etcd.client().await.put("/new", "y", None).await });
     assert!(asked.is_err_and(|error| error.to_string().contains("user name is empty")), "it asks nobody for a user");
+    let mut save = Command::new(syncer());
+    save.args(["snapshot", "save", "--endpoint", &etcd.spec.client_url(), "--to"]).arg(home.path().join("saved"));
+    let out = output(&mut save);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(4) && said.contains("asks for a user"), "{said}");
     drop(etcd);
 
     let target = home.path().join("new");
