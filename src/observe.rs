@@ -37,17 +37,16 @@ pub fn facts(settings: &Settings, schema: SchemaVersion) -> anyhow::Result<Facts
     let mut notes = notes::load(&settings.data_dir).context("read the notes on the volume")?;
     // The journal of the reset is the note of it.
     notes.resetting = reset::is_pending(&settings.data_dir)?;
-    let dropped = match &found {
-        InspectedDatadir::Usable(dir) => {
-            reset::dropped(&settings.data_dir, dir.member(), dir.cluster()).context("read the reset's journal")?
+    let whose = match &found {
+        InspectedDatadir::Usable(dir) => Some((dir.member(), dir.cluster())),
+        InspectedDatadir::Newer(_) => owner(&settings.etcd_dir()),
+        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) => None,
+    };
+    let dropped = match whose {
+        Some((member, cluster)) => {
+            reset::dropped(&settings.data_dir, member, cluster).context("read the reset's journal")?
         }
-        InspectedDatadir::Newer(_) => match owner(&settings.etcd_dir()) {
-            Some((member, cluster)) => {
-                reset::dropped(&settings.data_dir, member, cluster).context("read the reset's journal")?
-            }
-            None => Vec::new(),
-        },
-        InspectedDatadir::Empty | InspectedDatadir::Damaged(_) => Vec::new(),
+        None => Vec::new(),
     };
     let log = log(settings, &found);
     // A data dir that knows them is not that reset's: a copy of it was put back.
@@ -153,6 +152,11 @@ fn log(settings: &Settings, found: &InspectedDatadir) -> Known<LogFact> {
 /// Whether the volume has a log of etcd's.
 pub fn has_wal(settings: &Settings) -> bool {
     settings.etcd_dir().join("member/wal").exists()
+}
+
+/// Whether the volume has a log of etcd's from which the etcd at hand cannot start, by what was seen of its data dir.
+pub fn is_unusable(settings: &Settings, data_dir: &DataDirFact) -> bool {
+    has_wal(settings) && !matches!(data_dir, DataDirFact::Valid { .. })
 }
 
 /// The newest backend that an etcd of this version opens; without etcd, any that syncer knows.

@@ -175,8 +175,7 @@ pub async fn of_pod(settings: &Settings, guessed: bool, output: Output) -> anyho
     if used && matches!(facts.data_dir, DataDirFact::Damaged(_)) {
         remarks.push("the data dir is being written to: what was read of it may not fit together".to_owned());
     }
-    let usable = !observe::has_wal(settings) || matches!(facts.data_dir, DataDirFact::Valid { .. });
-    if let (Some(host), Some(view), false) = (&host, &mut view, usable) {
+    if let (Some(host), Some(view), true) = (&host, &mut view, observe::is_unusable(settings, &facts.data_dir)) {
         view.claims = host.claims(&view.set).await;
     }
     if settings.pod.in_pod && settings.etcd.enabled {

@@ -68,8 +68,7 @@ impl Ways {
         let mut elsewhere = BTreeSet::new();
         let asked = patiently(patience, async || {
             let Some((way, etcd)) = tries.next() else { return Err(ClientError::Malformed { what: "find a way" }) };
-            let mut client = EtcdClient::connect(etcd).await?;
-            let found = client.status(ANSWER).await?.cluster;
+            let (client, Status { cluster: found, .. }) = said_by(etcd, ANSWER).await?;
             if found != self.cluster {
                 elsewhere.insert(way);
                 let last = elsewhere.len() == self.endpoints.len();

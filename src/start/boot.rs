@@ -125,7 +125,7 @@ impl Boot<'_> {
             }
         }
         // Whether anybody else is there decides then, and whose volumes there are shows that.
-        let unusable = observe::has_wal(&pod.settings) && !matches!(facts.data_dir, DataDirFact::Valid { .. });
+        let unusable = observe::is_unusable(&pod.settings, &facts.data_dir);
         if std::mem::replace(&mut self.unusable, unusable) != unusable && unusable {
             return Ok(None);
         }
