@@ -53,7 +53,7 @@ use crate::peer::{self, Own};
 use crate::pki::ensure;
 use crate::serve::distro::{self, Backend};
 use crate::serve::front::{self, Apiserver, Front};
-use crate::serve::health::Health;
+use crate::serve::health::{Health, Startup};
 use crate::serve::k0s;
 use crate::serve::prepare;
 use crate::serve::token::SharedToken;
@@ -120,7 +120,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
             let listener = front::bind(settings.listen.address, settings.listen.front_port).await?;
             Some(tokio::spawn(Front::new(&settings, None).to_be_told(Arc::clone(&apiserver)).serve(listener, watched)))
         }
-        Some(_) if others => Some(tokio::spawn(front::until_served(settings.clone(), watched))),
+        Some(_) if others => Some(tokio::spawn(front::until_started(settings.clone(), watched))),
         Some(_) => None,
     };
     if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
@@ -282,26 +282,28 @@ async fn live(
             never = held::release(pod, replaced, &control) => match never {},
             never = restore::remind(pod) => match never {},
         };
-        match stopped {
+        let pause = match stopped {
             Stopped::BySignal => {
                 let least = Instant::now() + AFTER_ETCD;
                 return stop::after_etcd(pod, ends_by.get().map_or(least, |by| least.max(by))).await;
             }
-            Stopped::ByControl => {}
+            Stopped::ByControl => Duration::ZERO,
             Stopped::ByEtcd(error) => {
                 boot::note_damage(pod, &error);
                 let pause = rounds.failed(begun.elapsed());
                 if rounds.failures() >= FAILURES_MAX {
                     return Err(error);
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    _ = stop.next() => return Ok(()),
-                }
+                pause
             }
-        }
+        };
         // Decided anew: what ran is not what should.
-        pod.health.send_modify(|health| *health = Health::default());
+        pod.health.send_modify(|health| *health = Health { startup: Startup::Again, ..Health::default() });
+        telemetry::set_phase(Phase::Boot);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.next() => return Ok(()),
+        }
     }
 }
 

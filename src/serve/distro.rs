@@ -148,9 +148,11 @@ pub fn specs(settings: &Settings, backend: &Backend, prepared: &Prepared) -> Res
     }
 }
 
-/// Whether port 8443 leads to an API server here.
+/// What port 8443 leads to here.
 pub fn serves(settings: &Settings) -> Serves {
-    if settings.wrapped.is_some() || settings.distro == Distro::None {
+    if settings.wrapped.is_some() {
+        Serves::Command
+    } else if settings.distro == Distro::None {
         Serves::DatastoreOnly
     } else {
         Serves::ApiServer

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::answer::{ServingCertificate, answer};
-use super::health::{Health, Serves};
+use super::health::{Health, Serves, Startup};
 use super::pump::{Buffers, pass};
 use super::silent::{Place, Silent};
 use crate::exit::{Exit, refuse};
@@ -23,6 +23,8 @@ use crate::settings::Settings;
 
 /// How long the API server's kernel, on loopback, may take to accept.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// The same for another pod's: where a network policy drops that, a probe is still answered within the charts' one second.
+const ELSEWHERE_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Connections that may wait for our own answers at once; each is over within seconds.
 const ANSWERED_MAX: usize = 512;
@@ -159,7 +161,9 @@ impl Front {
         let (health, _permit) = match route {
             Route::Answer(health, _, permit) => (health, permit),
             Route::Pass(apiserver, health, permit) => {
-                match tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(apiserver)).await {
+                let away = health.elsewhere == Some(apiserver);
+                let deadline = if away { ELSEWHERE_DEADLINE } else { CONNECT_DEADLINE };
+                match tokio::time::timeout(deadline, TcpStream::connect(apiserver)).await {
                     Ok(Ok(server)) => {
                         if let Err(error) = pass(client, server, &self.buffers).await {
                             tracing::trace!(%error, "a passed connection ended");
@@ -197,20 +201,20 @@ enum Route {
     Answer(Health, bool, OwnedSemaphorePermit),
 }
 
-/// Answers on the port that a wrapped command is to have, from when this pod stands by until the command is started, once the
-/// datastore serves: whoever waits for this pod must hear it, or in order others would never be created. From then on probes are
-/// the command's own affair, and before too: one that is slow to start has the time that the startup probe gives. Never ends.
-pub async fn until_served(settings: Settings, mut health: watch::Receiver<Health>) -> std::convert::Infallible {
+/// Answers on the port that a wrapped command is to have, from when it must ([`Health::answers_for_command`]) until the command is
+/// started: whoever waits for this pod must hear it, or in order others would never be created, and one that boots anew must
+/// not be taken for a hung pod. From then on probes are the command's own affair. Never ends.
+pub async fn until_started(settings: Settings, mut health: watch::Receiver<Health>) -> std::convert::Infallible {
     let (address, port) = (settings.listen.address, settings.listen.front_port);
-    while health.wait_for(|health| health.stands_by && !health.datastore_ready).await.is_ok() {
-        // The command may run on while the datastore is started anew.
+    while health.wait_for(|health| health.answers_for_command()).await.is_ok() {
+        // What the command has left behind may have it.
         let Ok(listener) = TcpListener::bind((address, port)).await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
         tokio::select! {
             never = Front::new(&settings, None).serve(listener, health.clone()) => match never {},
-            _ = async { health.clone().wait_for(|health| health.datastore_ready).await.map(drop) } => {}
+            _ = async { health.clone().wait_for(|health| health.startup == Startup::Started).await.map(drop) } => {}
         }
     }
     std::future::pending().await

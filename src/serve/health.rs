@@ -23,6 +23,21 @@ pub struct Health {
     pub stands_by: bool,
     /// While it stands by: where clients are served, the front port of a pod whose own API server is ready.
     pub elsewhere: Option<SocketAddr>,
+    /// How far the API server, or the wrapped command, is.
+    pub startup: Startup,
+}
+
+/// How far the API server of this pod is, or the command that is wrapped in its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Startup {
+    /// Not started since this process began: the startup probe gives it time.
+    #[default]
+    First,
+    /// It ran, and is not started again before the datastore serves, or serves anew: the startup probe has succeeded long
+    /// ago, so that liveness is asked for meanwhile.
+    Again,
+    /// It has been started.
+    Started,
 }
 
 /// Whether readiness includes an API server in this pod.
@@ -30,8 +45,10 @@ pub struct Health {
 pub enum Serves {
     /// An API server runs here, and connections go to it once it is ready.
     ApiServer,
-    /// The datastore alone (`distro: none`, or a wrapped command that is not known to be an API server).
+    /// The datastore alone (`distro: none`).
     DatastoreOnly,
+    /// A wrapped command listens there itself. Until it is started it is answered for.
+    Command,
 }
 
 /// An HTTP answer.
@@ -48,6 +65,16 @@ const fn answer(status: u16, body: &'static str) -> Answer {
 }
 
 impl Health {
+    /// Whether probes of the port that a wrapped command is to have must be answered for it: it does not run, and somebody
+    /// waits for the answer.
+    pub fn answers_for_command(self) -> bool {
+        match self.startup {
+            Startup::First => self.stands_by,
+            Startup::Again => true,
+            Startup::Started => false,
+        }
+    }
+
     /// Whether this pod is ready.
     pub fn ready(self, serves: Serves) -> bool {
         self.readiness(serves).status == 200
@@ -76,6 +103,8 @@ impl Health {
             answer(503, "waiting for the datastore to answer linearizable reads\n")
         } else if serves == Serves::ApiServer && !self.apiserver_ready {
             answer(503, "waiting for the API server to become ready\n")
+        } else if serves == Serves::Command {
+            answer(503, "waiting for the command to be started\n")
         } else {
             answer(200, "ok\n")
         }
@@ -88,8 +117,11 @@ pub fn answer_to(method: &str, path: &str, health: Health, serves: Serves) -> An
         "/readyz" => health.readiness(serves),
         "/healthz" | "/livez" => answer(200, "ok\n"),
         // Clients that are not probes: 503 makes them try again, where 404 would be taken for an API server's word.
-        _ if serves == Serves::ApiServer => answer(503, "the API server cannot take this request now; try again\n"),
-        _ => answer(404, "no API server runs here; known paths: /readyz /healthz /livez\n"),
+        _ => match serves {
+            Serves::ApiServer => answer(503, "the API server cannot take this request now; try again\n"),
+            Serves::Command => answer(503, "the command that serves here has not been started; try again\n"),
+            Serves::DatastoreOnly => answer(404, "no API server runs here; known paths: /readyz /healthz /livez\n"),
+        },
     };
     match method {
         "GET" | "HEAD" => known,
@@ -105,19 +137,35 @@ mod tests {
     const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
 
     fn states() -> impl Iterator<Item = Health> {
-        (0..16u8).map(|bits| Health {
+        let startups = [Startup::First, Startup::Again, Startup::Started];
+        let states = startups.into_iter().flat_map(|startup| (0..16u8).map(move |bits| (bits, startup)));
+        states.map(|(bits, startup)| Health {
             datastore_ready: bits & 1 != 0,
             apiserver_ready: bits & 2 != 0,
             stopping: bits & 4 != 0,
             stands_by: bits & 8 != 0,
             elsewhere: Some(PEER),
+            startup,
         })
+    }
+
+    #[test]
+    fn a_command_is_answered_for_while_it_does_not_run_and_is_waited_for() {
+        for health in states() {
+            let first = health.startup == Startup::First && health.stands_by;
+            assert_eq!(health.answers_for_command(), first || health.startup == Startup::Again, "{health:?}");
+            // Until it runs nobody is to be sent there, nor to take our word for an API server's.
+            let stands_by = health.stands_by && !health.stopping;
+            assert_eq!(health.ready(Serves::Command), stands_by, "{health:?}");
+            assert_eq!(answer_to("GET", "/api/v1/nodes", health, Serves::Command).status, 503, "{health:?}");
+        }
+        assert!(!Health::default().answers_for_command(), "a first start has the startup probe's time");
     }
 
     #[test]
     fn liveness_depends_on_nothing() {
         for health in states() {
-            for serves in [Serves::ApiServer, Serves::DatastoreOnly] {
+            for serves in [Serves::ApiServer, Serves::DatastoreOnly, Serves::Command] {
                 for path in ["/healthz", "/livez", "/livez?verbose"] {
                     assert_eq!(answer_to("GET", path, health, serves).status, 200, "{path} {health:?}");
                 }

@@ -199,7 +199,8 @@ impl Boot<'_> {
             BootDecision::Wait(wait) => {
                 if news {
                     tracing::warn!(remedy = wait.remedy(), "waiting: {}", wait.what());
-                    if let (Known::Unknown(why), true) = (&facts.claims, unusable && facts.host_configured) {
+                    let usable = matches!(facts.data_dir, DataDirFact::Empty | DataDirFact::Valid { .. });
+                    if let (Known::Unknown(why), false) = (&facts.claims, usable || !facts.host_configured) {
                         tracing::warn!(why, "the host cluster's API does not say whether there are other volumes");
                     }
                 }

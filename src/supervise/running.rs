@@ -21,7 +21,7 @@ use super::{Anew, Command};
 use crate::datadir::DatadirLock;
 use crate::exit::{Exit, refuse};
 use crate::membership::leave::FOR_ETCD;
-use crate::serve::health::Health;
+use crate::serve::health::{Health, Startup};
 use crate::telemetry::{self, Phase};
 
 /// Orphans that PID 1 reaps at one SIGCHLD; the others' turn comes with the next.
@@ -232,11 +232,12 @@ impl Running {
             datastore_ready: datastore.is_none_or(|role| self.state.serves(role)),
             apiserver_ready: has(Role::ApiServer) && self.state.serves(Role::ApiServer),
             stopping: self.state.stopping(),
-            stands_by: false,
-            elsewhere: None,
+            ..Health::default()
         };
+        // What is told elsewhere stays.
         self.health.send_if_modified(|health| {
-            let now = Health { stands_by: health.stands_by, elsewhere: health.elsewhere, ..now };
+            let Health { stands_by, elsewhere, startup, .. } = *health;
+            let now = Health { stands_by, elsewhere, startup, ..now };
             std::mem::replace(health, now) != now
         });
         if !now.stopping {
@@ -246,6 +247,10 @@ impl Running {
                 (true, ..) => Phase::Run,
             });
         }
+    }
+
+    fn startup(&self, now: Startup) {
+        self.health.send_if_modified(|health| std::mem::replace(&mut health.startup, now) != now);
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -321,6 +326,10 @@ impl Running {
 
     fn start(&mut self, child: Index) {
         let Some(spec) = self.specs.get(child) else { return };
+        // Whoever answered in its place leaves the port to it.
+        if spec.role == Role::ApiServer {
+            self.startup(Startup::Started);
+        }
         let lock = self.has_the_data(spec.role).then_some(&*self.lock);
         let oom_kills = memory::oom_kills();
         let (process, output) = match child::spawn(spec, lock) {
@@ -443,6 +452,10 @@ impl Running {
         }
         if let Some(slot) = self.causes.get_mut(child) {
             *slot = Some(cause);
+        }
+        // It is not started before the datastore serves, or the boot has begun anew.
+        if live.child.role() == Role::ApiServer && (self.state.stopping() || !self.health.borrow().datastore_ready) {
+            self.startup(Startup::Again);
         }
         let ready_for = live.ready.map_or(Duration::ZERO, |since| since.elapsed());
         if anew {

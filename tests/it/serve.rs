@@ -19,7 +19,7 @@ use syncer::etcd::version::EtcdVersion;
 use syncer::pki::PkiPaths;
 use syncer::serve::distro::{Backend, apiserver_address, specs};
 use syncer::serve::front::{Front, bind};
-use syncer::serve::health::Health;
+use syncer::serve::health::{Health, Startup};
 use syncer::serve::prepare::prepare;
 use syncer::settings::flags::{DistroFlag, Flags};
 use syncer::settings::load::{Loader, Surroundings};
@@ -35,8 +35,14 @@ use crate::support::populate::{Plan, populate};
 use crate::support::processes::{Process, Processes};
 use crate::support::{free_port, part, poll};
 
-const READY: Health =
-    Health { datastore_ready: true, apiserver_ready: true, stopping: false, stands_by: false, elsewhere: None };
+const READY: Health = Health {
+    datastore_ready: true,
+    apiserver_ready: true,
+    stopping: false,
+    stands_by: false,
+    elsewhere: None,
+    startup: Startup::Started,
+};
 
 /// Settings as `syncer start` would have them on a laptop, with ports of their own.
 fn settings(data_dir: &Path, flags: Flags, env: &[(&str, &str)]) -> Settings {
