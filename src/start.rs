@@ -57,8 +57,8 @@ use crate::serve::health::{Health, Startup};
 use crate::serve::k0s;
 use crate::serve::prepare;
 use crate::serve::token::SharedToken;
+use crate::settings::Settings;
 use crate::settings::load::Loader;
-use crate::settings::{Distro, Settings};
 use crate::supervise::backoff::Backoff;
 use crate::supervise::probe::{EtcdAccess, Watch};
 use crate::supervise::spec::{ChildSpec, Role};
@@ -123,13 +123,16 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         Some(_) if others => Some(tokio::spawn(front::until_started(settings.clone(), watched))),
         Some(_) => None,
     };
-    if let Some(host) = host.as_ref().filter(|_| settings.distro == Distro::K3s && settings.wrapped.is_none()) {
-        let with = share::With { host, settings: &settings, disk: &disk };
-        let token = SharedToken(&settings);
-        if share::obtain(&token, &host.k3s_token(), &with, &health, &mut stop).await? == share::Outcome::Stopped {
-            return Ok(());
+    let shared_token = match &host {
+        Some(host) if SharedToken(&settings).is_shared() => {
+            let with = share::With { host, settings: &settings, disk: &disk };
+            match share::obtain(&SharedToken(&settings), &host.k3s_token(), &with, &health, &mut stop).await? {
+                share::Outcome::Here(shared) => shared,
+                share::Outcome::Stopped => return Ok(()),
+            }
         }
-    }
+        _ => false,
+    };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
     let specs = |settings: &Settings| distro::specs(settings, &backend, &prepared).map_err(prepare::usage);
     let servers = specs(&settings)?;
@@ -194,7 +197,8 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         loader,
         now,
         pki,
-        shared_ca,
+        shared_ca: shared_ca.into(),
+        shared_token: shared_token.into(),
         disk,
         lock,
         etcd,
@@ -233,7 +237,11 @@ async fn live(
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());
         }
-        let bootstrap = match boot::boot(pod, stop).await? {
+        let booted = tokio::select! {
+            booted = boot::boot(pod, stop) => booted?,
+            never = share::keep(pod) => match never {},
+        };
+        let bootstrap = match booted {
             Booted::Etcd(bootstrap) => Some(bootstrap),
             Booted::Sqlite => None,
             Booted::Stopped => return Ok(()),

@@ -14,7 +14,7 @@ use crate::disk::Disk;
 use crate::exit::{Exit, refuse};
 use crate::host::secret::SecretData;
 use crate::host::share::{Fact, Local, Naming, Print, Sharing, There};
-use crate::settings::Settings;
+use crate::settings::{Distro, Settings};
 
 /// As long as vCluster's own.
 const TOKEN_CHARS: usize = 64;
@@ -92,6 +92,13 @@ fn print(token: &str) -> Print {
 
 /// The token, as the pods share it.
 pub struct SharedToken<'a>(pub &'a Settings);
+
+impl SharedToken<'_> {
+    /// Whether this pod runs k3s and gives it a token.
+    pub fn is_shared(&self) -> bool {
+        self.0.distro == Distro::K3s && self.0.wrapped.is_none()
+    }
+}
 
 /// The only thing that is shared in its Secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +41,9 @@ pub struct Pod {
     /// Its certificates.
     pub pki: Pki,
     /// Whether its CAs are those of the Secret that every pod reads.
-    pub shared_ca: bool,
+    pub shared_ca: AtomicBool,
+    /// Whether k3s' token here is known to be the one in the Secret.
+    pub shared_token: AtomicBool,
     /// The disk.
     pub disk: RealDisk,
     /// The data directory's lock.
@@ -180,7 +183,7 @@ impl Pod {
         if let Some(broken) = &*self.broken.lock().unwrap_or_else(PoisonError::into_inner) {
             broken.add_to(&mut facts);
         }
-        facts.shared_ca |= self.shared_ca;
+        facts.shared_ca |= self.shared_ca.load(Ordering::Relaxed);
         if let Some(view) = &look.host {
             view.add_to(&mut facts, self.seed());
         }

@@ -1,6 +1,7 @@
 //! Carries out what is decided about a Secret by which all pods share something: the certificates, k3s' token.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
@@ -19,6 +20,7 @@ use crate::host::statefulset;
 use crate::pki::plan::Input;
 use crate::pki::shared::SharedPki;
 use crate::serve::health::Health;
+use crate::serve::token::SharedToken;
 use crate::settings::Settings;
 use crate::supervise::StopSignals;
 
@@ -105,21 +107,31 @@ pub async fn obtain<S: Sharing>(
     }
 }
 
-/// While the pod runs: puts into the Secret what it lacks, so that pods that are added find it, and says when it has
-/// something else. Never ends.
+/// While the pod boots and runs: puts into the Secrets what they lack, so that pods that are added find it, and says when
+/// they have something else. A pod that has all of it starts without being able to use them, and those that have nothing
+/// wait for it, which may wait for them. Never ends.
 pub async fn keep(pod: &Pod) -> Infallible {
     let Some(host) = &pod.host else { return std::future::pending().await };
-    let (what, secret) = (pki(&pod.settings), host.certs());
     let with = With { host, settings: &pod.settings, disk: &pod.disk };
+    let (pki, token) = (pki(&pod.settings), SharedToken(&pod.settings));
+    let (certs, k3s_token) = (host.certs(), host.k3s_token());
+    tokio::select! {
+        never = kept(&pki, &certs, &with, &pod.shared_ca) => never,
+        never = kept(&token, &k3s_token, &with, &pod.shared_token), if token.is_shared() => never,
+    }
+}
+
+/// One Secret looked after; `sure`: whether all that is here is known to be what it has.
+async fn kept<S: Sharing>(what: &S, secret: &SecretObject, with: &With<'_>, sure: &AtomicBool) -> Infallible {
     let mut round = Round { only_publishes: true, ..Round::default() };
     let mut said = Said::default();
-    let mut sure = pod.shared_ca;
     loop {
-        tokio::time::sleep(if sure { SURE_EVERY } else { UNSURE_EVERY }).await;
-        sure = match round.next(&what, &secret, &with).await {
+        let every = if sure.load(Ordering::Relaxed) { SURE_EVERY } else { UNSURE_EVERY };
+        tokio::time::sleep(every).await;
+        let shared = match round.next(what, secret, with).await {
             Ok(Step::Go { shared }) => shared,
             Ok(Step::Refuse(refusal)) => {
-                said.say(&format!("{:#}", refusal.error(&secret.name, &what)), "before this pod is started again");
+                said.say(&format!("{:#}", refusal.error(&secret.name, what)), "before this pod is started again");
                 false
             }
             Ok(_) => false,
@@ -128,6 +140,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
                 false
             }
         };
+        sure.store(shared, Ordering::Relaxed);
     }
 }
 

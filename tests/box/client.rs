@@ -16,7 +16,7 @@ use super::coredns::Mood;
 use super::protocol::{ApiMood, Config, LOG, NetworkMode, Policy, Program, Reply, Request, SOCKET, Status};
 
 /// How long a box may take to come up, without its pods.
-const UP_PATIENCE: Duration = Duration::from_secs(60);
+const UP_PATIENCE: Duration = Duration::from_secs(180);
 
 impl Config {
     /// A StatefulSet `vc` in namespace `team-a` as the charts have it, in folder `dir`.

@@ -169,7 +169,7 @@ impl Host {
         let api = host.api.clone();
         network.inside(move || {
             for (path, object) in &objects {
-                api.create(path, object)?;
+                api.created(path, object)?;
             }
             // What a pod finds at /var/run/secrets/kubernetes.io/serviceaccount.
             let account = dir.join("serviceaccount");
@@ -302,6 +302,20 @@ impl Api {
     /// POST of an object.
     pub fn create(&self, path: &str, object: &Value) -> anyhow::Result<Value> {
         self.request("POST", path, "application/json", Some(object))
+    }
+
+    /// POST of an object, tried until it is there: the API server has just been started.
+    fn created(&self, path: &str, object: &Value) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            match self.create(path, object) {
+                Ok(_) => return Ok(()),
+                // By an earlier try whose answer was late.
+                Err(error) if error.to_string().contains("AlreadyExists") => return Ok(()),
+                Err(error) if began.elapsed() >= PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
     }
 
     /// A merge patch.

@@ -25,7 +25,9 @@ pub fn get(address: SocketAddr, path: &str, config: &Arc<ClientConfig>) -> Optio
     tcp.set_write_timeout(Some(PATIENCE)).ok()?;
     let tls = ClientConnection::new(config.clone(), ServerName::try_from("localhost").ok()?).ok()?;
     let mut stream = StreamOwned::new(tls, tcp);
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    // In one record: some servers read once.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
     let mut text = Vec::new();
     // Servers may end without a TLS close; what was read until then counts.
     let _ = stream.read_to_end(&mut text);

@@ -18,7 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
-use crate::support::statefulset::{TestBox, can_be_held_back, statefulset};
+use crate::support::statefulset::{TestBox, can_be_held_back, has_time_to_leave, statefulset};
 use crate::support::{part, poll, syncer};
 
 /// So long nothing must change where nothing may.
@@ -211,7 +211,7 @@ fn secret_away(scene: &mut Scene) {
     scene.set.lose_volume(2).expect("lose the volume");
     said(scene, "this pod may not use Secret vc-certs");
     assert!(!scene.set.volume("vc-2").join("pki").exists(), "it made one of its own");
-    assert!(scene.set.get(2, "/healthz").is_some(), "a pod that waits for the Secret does not live");
+    poll("a pod that waits for the Secret lives", CHANGE, || scene.set.get(2, "/healthz"));
     assert!(scene.set.get(2, "/readyz").is_none(), "it is ready");
     allow_secrets(&scene.set, true);
     said(scene, "has been formed, and Secret vc-certs has no CA of etcd");
@@ -301,8 +301,8 @@ fn a_pod_that_finds_the_api_hanging_waits_and_joins_when_it_is_back() {
     let began = Instant::now();
     while began.elapsed() < NOTHING {
         assert!(!scene.set.volume("vc-1").join("etcd").exists(), "it formed or joined");
-        assert!(scene.set.get(1, "/healthz").is_some(), "it does not live");
-        let said = ask(&Access::of(&scene.set, 0)).expect("pod 0 serves on");
+        poll("it lives", CHANGE, || scene.set.get(1, "/healthz"));
+        let said = poll("pod 0 serves on", CHANGE, || ask(&Access::of(&scene.set, 0)));
         assert_eq!((said.voters.len(), said.learners), (1, 0));
         std::thread::sleep(Duration::from_millis(200));
     }
@@ -398,8 +398,7 @@ fn a_pod_whose_k0s_would_make_cas_of_its_own_does_not_join() {
     put(&|file| std::fs::read(file).expect("read a file"));
     set.wait("both serve", CHANGE, |s| s.settled && s.pods.len() == 2)
         .unwrap_or_else(|e| panic!("{e:#}{}", set.log("vc-1")));
-    let said = ask(&Access::of(&set, 1)).expect("it serves");
-    assert_eq!((said.voters.len(), said.learners), (2, 0));
+    poll("both vote", CHANGE, || ask(&Access::of(&set, 1)).filter(|said| (said.voters.len(), said.learners) == (2, 0)));
 }
 
 /// In the place of k3s: keeps the token that it is given, and serves what is asked of an API server by probes.

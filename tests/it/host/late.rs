@@ -60,7 +60,7 @@ fn an_answer_that_is_late_while_pods_stop_is_waited_for() {
     if !possible() {
         return;
     }
-    let mut scene = Scene::of(3, hosted(3, Policy::Parallel, |_| ()));
+    let mut scene = Scene::of(3, hosted(3, Policy::Parallel, has_time_to_leave));
     etcd_calls_it_healthy();
     scene.set.host_api(ApiMood::Late).expect("a mood");
     scene.set.kubectl(&["scale", "statefulset", "vc", "--replicas=1"]);

@@ -86,7 +86,11 @@ fn three_at_once_where_one_ran_sqlite() {
     }
     for policy in [Policy::Parallel, Policy::OrderedReady] {
         let folder = tempfile::tempdir().expect("a folder");
-        let set = hosted(0, policy, |config| with_k3s(config, folder.path()));
+        let set = hosted(0, policy, |config| {
+            with_k3s(config, folder.path());
+            // Ended for its liveness on a busy machine, the seed would take up the values before it is to.
+            config.liveness_ms = 2000;
+        });
         let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
         values("embeddedEtcd:\n  enabled: false\n");
         let mut history = History::new(Era::V0_14);
@@ -138,6 +142,41 @@ fn three_at_once_where_one_ran_sqlite() {
         poll("three voters", CHANGE, || ask(&Access::of(&set, 0)).filter(|said| said.voters.len() == 3));
         assert_eq!(set.etcdctl(2, &["get", "/registry/kept", "--print-value-only"]), "x\n");
         assert!(!shared(&set, "etcd-ca.key").is_empty() && !db.exists());
+    }
+}
+
+/// The seed has its token from when it ran SQLite, cannot put it into the Secret when it is started, and goes on; the others wait
+/// for that token, and the seed for their word that they have no data.
+#[test]
+fn a_token_that_could_not_be_shared_at_first_is_shared_later() {
+    if !possible() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let set = hosted(0, Policy::Parallel, |config| {
+        with_k3s(config, folder.path());
+        config.liveness_ms = 2000;
+    });
+    let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
+    // The Secret that another release left behind is not there: the token lies on the volume alone.
+    let token = set.volume("vc-0").join("server/token");
+    std::fs::create_dir_all(token.parent().expect("a folder")).expect("make the volume");
+    std::fs::write(&token, "a-token-of-k3s").expect("write a token");
+    allow_secrets(&set, false);
+    values("pro: true\nembeddedEtcd:\n  enabled: true\nsyncer:\n  replicas: 3\n");
+    set.kubectl(&["scale", "statefulset", "vc", "--replicas=3"]);
+    let said = |pod: &str, what: &str| poll(what, CHANGE, || set.log(pod).contains(what).then_some(()));
+    said("vc-0", "this pod may not use Secret vc-certs");
+    for pod in ["vc-1", "vc-2"] {
+        said(pod, "this pod may not use Secret vc-k3s-vc");
+    }
+    allow_secrets(&set, true);
+    let three = |s: &Status| s.settled && s.pods.len() == 3;
+    set.wait("three pods", CHANGE, three).unwrap_or_else(|e| panic!("{e:#}{}{}", set.log("vc-0"), set.log("vc-1")));
+    poll("three voters", CHANGE, || ask(&Access::of(&set, 0)).filter(|said| said.voters.len() == 3));
+    for pod in ["vc-0", "vc-1", "vc-2"] {
+        let given = std::fs::read_to_string(set.volume(pod).join("given-token")).expect("k3s was started");
+        assert_eq!(given, "a-token-of-k3s", "{pod}");
     }
 }
 

@@ -11,7 +11,7 @@ use syncer::disk::{Disk, RealDisk};
 
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::Policy;
-use crate::support::statefulset::TestBox;
+use crate::support::statefulset::{TestBox, has_time_to_leave};
 use crate::support::{part, poll, syncer};
 
 impl Scene {
@@ -123,7 +123,7 @@ fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
 /// etcd lets nobody who runs go for five seconds after any of them has connected, and a stopping pod has little longer.
 #[test]
 fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
-    let mut scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
+    let mut scene = Scene::of(1, TestBox::syncer_with(1, Policy::Parallel, has_time_to_leave));
     for round in 1..=2 {
         scene.set.scale(3).expect("scale");
         poll("three voters", CHANGE, || ask(&Access::of(&scene.set, 0)).filter(|said| said.voters.len() == 3));
@@ -142,7 +142,7 @@ fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
 /// As helm has it in one upgrade under Parallel: those that leave and the seed, which leads, are told to stop together.
 #[test]
 fn those_that_leave_are_removed_by_a_leader_that_is_told_to_stop_too() {
-    let mut scene = Scene::of(3, TestBox::syncer(3, Policy::Parallel));
+    let mut scene = Scene::of(3, TestBox::syncer_with(3, Policy::Parallel, has_time_to_leave));
     etcd_calls_it_healthy();
     for replicas in [1, 3, 1] {
         let seed = scene.set.status().expect("a status").pods[&0].pid.expect("it runs");

@@ -124,7 +124,7 @@ fn a_pod_whose_clock_disagrees_is_told_apart_and_comes_back_when_that_is_mended(
         });
         let before = scene.writer.acknowledged().len();
         poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > before + 20).then_some(()));
-        assert_eq!(scene.set.status().expect("a status").ready(), [0, 2]);
+        scene.set.until("the others are ready", |s| s.ready() == [0, 2]);
         copy_peer(&pki, &own);
         scene.set.wait("it is back", CHANGE, |s| s.settled).unwrap_or_else(|e| panic!("{e:#}"));
         scene.rests("the certificates fit again", 3);

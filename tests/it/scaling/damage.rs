@@ -184,6 +184,6 @@ fn a_data_dir_of_another_cluster_is_refused_and_nothing_is_changed() {
     poll(&refusal, CHANGE, || set.log("vc-1").contains(&refusal).then_some(()));
     assert!(set.log("vc-1").contains("delete the volumes of the one that is not to be kept"), "the remedy");
     assert!(contents(&dir) == before, "nothing was changed");
-    let said = ask(&Access::of(&set, 0)).expect("pod 0 serves on");
+    let said = poll("pod 0 serves on", CHANGE, || ask(&Access::of(&set, 0)));
     assert_eq!((said.cluster, said.voters.len(), said.learners), (mine, 1, 0));
 }

@@ -167,7 +167,7 @@ fn a_learner_that_is_stuck_is_evicted_and_holds_up_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
     let set = TestBox::syncer_with(1, Policy::Parallel, |config| {
         with_etcd(config, folder.path(), HANGS_ONCE);
-        config.env.insert("SYNCER_STALLED_SECONDS".to_owned(), "15".to_owned());
+        config.env.insert("SYNCER_STALLED_SECONDS".to_owned(), "30".to_owned());
     });
     let mut scene = Scene::of(1, set);
     scene.set.scale(2).expect("scale");

@@ -11,9 +11,9 @@ use syncer::disk::{Disk, RealDisk};
 use tempfile::TempDir;
 
 use super::{CHANGE, Scene, etcd_calls_it_healthy};
-use crate::statefulset_box::protocol::{Config, Policy, Program};
+use crate::statefulset_box::protocol::{Config, Policy};
 use crate::support::poll;
-use crate::support::statefulset::TestBox;
+use crate::support::statefulset::{TestBox, has_time_to_leave};
 
 /// A point, and whose pod is killed there; `None`: the first that comes by.
 pub type Kill = (&'static str, Option<u32>);
@@ -118,11 +118,8 @@ fn a_kill_within_any_step_loses_no_write_and_no_member() {
     let mut kills = Kills::new();
     let set = TestBox::syncer_with(0, Policy::Parallel, |config| {
         kills.are_of(config);
-        // On a busy machine too nobody is to run out of time before it is removed: the others would have no quorum, and no kill
-        // of these would be to blame.
-        config.grace_ms = 30_000;
-        let Program::Syncer { args, .. } = &mut config.program else { panic!("pods of syncer") };
-        args.push("--shutdown-grace=25s".to_owned());
+        // No kill of these would be to blame.
+        has_time_to_leave(config);
     });
     let seed = Some(0);
     kills.next(&[("form-noted", seed), ("form-built", seed), ("form-in-place", seed), ("form-done", seed)]);

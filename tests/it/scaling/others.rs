@@ -96,7 +96,7 @@ fn a_pod_that_serves_another_cluster_stops_once_it_sees_those_that_serve_theirs(
     assert!(!scene.set.log("vc-0").contains(": stopping") && !scene.set.log("vc-1").contains(": stopping"));
     let before = scene.writer.acknowledged().len();
     poll("the others go on", CHANGE, || (scene.writer.acknowledged().len() > before + 20).then_some(()));
-    assert_eq!(scene.set.status().expect("a status").ready(), [0, 1]);
+    scene.set.until("the others are ready", |s| s.ready() == [0, 1]);
     // The remedy: the volume that is not to be kept is taken away.
     scene.replaced(2, "the stray volume is gone", |set| set.lose_volume(2).expect("lose the volume"));
     assert!(!scene.writer.finish().is_empty());

@@ -113,7 +113,7 @@ fn etcd_is_upgraded_to_3_7_once_raft_snapshots_have_been_taken() {
                 .then_some(())
         };
         poll(why, CHANGE, said);
-        assert_eq!(scene.set.status().expect("a status").ready(), [0, 1]);
+        scene.set.until("the others are ready", |s| s.ready() == [0, 1]);
     };
     let put_back = |scene: &Scene, line: &str| {
         install(folder.path(), line);

@@ -42,6 +42,14 @@ pub fn can_be_held_back(config: &mut Config, folder: &Path) {
     *file = program;
 }
 
+/// Pods of syncer that have time to leave, however busy the machine is: etcd refuses removals for some seconds after a
+/// connection, and who runs out of time leaves the others without a quorum.
+pub fn has_time_to_leave(config: &mut Config) {
+    config.grace_ms = 30_000;
+    let Program::Syncer { args, .. } = &mut config.program else { panic!("pods of syncer") };
+    args.push("--shutdown-grace=25s".to_owned());
+}
+
 /// Arguments of `syncer start` by which each pod runs a command in the API server's place that says `an API server runs`, and answers
 /// probes on 8443. Each notes its starts in the folder.
 pub fn wrapped(folder: &Path) -> [String; 4] {
@@ -177,6 +185,8 @@ impl TestBox {
         let output = Command::new(part("etcdctl"))
             .args([format!("--endpoints=https://localhost:{port}"), file("cacert", "etcd/ca.crt")])
             .args([file("cert", "etcd/healthcheck-client.crt"), file("key", "etcd/healthcheck-client.key")])
+            // Etcd may be started anew, and its members may elect, meanwhile.
+            .args(["--command-timeout=60s", "--dial-timeout=10s"])
             .args(args)
             .output()
             .expect("run etcdctl");
