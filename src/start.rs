@@ -306,7 +306,10 @@ async fn live(
             }
         };
         // Decided anew: what ran is not what should.
-        pod.health.send_modify(|health| *health = Health { startup: Startup::Again, ..Health::default() });
+        pod.health.send_modify(|health| {
+            let startup = if health.startup == Startup::First { Startup::First } else { Startup::Again };
+            *health = Health { startup, ..Health::default() };
+        });
         telemetry::set_phase(Phase::Boot);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

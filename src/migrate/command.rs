@@ -134,7 +134,10 @@ impl FromStr for Place {
             (_, "") if text.ends_with(':') => Err("nothing stands behind the colon".to_owned()),
             (Some(kind), place) => Ok(Place { kind, place: place.to_owned() }),
             _ if kind == "s3" => Err("must be snapshot:s3://BUCKET/PREFIX/NAME.db".to_owned()),
-            _ => Err(format!("must be one of {}", sources(|_| String::new()).join(", "))),
+            _ => {
+                let [from, to] = [sources(|_| String::new()), targets(|_| String::new())].map(|kinds| kinds.join(", "));
+                Err(format!("must be one of {from} to read from, and one of {to} to write to"))
+            }
         }
     }
 }

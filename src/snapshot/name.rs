@@ -43,6 +43,11 @@ impl SnapshotName {
         &self.cluster
     }
 
+    /// Whether both are of one virtual cluster and one etcd cluster.
+    pub fn same_store(&self, other: &Self) -> bool {
+        self.cluster == other.cluster && self.of == other.of
+    }
+
     /// When it was taken.
     pub fn taken(&self) -> OffsetDateTime {
         self.taken
@@ -105,8 +110,7 @@ pub fn expired(
     keep: usize,
     now: OffsetDateTime,
 ) -> Vec<SnapshotName> {
-    let other =
-        |name: &SnapshotName| name.cluster == newest.cluster && name.of == newest.of && name.taken != newest.taken;
+    let other = |name: &SnapshotName| name.same_store(newest) && name.taken != newest.taken;
     let mut others: Vec<_> = names.into_iter().filter(other).collect();
     others.sort_by_key(|name| (name.taken <= now + CLOCKS, name.taken));
     others.truncate((others.len() + 1).saturating_sub(keep.max(1)));

@@ -80,17 +80,18 @@ impl Schedule {
         OffsetDateTime::from_unix_timestamp(next.timestamp().as_second()).ok()
     }
 
-    /// When the next snapshot of `cluster` is due at `now`, where `kept` are there; at once if none is. A time in the
-    /// past: it was missed, and is made up for at once, once for however many were missed. `None`: never again.
+    /// When the next snapshot is due, `next` being the name of one that is taken now, where `kept` are there; at once if none of
+    /// these is of its store. A time in the past: it was missed, and is made up for at once, once for however many were
+    /// missed. `None`: never again.
     ///
     /// One that a wrong clock has named after a time to come must not keep others from being taken until then.
     pub fn due<'a>(
         &self,
         kept: impl IntoIterator<Item = &'a SnapshotName>,
-        cluster: &str,
-        now: OffsetDateTime,
+        next: &SnapshotName,
     ) -> Option<OffsetDateTime> {
-        let taken = kept.into_iter().filter(|kept| kept.cluster() == cluster).map(SnapshotName::taken);
+        let now = next.taken();
+        let taken = kept.into_iter().filter(|kept| kept.same_store(next)).map(SnapshotName::taken);
         match taken.filter(|taken| *taken <= now + CLOCKS).max() {
             Some(last) => self.after(last),
             None => Some(now),
@@ -126,17 +127,20 @@ mod tests {
         let now = at("2026-11-24T10:45:00Z");
         let due = |kept: &[&str]| {
             let kept: Vec<_> = kept.iter().map(|name| name.parse::<SnapshotName>().unwrap()).collect();
-            schedule.due(&kept, "vc", now).unwrap()
+            schedule.due(&kept, &"vc-20261124T104500Z-a000000000000001.db".parse().unwrap()).unwrap()
         };
         let (missed, next) = (at("2026-11-20T01:00:00Z"), at("2026-11-24T11:00:00Z"));
         assert_eq!(due(&[]), now, "none at all");
-        assert_eq!(due(&["vc-20270101T000000Z.db"]), now);
-        assert_eq!(due(&["vc-20261120T000000Z.db"]), missed);
-        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20261124T104500Z.db"]), next);
-        // Another cluster's does not count, and neither does one of a time to come; clocks may differ a little.
-        assert_eq!(due(&["vc-20261120T000000Z.db", "o-20261124T104500Z.db"]), missed);
-        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20270101T000000Z.db"]), missed);
-        assert_eq!(due(&["vc-20261120T000000Z.db", "vc-20261124T104600Z.db"]), next);
+        assert_eq!(due(&["vc-20270101T000000Z-a000000000000001.db"]), now);
+        assert_eq!(due(&["vc-20261120T000000Z-a000000000000001.db"]), missed);
+        let old = "vc-20261120T000000Z-a000000000000001.db";
+        assert_eq!(due(&[old, "vc-20261124T104500Z-a000000000000001.db"]), next);
+        // Another virtual cluster's does not count, nor one of another store, such as one that was lost, nor one of a time to
+        // come; clocks may differ a little.
+        assert_eq!(due(&[old, "o-20261124T104500Z-a000000000000001.db"]), missed);
+        assert_eq!(due(&["vc-20261124T104400Z-b000000000000002.db", "vc-20261124T104400Z.db"]), now);
+        assert_eq!(due(&[old, "vc-20270101T000000Z-a000000000000001.db"]), missed);
+        assert_eq!(due(&[old, "vc-20261124T104600Z-a000000000000001.db"]), next);
     }
 
     #[test]

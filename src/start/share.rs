@@ -121,26 +121,31 @@ pub async fn keep(pod: &Pod) -> Infallible {
     }
 }
 
-/// One Secret looked after; `sure`: whether all that is here is known to be what it has.
-async fn kept<S: Sharing>(what: &S, secret: &SecretObject, with: &With<'_>, sure: &AtomicBool) -> Infallible {
-    let mut round = Round { only_publishes: true, ..Round::default() };
+/// One Secret looked after; `shared`: whether all that is here is known to be what it has.
+async fn kept<S: Sharing>(what: &S, secret: &SecretObject, with: &With<'_>, shared: &AtomicBool) -> Infallible {
+    let mut round = Round { acts: Acts::Publishes, ..Round::default() };
     let mut said = Said::default();
+    let mut sure = shared.load(Ordering::Relaxed);
     loop {
-        let every = if sure.load(Ordering::Relaxed) { SURE_EVERY } else { UNSURE_EVERY };
-        tokio::time::sleep(every).await;
-        let shared = match round.next(what, secret, with).await {
-            Ok(Step::Go { shared }) => shared,
+        tokio::time::sleep(if sure { SURE_EVERY } else { UNSURE_EVERY }).await;
+        let known = match round.next(what, secret, with).await {
+            Ok(Step::Go { shared }) if round.read => Some(shared),
             Ok(Step::Refuse(refusal)) => {
                 said.say(&format!("{:#}", refusal.error(&secret.name, what)), "before this pod is started again");
-                false
+                // Should the Secret be deleted, those that had what was in it are to make it anew.
+                round.acts = Acts::Looks;
+                Some(false)
             }
-            Ok(_) => false,
+            Ok(_) => None,
             Err(error) => {
                 tracing::debug!("the Secret {} is not looked after: {error:#}", secret.name);
-                false
+                None
             }
         };
-        sure.store(shared, Ordering::Relaxed);
+        sure = known == Some(true);
+        if let Some(known) = known {
+            shared.store(known, Ordering::Relaxed);
+        }
     }
 }
 
@@ -154,13 +159,27 @@ pub struct With<'a> {
     pub disk: &'a dyn Disk,
 }
 
+/// What is done of what is decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Acts {
+    /// All of it.
+    #[default]
+    All,
+    /// What is here is put into the Secret. Nothing is adopted, and nothing made: this pod would not have it.
+    Publishes,
+    /// Nothing.
+    Looks,
+}
+
 /// One look, decision and act after the other.
 #[derive(Default)]
 struct Round {
     /// The API has refused a write, with its reason.
     denied: Option<String>,
-    /// Nothing is adopted.
-    only_publishes: bool,
+    /// What is done of what was decided.
+    acts: Acts,
+    /// The Secret was read, or there is none.
+    read: bool,
     /// The marker was read, and no cluster has been formed.
     never_formed: bool,
 }
@@ -184,6 +203,7 @@ impl Round {
             Err(Failure::Unknown(why)) => (Access::Unknown(why), None),
             Err(Failure::Conflict) => (Access::Unknown("status 409 for a question".to_owned()), None),
         };
+        self.read = matches!(access, Access::Present | Access::Absent);
         let items = match &seen {
             Some(seen) => what.facts(Some(&seen.data))?,
             None => items,
@@ -196,8 +216,13 @@ impl Round {
             step = share::decide(&facts);
         }
         match &step {
-            Step::Publish { held, made } => self.publish(what, secret, seen.as_ref(), held, made).await?,
-            Step::Adopt(items) if !self.only_publishes => {
+            Step::Publish { held, made } if self.acts == Acts::All => {
+                self.publish(what, secret, seen.as_ref(), held, made).await?;
+            }
+            Step::Publish { held, .. } if self.acts == Acts::Publishes && !held.is_empty() => {
+                self.publish(what, secret, seen.as_ref(), held, &[]).await?;
+            }
+            Step::Adopt(items) if self.acts == Acts::All => {
                 if let Some(seen) = &seen {
                     what.adopt(items, &seen.data, with.disk)?;
                 }

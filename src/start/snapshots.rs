@@ -76,7 +76,13 @@ async fn changed(now: &mut watch::Receiver<Settings>) {
 async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> {
     let cluster = cluster_of(&pod.settings);
     let now = OffsetDateTime::now_utc();
-    let due = wanted.schedule.due(&kept(wanted).await?, &cluster, now).context("the schedule has ended")?;
+    // Outside of a pod nobody is told.
+    let running = match pod.own.member() {
+        Some((_, running)) => running,
+        None => pod.etcd_here().await?.status(ETCD_DEADLINE).await?.cluster,
+    };
+    let next = SnapshotName::new(&cluster, running, now);
+    let due = wanted.schedule.due(&kept(wanted).await?, &next).context("the schedule has ended")?;
     if due > now {
         tracing::debug!(target = %wanted.target, %due, "no snapshot is due");
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));

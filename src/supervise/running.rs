@@ -234,9 +234,13 @@ impl Running {
             stopping: self.state.stopping(),
             ..Health::default()
         };
+        // What has ended is not started before the datastore serves, or the boot has begun anew.
+        let runs = self.children.iter().flatten().any(|live| live.child.role() == Role::ApiServer);
+        let may_start = runs || now.datastore_ready && !now.stopping;
         // What is told elsewhere stays.
         self.health.send_if_modified(|health| {
             let Health { stands_by, elsewhere, startup, .. } = *health;
+            let startup = if may_start || startup == Startup::First { startup } else { Startup::Again };
             let now = Health { stands_by, elsewhere, startup, ..now };
             std::mem::replace(health, now) != now
         });
@@ -247,10 +251,6 @@ impl Running {
                 (true, ..) => Phase::Run,
             });
         }
-    }
-
-    fn startup(&self, now: Startup) {
-        self.health.send_if_modified(|health| std::mem::replace(&mut health.startup, now) != now);
     }
 
     fn carry_out(&mut self, action: Action) {
@@ -328,7 +328,9 @@ impl Running {
         let Some(spec) = self.specs.get(child) else { return };
         // Whoever answered in its place leaves the port to it.
         if spec.role == Role::ApiServer {
-            self.startup(Startup::Started);
+            let started =
+                |health: &mut Health| std::mem::replace(&mut health.startup, Startup::Started) != Startup::Started;
+            self.health.send_if_modified(started);
         }
         let lock = self.has_the_data(spec.role).then_some(&*self.lock);
         let oom_kills = memory::oom_kills();
@@ -452,10 +454,6 @@ impl Running {
         }
         if let Some(slot) = self.causes.get_mut(child) {
             *slot = Some(cause);
-        }
-        // It is not started before the datastore serves, or the boot has begun anew.
-        if live.child.role() == Role::ApiServer && (self.state.stopping() || !self.health.borrow().datastore_ready) {
-            self.startup(Startup::Again);
         }
         let ready_for = live.ready.map_or(Duration::ZERO, |since| since.elapsed());
         if anew {

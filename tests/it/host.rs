@@ -212,6 +212,7 @@ fn secret_away(scene: &mut Scene) {
     said(scene, "this pod may not use Secret vc-certs");
     assert!(!scene.set.volume("vc-2").join("pki").exists(), "it made one of its own");
     poll("a pod that waits for the Secret lives", CHANGE, || scene.set.get(2, "/healthz"));
+    assert_eq!(scene.set.status().expect("a status").pods[&2].restarts, 0, "it was ended for that");
     assert!(scene.set.get(2, "/readyz").is_none(), "it is ready");
     allow_secrets(&scene.set, true);
     said(scene, "has been formed, and Secret vc-certs has no CA of etcd");

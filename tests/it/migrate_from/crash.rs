@@ -15,7 +15,7 @@ use crate::support::etcd::PATIENCE;
 use crate::support::{SmallVolume, poll};
 
 /// The crash points of a move, in order, and whether the source is fenced for good from there on.
-const POINTS: [(&str, bool); 19] = [
+pub const POINTS: [(&str, bool); 19] = [
     ("fence-recorded", false),
     ("fence-half-raised", false),
     ("fence-raised", false),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
@@ -9,8 +10,10 @@ use std::thread::JoinHandle;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
+use super::crash::POINTS;
 use super::switch::Writers;
 use super::*;
+use crate::scaling::kills::Kills;
 use crate::scaling::{Access, CHANGE, Said, ask, hash, runtime};
 use crate::statefulset_box::network::GATEWAY;
 use crate::statefulset_box::protocol::{Policy, Program};
@@ -70,10 +73,12 @@ impl Source {
     }
 }
 
-/// Starts three pods at once in a box that has none, and gives what they say in the end. It is the `nth` move there.
-fn all_three_have_it(set: &TestBox, nth: usize) -> Said {
+/// Starts three pods at once in a box that has none, waits for what is to happen `meanwhile`, and gives what they say in the
+/// end. In all there have been so many moves.
+fn all_three_have_it(set: &TestBox, moves: RangeInclusive<usize>, meanwhile: impl FnOnce()) -> Said {
     let source = Source::of(set);
     set.scale(3).expect("scale");
+    meanwhile();
     set.wait("three pods", CHANGE, |s| s.settled && s.pods.len() == 3).expect("three pods");
     let accesses: Vec<_> = (0..3).map(|ordinal| Access::of(set, ordinal)).collect();
     let said = accesses.iter().map(|access| {
@@ -101,8 +106,10 @@ fn all_three_have_it(set: &TestBox, nth: usize) -> Said {
         let served = found.get(key.as_bytes()).map(|key| (String::from_utf8_lossy(&key.1).into_owned(), key.3));
         assert_eq!(served, state, "{key} is not as it was acknowledged");
     }
-    let moves = ["vc-0", "vc-1", "vc-2"].map(|pod| set.log(pod).matches("the source is fenced").count());
-    assert_eq!(moves, [nth, 0, 0], "the seed alone moves, and once");
+    let [by_seed, others @ ..] =
+        ["vc-0", "vc-1", "vc-2"].map(|pod| set.log(pod).matches("the source is fenced").count());
+    assert_eq!(others, [0, 0], "the seed alone moves");
+    assert!(moves.contains(&by_seed), "{by_seed} moves, not {moves:?}");
     said[0].clone()
 }
 
@@ -118,7 +125,28 @@ fn of_three_pods_at_once_the_seed_moves_and_the_others_join() {
     if !set.has_namespaces() {
         return;
     }
-    all_three_have_it(&set, 1);
+    all_three_have_it(&set, 1..=1, || ());
+}
+
+/// The points of a move that its seed is killed at, with what follows a kill.
+fn points(more: &[&'static str]) -> Vec<(&'static str, Option<u32>)> {
+    let all = POINTS.iter().map(|(point, _)| *point).chain(["fence-half-lifted"]).chain(more.iter().copied());
+    all.map(|point| (point, Some(0))).collect()
+}
+
+/// The others wait all the while, whatever the seed has got to, and join what it ends with.
+#[test]
+fn a_seed_that_is_killed_at_every_point_of_its_move_ends_with_it_and_the_others_join() {
+    let mut kills = Kills::new();
+    let set = TestBox::syncer_with(0, Policy::Parallel, |config| {
+        told_to_move(config);
+        kills.are_of(config);
+    });
+    if !set.has_namespaces() {
+        return;
+    }
+    kills.next(&points(&[]));
+    all_three_have_it(&set, 2..=POINTS.len(), || kills.come_within(3 * CHANGE, &set));
 }
 
 #[test]
@@ -127,14 +155,21 @@ fn of_three_hosted_pods_at_once_the_seed_moves_and_the_others_join() {
         println!("this is not tested here");
         return;
     }
-    let set = TestBox::hosted_with(0, Policy::Parallel, told_to_move);
+    let mut kills = Kills::new();
+    let set = TestBox::hosted_with(0, Policy::Parallel, |config| {
+        told_to_move(config);
+        kills.are_of(config);
+    });
     let formed = |said: &Said| {
         let text = set.kubectl(&["get", "configmap", "vc-etcd", "-o", "jsonpath={.data.marker}"]);
         let marker: serde_json::Value = serde_json::from_str(&text).expect("a marker");
         assert_eq!(marker["phase"]["formed"], format!("{:x}", said.cluster), "{marker}");
     };
-    let first = all_three_have_it(&set, 1);
+    // The marker says what was formed only once there is what was moved.
+    kills.next(&points(&["boot-before-mark", "boot-marked"]));
+    let first = all_three_have_it(&set, 2..=POINTS.len(), || kills.come_within(3 * CHANGE, &set));
     formed(&first);
+    let before = set.log("vc-0").matches("the source is fenced").count();
 
     // Undone as docs/migration.md has it, and moved once more.
     set.scale(0).expect("scale");
@@ -143,7 +178,7 @@ fn of_three_hosted_pods_at_once_the_seed_moves_and_the_others_join() {
     for pod in ["vc-0", "vc-1", "vc-2"] {
         std::fs::remove_dir_all(set.volume(pod)).expect("remove the volume");
     }
-    let second = all_three_have_it(&set, 2);
+    let second = all_three_have_it(&set, before + 1..=before + 1, || ());
     formed(&second);
     assert_ne!(first.cluster, second.cluster);
 }

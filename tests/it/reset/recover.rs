@@ -430,6 +430,7 @@ fn killed_at_random_instants_it_converges() {
         let mut alone = start_alone(&copy, &before);
         assert_eq!(keys_of(&alone).len(), 31, "round {round}");
         alone.stop();
+        fs::remove_dir_all(home_of(&copy)).expect("make room for the next");
     }
 }
 

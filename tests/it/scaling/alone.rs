@@ -123,7 +123,7 @@ fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
 /// etcd lets nobody who runs go for five seconds after any of them has connected, and a stopping pod has little longer.
 #[test]
 fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
-    let mut scene = Scene::of(1, TestBox::syncer_with(1, Policy::Parallel, has_time_to_leave));
+    let mut scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
     for round in 1..=2 {
         scene.set.scale(3).expect("scale");
         poll("three voters", CHANGE, || ask(&Access::of(&scene.set, 0)).filter(|said| said.voters.len() == 3));

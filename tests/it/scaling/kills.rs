@@ -78,7 +78,12 @@ impl Kills {
 
     /// Waits until all have come.
     pub fn come(&self, set: &TestBox) {
-        assert!(self.all_come_within(CHANGE), "nobody was killed at {:?} in {CHANGE:?}", self.left());
+        self.come_within(CHANGE, set);
+    }
+
+    /// The same, for many.
+    pub fn come_within(&self, time: Duration, set: &TestBox) {
+        assert!(self.all_come_within(time), "nobody was killed at {:?} in {time:?}", self.left());
         // What has taken a file away and lives on is seen by this.
         let ended = |pod: u32| {
             let log = set.log(&format!("vc-{pod}"));
