@@ -210,7 +210,10 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         broken: Mutex::default(),
         replaced: Mutex::default(),
     };
-    let result = Box::pin(live(&pod, &servers, &companions, &mut stop)).await;
+    let result = tokio::select! {
+        result = Box::pin(live(&pod, &servers, &companions, &mut stop)) => result,
+        never = Box::pin(share::keep(&pod)) => match never {},
+    };
     let tasks = [front.map(|task| task.abort_handle()), words.map(|task| task.abort_handle())];
     tasks.into_iter().flatten().for_each(|task| task.abort());
     drop(wanted);
@@ -237,11 +240,7 @@ async fn live(
             tracing::info!("told to stop while waiting for this pod's own name");
             return Ok(());
         }
-        let booted = tokio::select! {
-            booted = boot::boot(pod, stop) => booted?,
-            never = share::keep(pod) => match never {},
-        };
-        let bootstrap = match booted {
+        let bootstrap = match boot::boot(pod, stop).await? {
             Booted::Etcd(bootstrap) => Some(bootstrap),
             Booted::Sqlite => None,
             Booted::Stopped => return Ok(()),
@@ -280,7 +279,6 @@ async fn live(
             never = timing::follow(pod, &alone, || etcd_spec(pod, &pod.now.borrow(), Bootstrap::Restart), &control) => match never {},
             never = elect_leaders(pod, companions, &control) => match never {},
             never = certificates => match never {},
-            never = share::keep(pod) => match never {},
             never = back::release(pod) => match never {},
             never = leader::look_after(pod) => match never {},
             never = snapshots::keep(pod) => match never {},

@@ -167,6 +167,12 @@ pub fn needs_host<I>(items: &[Fact<I>]) -> bool {
     items.iter().any(|fact| fact.local == Local::Absent && fact.there == There::Absent)
 }
 
+/// What other pods need and cannot be given: a part of it lies here, and the Secret has nothing of it.
+pub fn unshareable<I: Copy>(items: &[Fact<I>]) -> Option<I> {
+    let part = |fact: &&Fact<I>| matches!(fact.local, Local::Held { whole: false, .. }) && fact.there == There::Absent;
+    items.iter().find(part).map(|fact| fact.item)
+}
+
 /// Decides.
 pub fn decide<I: Copy>(facts: &Facts<I>) -> Step<I> {
     let ours: Vec<_> = facts.items.iter().filter(|fact| fact.local != Local::Given).collect();

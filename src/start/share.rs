@@ -180,6 +180,8 @@ struct Round {
     acts: Acts,
     /// The Secret was read, or there is none.
     read: bool,
+    /// It was said what cannot be put into it.
+    said: bool,
     /// The marker was read, and no cluster has been formed.
     never_formed: bool,
 }
@@ -214,6 +216,15 @@ impl Round {
         if let (Step::Publish { .. }, Some(why)) = (&step, self.denied.take()) {
             facts.secret = Access::Denied(why);
             step = share::decide(&facts);
+        }
+        if let (Some(item), true, false) = (share::unshareable(&facts.items), self.read, self.said) {
+            self.said = true;
+            let remedy = format!("complete it ({}); or {}", what.here(item), what.given());
+            tracing::warn!(
+                secret = secret.name,
+                remedy,
+                "a part of the {item} is missing here: no pod can be given it from the Secret"
+            );
         }
         match &step {
             Step::Publish { held, made } if self.acts == Acts::All => {

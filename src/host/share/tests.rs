@@ -52,7 +52,10 @@ fn the_first_puts_what_it_has_and_makes_the_rest() {
     assert_eq!(decide(&absent(Access::Present, &[held(1), held(2)])), publish(&[0, 1], &[]));
     // A CA without its key is no use to others.
     let cert_only = Local::Held { print: print(1), whole: false };
-    assert_eq!(decide(&absent(Access::Absent, &[cert_only])), Step::Go { shared: false });
+    let f = absent(Access::Absent, &[held(2), cert_only]);
+    assert_eq!(unshareable(&f.items), Some(1));
+    assert_eq!(unshareable(&absent(Access::Absent, &[held(2), Local::Given]).items), None);
+    assert_eq!(decide(&Facts { items: f.items[1..].to_vec(), ..f }), Step::Go { shared: false });
 }
 
 #[test]

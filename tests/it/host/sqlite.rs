@@ -1,6 +1,9 @@
 //! A hosted pod that goes to SQLite and comes from it.
 
+use syncer::crash_point::{BACK_BOOT_CRASH_POINTS, BACK_CRASH_POINTS};
+
 use super::*;
+use crate::scaling::kills::Kills;
 use crate::statefulset_box::stand_in::State;
 use crate::support::kine_db::{Era, History};
 
@@ -12,7 +15,11 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let set = hosted(1, Policy::Parallel, |config| with_k0s(config, folder.path()));
+    let mut kills = Kills::new();
+    let set = hosted(1, Policy::Parallel, |config| {
+        with_k0s(config, folder.path());
+        kills.are_of(config);
+    });
     let values = |text: &str| std::fs::write(set.dir().join("values.yaml"), text).expect("write the values");
     let restarted = |what: &str| {
         let before = set.status().expect("a status").pods[&0].incarnation;
@@ -34,7 +41,12 @@ fn after_the_way_back_the_marker_lets_a_new_cluster_form() {
     assert_eq!(set.kubectl(&["get", "role", "vc", "-o", "jsonpath={.rules[0].resources[0]}"]), "configmaps");
     configmaps("nothing");
     values("embeddedEtcd:\n  enabled: false\n  migrateBack: true\n");
+    // Wherever it is killed meanwhile, it goes on.
+    let points = BACK_CRASH_POINTS.iter().chain(BACK_BOOT_CRASH_POINTS).filter(|point| **point != "back-half-written");
+    let points: Vec<_> = points.map(|point| (*point, Some(0))).collect();
+    kills.next(&points);
     restarted("it is ready on SQLite");
+    kills.come(&set);
     let said = |what: &str| poll(what, CHANGE, || set.log("vc-0").contains(what).then_some(()));
     said("the marker may still name the cluster that is SQLite's again");
     configmaps("configmaps");
