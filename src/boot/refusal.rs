@@ -341,7 +341,7 @@ impl Refusal {
             Refusal::EtcdDirWhileDisabled => "set embeddedEtcd.enabled (since 0.20: \
                  controlPlane.backingStore.etcd.embedded.enabled) to true, or have the store written back into SQLite with \
                  migrateBack: true beside it; to go on with SQLite and without what was written to etcd, move the data dir away and, if there is one, rename state.db.migrated back to \
-                 state.db (with its -wal)"
+                 state.db (with its -wal and -shm)"
                 .into(),
             Refusal::TwoSources(_) => {
                 "move away the store that is not this cluster's, or unset migrateFromEtcd: the deployed etcd was not touched"
@@ -360,7 +360,7 @@ impl Refusal {
                  was written since, lift the fence around that etcd (`etcdctl alarm disarm`) and move migration.fence and \
                  migration.journal away"
                 .into(),
-            Refusal::OtherStore { .. } => "if it is this cluster's store, move it there (with its -wal); otherwise move it away"
+            Refusal::OtherStore { .. } => "if it is this cluster's store, move it there (with its -wal and -shm); otherwise move it away"
                 .into(),
             Refusal::WrittenBackButGone => "restore the state.db; or, to lose what was written since, have it written anew: \
                  the data dir that it was written from is beside it (etcd.aside-TIME): rename that to etcd, move \
@@ -380,10 +380,10 @@ impl Refusal {
                  it into the embedded etcd"
                 .into(),
             Refusal::MigratedButNoDataDir(_) => "restore the data dir; or, to migrate the old store again and lose \
-                 what was written since, rename it back to state.db (with its -wal; not over one that is there) and remove the \
+                 what was written since, rename it back to state.db (with its -wal and -shm; not over one that is there) and remove the \
                  journal"
                 .into(),
-            Refusal::SourceVanished(_) => "put the file back (with its -wal); or, to start without it, move the \
+            Refusal::SourceVanished(_) => "put the file back (with its -wal and -shm); or, to start without it, move the \
                  migration.journal file and etcd's data dir away"
                 .into(),
             Refusal::FormedElsewhere(_) => "scale up again if another pod's volume has its data; otherwise restore the volume, or a \

@@ -246,6 +246,63 @@ fn may_not_make<I: Copy>(facts: &Facts<I>, item: I) -> Option<Wait<I>> {
     }
 }
 
+/// What a look at the Secret has found, while the pod boots and runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It was read, and does not contradict what is here; whether it has all of that.
+    Shared(bool),
+    /// It has another than is here.
+    Another,
+    /// Nothing.
+    Unknown,
+}
+
+/// What a pod knows of a Secret that it looks after while it boots and runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    sure: bool,
+    shared: bool,
+    was_shared: bool,
+    differs: bool,
+}
+
+impl Kept {
+    /// As the pod was started; `shared`: with what the Secret has.
+    pub fn new(shared: bool) -> Kept {
+        Kept { sure: shared, shared, was_shared: shared, differs: false }
+    }
+
+    /// Takes what a look has found.
+    pub fn finds(&mut self, found: Found) {
+        self.sure = found == Found::Shared(true);
+        self.was_shared |= self.sure;
+        self.differs |= found == Found::Another;
+        match found {
+            Found::Shared(shared) => self.shared = shared,
+            Found::Another => self.shared = false,
+            // A look that fails tells nothing new.
+            Found::Unknown => {}
+        }
+    }
+
+    /// Whether the last look found all that is here.
+    pub fn is_sure(&self) -> bool {
+        self.sure
+    }
+
+    /// Whether what is here is what the Secret has, by the last look that told.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether this pod may put what is here into a Secret that lacks it. Not if the Secret never had this and has had
+    /// another, which those that have it are to make anew; and not from a volume without data (`data`) where a cluster may have
+    /// been formed with another.
+    pub fn may_publish(&self, data: bool, formed: &Known<ClusterId>) -> bool {
+        (self.was_shared || !self.differs) && (data || formed.is_absent())
+    }
+}
+
 /// How things and places are named to the operator.
 pub trait Naming<I> {
     /// Where it is, or would be, in this pod.

@@ -220,7 +220,11 @@ pub(super) fn go<T: Target>(disk: &dyn Disk, args: &Args, mut journey: Journey<T
                 "go on with {} as it is; or, if nothing was served from it, move it and {} aside{}, and try again",
                 to.display(),
                 journey.journal.display(),
-                if journal.renames { ", rename the source back (state.db.migrated, with its -wal)" } else { "" }
+                if journal.renames {
+                    ", rename the source back (state.db.migrated, with its -wal and -shm)"
+                } else {
+                    ""
+                }
             ),
         )),
         (None, Output::Text) => Ok(format!(

@@ -15,8 +15,9 @@ use crate::disk::Disk;
 use crate::host::Host;
 use crate::host::client::Failure;
 use crate::host::secret::{SecretObject, SecretSeen};
-use crate::host::share::{self, Access, Facts, Local, Sharing, Step};
+use crate::host::share::{self, Access, Facts, Found, Kept, Local, Sharing, Step};
 use crate::host::statefulset;
+use crate::ids::ClusterId;
 use crate::pki::plan::Input;
 use crate::pki::shared::SharedPki;
 use crate::serve::health::Health;
@@ -116,36 +117,41 @@ pub async fn keep(pod: &Pod) -> Infallible {
     let (pki, token) = (pki(&pod.settings), SharedToken(&pod.settings));
     let (certs, k3s_token) = (host.certs(), host.k3s_token());
     tokio::select! {
-        never = kept(&pki, &certs, &with, &pod.shared_ca) => never,
-        never = kept(&token, &k3s_token, &with, &pod.shared_token), if token.is_shared() => never,
+        never = kept(&pki, &certs, &with, pod, &pod.shared_ca) => never,
+        never = kept(&token, &k3s_token, &with, pod, &pod.shared_token), if token.is_shared() => never,
     }
 }
 
 /// One Secret looked after; `shared`: whether all that is here is known to be what it has.
-async fn kept<S: Sharing>(what: &S, secret: &SecretObject, with: &With<'_>, shared: &AtomicBool) -> Infallible {
-    let mut round = Round { acts: Acts::Publishes, ..Round::default() };
-    let mut said = Said::default();
-    let mut sure = shared.load(Ordering::Relaxed);
+async fn kept<S: Sharing>(
+    what: &S,
+    secret: &SecretObject,
+    with: &With<'_>,
+    pod: &Pod,
+    shared: &AtomicBool,
+) -> Infallible {
+    let mut kept = Kept::new(shared.load(Ordering::Relaxed));
+    let (mut round, mut said) = (Round::default(), Said::default());
     loop {
-        tokio::time::sleep(if sure { SURE_EVERY } else { UNSURE_EVERY }).await;
-        let known = match round.next(what, secret, with).await {
-            Ok(Step::Go { shared }) if round.read => Some(shared),
+        tokio::time::sleep(if kept.is_sure() { SURE_EVERY } else { UNSURE_EVERY }).await;
+        // Where the virtual cluster is being removed, nothing of it is to come back.
+        if pod.health.borrow().stopping {
+            continue;
+        }
+        round.kept = Some(kept);
+        match round.next(what, secret, with).await {
+            Ok(Step::Go { shared }) if round.read => kept.finds(Found::Shared(shared)),
             Ok(Step::Refuse(refusal)) => {
                 said.say(&format!("{:#}", refusal.error(&secret.name, what)), "before this pod is started again");
-                // Should the Secret be deleted, those that had what was in it are to make it anew.
-                round.acts = Acts::Looks;
-                Some(false)
+                kept.finds(Found::Another);
             }
-            Ok(_) => None,
+            Ok(_) => kept.finds(Found::Unknown),
             Err(error) => {
                 tracing::debug!("the Secret {} is not looked after: {error:#}", secret.name);
-                None
+                kept.finds(Found::Unknown);
             }
-        };
-        sure = known == Some(true);
-        if let Some(known) = known {
-            shared.store(known, Ordering::Relaxed);
         }
+        shared.store(kept.is_shared(), Ordering::Relaxed);
     }
 }
 
@@ -159,16 +165,13 @@ pub struct With<'a> {
     pub disk: &'a dyn Disk,
 }
 
-/// What is done of what is decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Acts {
-    /// All of it.
-    #[default]
-    All,
-    /// What is here is put into the Secret. Nothing is adopted, and nothing made: this pod would not have it.
-    Publishes,
-    /// Nothing.
-    Looks,
+/// The cluster that the marker says has been formed.
+async fn marked(host: &Host) -> Known<ClusterId> {
+    match host.marker().await {
+        Known::Present(seen) => seen.marker.formed().map_or(Known::Absent, Known::Present),
+        Known::Absent => Known::Absent,
+        Known::Unknown(why) => Known::Unknown(why),
+    }
 }
 
 /// One look, decision and act after the other.
@@ -176,8 +179,8 @@ enum Acts {
 struct Round {
     /// The API has refused a write, with its reason.
     denied: Option<String>,
-    /// What is done of what was decided.
-    acts: Acts,
+    /// It is looked after while the pod boots and runs. Then nothing is adopted, and nothing made: this pod would not have it.
+    kept: Option<Kept>,
     /// The Secret was read, or there is none.
     read: bool,
     /// It was said what cannot be put into it.
@@ -219,21 +222,22 @@ impl Round {
         }
         if let (Some(item), true, false) = (share::unshareable(&facts.items), self.read, self.said) {
             self.said = true;
-            let remedy = format!("complete it ({}); or {}", what.here(item), what.given());
+            let remedy = format!("put its key beside {}; or {}", what.here(item), what.given());
             tracing::warn!(
                 secret = secret.name,
                 remedy,
                 "a part of the {item} is missing here: no pod can be given it from the Secret"
             );
         }
-        match &step {
-            Step::Publish { held, made } if self.acts == Acts::All => {
-                self.publish(what, secret, seen.as_ref(), held, made).await?;
+        match (&step, self.kept) {
+            (Step::Publish { held, made }, None) => self.publish(what, secret, seen.as_ref(), held, made).await?,
+            (Step::Publish { held, .. }, Some(kept)) if !held.is_empty() => {
+                let formed = if facts.data { Known::default() } else { marked(with.host).await };
+                if kept.may_publish(facts.data, &formed) {
+                    self.publish(what, secret, seen.as_ref(), held, &[]).await?;
+                }
             }
-            Step::Publish { held, .. } if self.acts == Acts::Publishes && !held.is_empty() => {
-                self.publish(what, secret, seen.as_ref(), held, &[]).await?;
-            }
-            Step::Adopt(items) if self.acts == Acts::All => {
+            (Step::Adopt(items), None) => {
                 if let Some(seen) = &seen {
                     what.adopt(items, &seen.data, with.disk)?;
                 }
@@ -254,18 +258,14 @@ impl Round {
             data: with.settings.etcd_dir().join("member/wal").exists(),
         };
         if share::needs_host(&facts.items) {
-            let (set, marker) = tokio::join!(with.host.set(), with.host.marker());
+            let (set, formed) = tokio::join!(with.host.set(), marked(with.host));
             facts.desired = statefulset::desired(&set);
             facts.seed = match set {
                 Known::Present(set) => Known::Present(set.start),
                 Known::Absent => Known::Absent,
                 Known::Unknown(why) => Known::Unknown(why),
             };
-            facts.formed = match marker {
-                Known::Present(seen) => seen.marker.formed().map_or(Known::Absent, Known::Present),
-                Known::Absent => Known::Absent,
-                Known::Unknown(why) => Known::Unknown(why),
-            };
+            facts.formed = formed;
         }
         facts
     }

@@ -326,12 +326,6 @@ impl Running {
 
     fn start(&mut self, child: Index) {
         let Some(spec) = self.specs.get(child) else { return };
-        // Whoever answered in its place leaves the port to it.
-        if spec.role == Role::ApiServer {
-            let started =
-                |health: &mut Health| std::mem::replace(&mut health.startup, Startup::Started) != Startup::Started;
-            self.health.send_if_modified(started);
-        }
         let lock = self.has_the_data(spec.role).then_some(&*self.lock);
         let oom_kills = memory::oom_kills();
         let (process, output) = match child::spawn(spec, lock) {
@@ -360,6 +354,9 @@ impl Running {
             crate::crash_point!("start-etcd-spawned");
         }
         if spec.role == Role::ApiServer {
+            // Whoever answered in its place leaves the port to it.
+            let started = |health: &mut Health| std::mem::replace(&mut health.startup, Startup::Started);
+            self.health.send_if_modified(|health| started(health) != Startup::Started);
             crate::crash_point!("start-apiserver-spawned");
         }
         let started = Instant::now();

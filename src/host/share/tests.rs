@@ -149,6 +149,40 @@ fn where_a_cluster_has_been_formed_another_pod_has_it() {
     assert_eq!(decide(&more), publish(&[], &[1]));
 }
 
+/// While a pod boots and runs.
+#[test]
+fn who_has_another_than_the_secret_had_makes_none_anew() {
+    let publishes = |kept: &Kept| kept.may_publish(true, &Known::default());
+    let mut odd = Kept::new(false);
+    assert!(publishes(&odd), "the Secret could not be used when it was started");
+    odd.finds(Found::Unknown);
+    assert!(publishes(&odd) && !odd.is_sure());
+    odd.finds(Found::Another);
+    odd.finds(Found::Unknown);
+    assert!(!publishes(&odd), "the Secret was deleted, and the others have what was in it");
+    // Overwritten with another, and deleted, as the remedy has it: theirs comes back.
+    let mut others = Kept::new(true);
+    others.finds(Found::Another);
+    assert!(publishes(&others) && !others.is_shared());
+    others.finds(Found::Unknown);
+    assert!(publishes(&others) && !others.is_shared(), "a look that fails tells nothing");
+    others.finds(Found::Shared(true));
+    assert!(others.is_shared() && others.is_sure());
+    others.finds(Found::Unknown);
+    assert!(others.is_shared() && !others.is_sure());
+    others.finds(Found::Shared(false));
+    assert!(!others.is_shared());
+}
+
+#[test]
+fn a_volume_without_data_gives_nothing_to_a_cluster_that_was_formed() {
+    let kept = Kept::new(false);
+    assert!(kept.may_publish(false, &Known::Absent));
+    assert!(!kept.may_publish(false, &Known::Present(ClusterId(1))));
+    assert!(!kept.may_publish(false, &Known::default()), "unknown is not absent");
+    assert!(kept.may_publish(true, &Known::default()));
+}
+
 struct Names;
 
 impl Naming<usize> for Names {
