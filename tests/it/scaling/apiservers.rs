@@ -318,8 +318,20 @@ fn three_api_servers_are_one_cluster_while_pods_are_rolled_and_leave() {
     let first = settled("three API servers", 3);
     eprintln!("apiservers: three ready after {:?}", began.elapsed());
     // That takes the quorum, or the pod's API server, for a moment.
-    let among = || set.log("vc-0").contains("starting etcd with the timing of one among others").then_some(());
+    let among = || {
+        let log = set.log("vc-0");
+        let (_, since) = log.split_once("starting etcd with the timing of one among others")?;
+        let serves = |line: &str| line.contains(r#""child":"etcd""#) && line.contains(r#""message":"serves""#);
+        since.lines().any(serves).then_some(())
+    };
     poll("etcd of the pod that began alone is started anew", CHANGE, among);
+    // What a probe has seen meanwhile may be heard a moment later.
+    let mut ready = 0;
+    poll("it stays ready", CHANGE, || {
+        ready = if set.get(0, "/readyz").is_some() { ready + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(100));
+        (ready == 30).then_some(())
+    });
     settled("three API servers again", 3);
     one_cluster(&set, 3);
     one_controller_manager(&set, 3);
