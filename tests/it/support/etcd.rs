@@ -117,6 +117,7 @@ impl EtcdSpec {
         log.push(".log");
         let log = PathBuf::from(log);
         let output = File::options().create(true).append(true).open(&log).expect("create etcd's log");
+        let log_start = output.metadata().expect("look at etcd's log").len() as usize;
         let mut command = Command::new(program("etcd", self.line));
         command.args(self.args()).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("share the log")).stderr(output);
@@ -129,7 +130,7 @@ impl EtcdSpec {
             });
         }
         let child = command.spawn().expect("start etcd");
-        Etcd { child, log, spec: self.clone() }
+        Etcd { child, log, log_start, spec: self.clone() }
     }
 
     /// Starts it and waits until it serves a linearizable read.
@@ -145,6 +146,8 @@ pub struct Etcd {
     child: Child,
     /// What it wrote to its standard output and error.
     pub log: PathBuf,
+    /// How much of that is of its predecessors, in bytes.
+    log_start: usize,
     /// How it was started.
     pub spec: EtcdSpec,
 }
@@ -155,7 +158,8 @@ impl Etcd {
         self.child.id()
     }
 
-    /// Waits until it answers a linearizable read.
+    /// Waits until it answers a linearizable read and, from 3.5 on, until SIGTERM is no longer a kill to it: it handles
+    /// signals from just before it tells systemd on.
     pub fn wait_until_serving(&mut self) {
         let (url, log, tls) = (self.spec.client_url(), self.log.clone(), self.spec.tls.clone());
         let child = &mut self.child;
@@ -168,6 +172,12 @@ impl Etcd {
                 client.get("probe", None).await.ok().map(|_| ())
             })
         });
+        if self.spec.line != "3.4" {
+            poll(&format!("etcd handles signals; see {}", log.display()), PATIENCE, || {
+                let told = std::fs::read(&log).expect("read etcd's log");
+                String::from_utf8_lossy(&told[self.log_start..]).contains("notifying init daemon").then_some(())
+            });
+        }
     }
 
     /// A client of this member alone.
