@@ -199,6 +199,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         pki,
         shared_ca: shared_ca.into(),
         shared_token: shared_token.into(),
+        backend: tokio::sync::Mutex::default(),
         disk,
         lock,
         etcd,

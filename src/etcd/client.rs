@@ -414,7 +414,8 @@ const SNAPSHOT: &str = "take a snapshot";
 /// etcd sends nothing of a snapshot for so long: it hangs.
 const STALLED: Duration = Duration::from_secs(60);
 
-fn stalled_after() -> Duration {
+/// How long nothing may come of a snapshot, or be taken of it.
+pub fn stalled_after() -> Duration {
     seconds("SYNCER_SNAPSHOT_STALLED_SECONDS", STALLED)
 }
 

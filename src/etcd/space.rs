@@ -33,6 +33,8 @@ pub struct Space {
     pub compacted: Option<Revision>,
     /// No member is to come or go.
     pub rests: bool,
+    /// The member of which a snapshot is being taken.
+    pub saved: Option<MemberId>,
 }
 
 /// A member's backend file.
@@ -102,6 +104,8 @@ pub enum Hold {
     Membership,
     /// This member is still removing what was compacted.
     Compacting(MemberId),
+    /// A snapshot of this member is being taken, whose end a defragmentation would wait for with everybody.
+    Snapshot(MemberId),
 }
 
 /// The next step.
@@ -151,6 +155,7 @@ pub fn repair(space: &Space) -> Repair {
             Repair::Full { in_use: store.in_use, quota: store.quota }
         }
         store if store.in_use > store.room() => Repair::Wait(Hold::Compacting(store.member)),
+        store if space.saved == Some(store.member) => Repair::Wait(Hold::Snapshot(store.member)),
         store => Repair::Defragment(store.member),
     }
 }
@@ -184,6 +189,7 @@ mod tests {
             old: None,
             compacted: None,
             rests: true,
+            saved: None,
         }
     }
 
@@ -237,6 +243,14 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_not_defragmented_while_a_snapshot_of_it_is_taken() {
+        let saved = Space { saved: Some(MemberId(2)), ..compacted() };
+        assert_eq!(repair(&saved), Repair::Wait(Hold::Snapshot(MemberId(2))));
+        let saved = Space { saved: Some(MemberId(3)), ..compacted() };
+        assert_eq!(repair(&saved), Repair::Defragment(MemberId(2)), "another's");
+    }
+
+    #[test]
     fn nothing_is_defragmented_while_a_member_is_missing_or_the_membership_changes() {
         let mut space = compacted();
         space.stores[2].well = false;
@@ -276,7 +290,8 @@ mod tests {
         let stores = proptest::collection::vec((any::<bool>(), 0..200u64, 0..200u64), 1..5);
         let alarms = proptest::collection::vec((0..5u64, any::<bool>()), 0..3);
         let revision = || proptest::option::of(0..1000i64);
-        (stores, alarms, revision(), revision(), any::<bool>()).prop_map(|(stores, alarms, old, compacted, rests)| {
+        let flags = (any::<bool>(), any::<bool>());
+        (stores, alarms, revision(), revision(), flags).prop_map(|(stores, alarms, old, compacted, (rests, saves))| {
             let numbered = stores.into_iter().zip(1..);
             let store_of = |((well, a, b), id): ((bool, u64, u64), u64)| {
                 let store = store(id, a.max(b), a.min(b));
@@ -291,6 +306,7 @@ mod tests {
                 old: old.map(Revision),
                 compacted: compacted.map(Revision),
                 rests,
+                saved: saves.then_some(ME),
             }
         })
     }
@@ -302,7 +318,7 @@ mod tests {
             let large = |store: &&Store| store.size > store.room() + store.quota / 50;
             match repair(&space) {
                 Repair::Defragment(id) => {
-                    prop_assert!(well && space.rests);
+                    prop_assert!(well && space.rests && space.saved != Some(id));
                     prop_assert!(id != ME || !space.stores.iter().filter(large).any(|store| store.member != ME));
                 }
                 Repair::Disarm(_) => prop_assert!(well && space.stores.iter().filter(large).count() == 0),
@@ -330,6 +346,7 @@ mod tests {
                         store.size = store.in_use;
                     }
                     Repair::Disarm(id) => space.alarms.retain(|(by, _)| *by != id),
+                    Repair::Wait(Hold::Snapshot(_)) => space.saved = None,
                     Repair::Wait(_) => {
                         space.rests = true;
                         space.stores.iter_mut().for_each(lives);

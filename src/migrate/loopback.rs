@@ -52,7 +52,7 @@ pub const NO_SNAPSHOT: u64 = 10_000;
 
 /// It is alone, so nobody's heartbeat can be late, and the shortest times make it the leader soonest.
 const TIMING: EtcdTiming = EtcdTiming { heartbeat: Duration::from_millis(2), election: Duration::from_millis(10) };
-/// From SIGTERM to SIGKILL. Nothing is lost by the latter: it has only been read from.
+/// From SIGTERM to SIGKILL. What its log then has alone is missed by those who need it in the backend, who run it again.
 const STOP: Duration = Duration::from_secs(10);
 /// Another process may take a port between our look and etcd's.
 const PORT_ATTEMPTS: u32 = 5;

@@ -29,6 +29,9 @@ use crate::record_file::{RecordError, unix_seconds};
 const ETCD_ITSELF: u64 = (2 * 64 + 2 * 16 + 16) << 20;
 /// With this `--snapshot-count` etcd takes a raft snapshot after every second entry.
 const SNAPSHOT_SOON: u64 = 1;
+/// So often etcd is run for a snapshot. One that is told to stop within the moment in which it begins to serve ends as if it
+/// were killed.
+const RUNS: u32 = 5;
 /// The name of a member that has not published one.
 const UNNAMED: &str = "default";
 /// What a member that has published none advertises until its next usual start.
@@ -291,15 +294,30 @@ fn committed_to_the_end(dir: &UsableDatadir) -> HardState {
 
 fn bumped(disk: &dyn Disk, plan: &ResetPlan<'_>, journal: ResetJournal) -> anyhow::Result<ResetJournal> {
     let to = journal.bump_to.context("the reset's journal lacks the revision to raise to")?;
-    let dir = usable(&plan.data_dir, plan.version)?;
+    let before = &journal.before;
+    let mut dir = usable(&plan.data_dir, plan.version)?;
     not_open(dir.path())?;
-    // With the log from index 1 at hand, etcd would send that to a member that joins, instead of this backend.
+    for _ in 0..RUNS {
+        // With the log from index 1 at hand, etcd would send that to a member that joins, instead of this backend. And what
+        // it replays behind the raised revision would get revisions that nobody was told.
+        if dir.start().1.0 > 0 && dir.consistent_index() >= before.last_index {
+            break;
+        }
+        tracing::info!("etcd was ended before it had written all: it is run again");
+        let (index, revision) = (before.last_index, before.revision);
+        let expected = Expected { cluster: before.cluster, member: before.member, index, revision };
+        run(disk, plan, &dir, false, SNAPSHOT_SOON, &expected).context("run etcd until it has taken a snapshot")?;
+        dir = usable(&plan.data_dir, plan.version)?;
+    }
     ensure!(dir.start().1.0 > 0, "etcd has taken no raft snapshot; start this command again");
+    ensure!(
+        dir.consistent_index() >= before.last_index,
+        "etcd has not written its log to its backend; start this again"
+    );
     ensure!(dir.backend().ends_with("snap/db"), "a received backend is not yet in place; start this command again");
     tracing::info!(to = to.0, "raising the store's revision");
     bump(disk, &dir.path().join("member/snap"), to).context("raise the store's revision")?;
     crash_point!("reset-bumped");
-    let before = &journal.before;
     let expected = Expected { cluster: before.cluster, member: before.member, index: before.last_index, revision: to };
     let revision = run(disk, plan, &dir, false, NO_SNAPSHOT, &expected).context("run etcd at the raised revision")?;
     Ok(ResetJournal { phase: Phase::Done, finished: Some(unix_seconds()), after: Some(revision), ..journal })

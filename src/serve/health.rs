@@ -75,11 +75,6 @@ impl Health {
         }
     }
 
-    /// Whether this pod is ready.
-    pub fn ready(self, serves: Serves) -> bool {
-        self.readiness(serves).status == 200
-    }
-
     /// Whether a new connection belongs to the API server rather than to our own answers. Not while the datastore is
     /// away: the API server's `/healthz` fails without it, and the kubelet would kill the pod for a lost quorum. Not
     /// while stopping: the API server goes first, and would call itself ready until then.
@@ -156,7 +151,7 @@ mod tests {
             assert_eq!(health.answers_for_command(), first || health.startup == Startup::Again, "{health:?}");
             // Until it runs nobody is to be sent there, nor to take our word for an API server's.
             let stands_by = health.stands_by && !health.stopping;
-            assert_eq!(health.ready(Serves::Command), stands_by, "{health:?}");
+            assert_eq!(answer_to("GET", "/readyz", health, Serves::Command).status == 200, stands_by, "{health:?}");
             assert_eq!(answer_to("GET", "/api/v1/nodes", health, Serves::Command).status, 503, "{health:?}");
         }
         assert!(!Health::default().answers_for_command(), "a first start has the startup probe's time");
@@ -181,7 +176,6 @@ mod tests {
             let without = stands_by || health.datastore_ready && !health.stopping;
             assert_eq!(answer_to("GET", "/readyz", health, Serves::ApiServer).status == 200, with, "{health:?}");
             assert_eq!(answer_to("GET", "/readyz", health, Serves::DatastoreOnly).status == 200, without, "{health:?}");
-            assert_eq!(health.ready(Serves::ApiServer), with, "{health:?}");
         }
     }
 
@@ -190,7 +184,8 @@ mod tests {
         for health in states() {
             assert!(!health.passes_through(Serves::DatastoreOnly));
             let health = Health { stands_by: false, ..health };
-            assert_eq!(health.passes_through(Serves::ApiServer), health.ready(Serves::ApiServer), "{health:?}");
+            let ready = answer_to("GET", "/readyz", health, Serves::ApiServer).status == 200;
+            assert_eq!(health.passes_through(Serves::ApiServer), ready, "{health:?}");
         }
     }
 

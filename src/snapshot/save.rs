@@ -15,7 +15,7 @@ use super::name::SnapshotName;
 use super::target::Target;
 use crate::crash_point;
 use crate::disk::Disk;
-use crate::etcd::client::{Alarm, EtcdClient, SnapshotStream};
+use crate::etcd::client::{Alarm, ClientError, EtcdClient, SnapshotStream, stalled_after};
 use crate::exit::{Exit, refuse};
 use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
@@ -25,6 +25,9 @@ const IN_FLIGHT: usize = 16;
 
 /// How often another save may take a name that was free when this one began.
 const AT_ONCE: u32 = 3;
+
+/// A disk that has not made a snapshot durable after so long is told of.
+const SLOW: Duration = Duration::from_secs(5 * 60);
 
 /// For one answer of etcd.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -114,33 +117,72 @@ async fn into_directory<D: Disk + Clone + 'static>(
     size: u64,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
+    let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
+    // Disks block, and whoever calls this looks after more than a snapshot.
+    let (disk, place, wanted) = (disk.clone(), dir.clone(), name.clone());
+    let mut writing = tokio::task::spawn_blocking(move || {
+        let upload = begun(&disk, &place, &wanted, size)?;
+        written(&disk, upload, arriving).with_context(|| format!("keep the snapshot {wanted} in {}", place.0.display()))
+    });
+    let handed = handed_over(async || stream.next().await, &pieces, stalled_after(), meter).await;
+    // While it is open etcd frees nothing of its backend.
+    drop(stream);
+    drop(pieces);
+    if let Ok(Handed::Stuck) = handed {
+        // What hangs is not waited for. What it leaves is removed by a later save.
+        bail!("{} has taken nothing of the snapshot for {} s", dir.0.display(), stalled_after().as_secs());
+    }
+    meter.begin(Stage::Verify, 0);
+    let written = loop {
+        match tokio::time::timeout(SLOW, &mut writing).await {
+            Ok(written) => break written.context("write the snapshot")?,
+            Err(_) => tracing::warn!(place = %dir.0.display(), %name, "the snapshot is still not on its disk"),
+        }
+    };
+    handed.context("receive the snapshot from etcd")?;
+    let (name, bytes, content) = written?;
+    Ok(Saved { name, bytes, content: Some(content) })
+}
+
+/// How a stream came to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Handed {
+    /// All of it was handed over, or the writer has ended: its own word counts.
+    Over,
+    /// The writer takes nothing.
+    Stuck,
+}
+
+async fn handed_over(
+    mut next: impl AsyncFnMut() -> Result<Option<Vec<u8>>, ClientError>,
+    pieces: &mpsc::Sender<Piece>,
+    patience: Duration,
+    meter: &Meter,
+) -> Result<Handed, ClientError> {
+    loop {
+        let piece = match next().await? {
+            Some(bytes) => {
+                meter.advance(0, bytes.len() as u64);
+                Piece::Bytes(bytes)
+            }
+            None => Piece::End,
+        };
+        let last = matches!(piece, Piece::End);
+        match tokio::time::timeout(patience, pieces.send(piece)).await {
+            Err(_) => return Ok(Handed::Stuck),
+            Ok(Ok(())) if !last => {}
+            Ok(_) => return Ok(Handed::Over),
+        }
+    }
+}
+
+fn begun(disk: &dyn Disk, dir: &Directory, name: &SnapshotName, size: u64) -> anyhow::Result<Upload> {
     let upload = dir.begin(disk, name).map_err(|e| not_begun(e, dir))?;
     if let Err(refusal) = room(&dir.0, size, space::free(&dir.0)?) {
         upload.abort(disk).context("remove what was begun")?;
         return Err(refusal);
     }
-    let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
-    let disk = disk.clone();
-    // Disks block, and whoever calls this looks after more than a snapshot.
-    let writing = tokio::task::spawn_blocking(move || written(&disk, upload, arriving));
-    let received = async {
-        while let Some(piece) = stream.next().await? {
-            meter.advance(0, piece.len() as u64);
-            // The writer is gone only when it has failed: its own word counts.
-            if pieces.send(Piece::Bytes(piece)).await.is_err() {
-                return Ok(());
-            }
-        }
-        let _ = pieces.send(Piece::End).await;
-        anyhow::Ok(())
-    };
-    let received = received.await;
-    drop(pieces);
-    meter.begin(Stage::Verify, 0);
-    let written = writing.await.context("write the snapshot")?;
-    received.context("receive the snapshot from etcd")?;
-    let (name, bytes, content) = written.with_context(|| format!("keep the snapshot {name} in {}", dir.0.display()))?;
-    Ok(Saved { name, bytes, content: Some(content) })
+    Ok(upload)
 }
 
 /// Refuses if a snapshot of `size` bytes would leave too little of `free`.
@@ -232,6 +274,25 @@ fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>) -> anyhow::Re
 mod tests {
     use super::*;
     use crate::exit::exit_of;
+
+    async fn handed(of: usize, pieces: &mpsc::Sender<Piece>) -> Handed {
+        let mut left = of;
+        let next = async || {
+            let piece = (left > 0).then(|| vec![1; 10]);
+            left = left.saturating_sub(1);
+            Ok(piece)
+        };
+        handed_over(next, pieces, Duration::from_millis(20), &Meter::default()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_place_that_takes_nothing_holds_up_nobody() {
+        let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
+        assert_eq!(handed(IN_FLIGHT - 1, &pieces).await, Handed::Over, "all of it, and the end");
+        assert_eq!(handed(1, &pieces).await, Handed::Stuck);
+        drop(arriving);
+        assert_eq!(handed(1, &pieces).await, Handed::Over, "the writer has ended");
+    }
 
     #[test]
     fn a_snapshot_leaves_etcd_room_to_go_on() {

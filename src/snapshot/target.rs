@@ -102,9 +102,13 @@ impl Target {
     ///
     /// # Errors
     /// It cannot be removed.
-    pub async fn remove(&self, disk: &dyn Disk, name: &SnapshotName) -> anyhow::Result<()> {
+    pub async fn remove<D: Disk + Clone + 'static>(&self, disk: &D, name: &SnapshotName) -> anyhow::Result<()> {
         let removed = match self {
-            Target::Directory(dir) => dir.remove(disk, name).map_err(anyhow::Error::from),
+            Target::Directory(dir) => {
+                let (dir, disk, name) = (dir.clone(), disk.clone(), name.clone());
+                let removed = tokio::task::spawn_blocking(move || dir.remove(&disk, &name)).await;
+                removed.context("remove a file")?.map_err(anyhow::Error::from)
+            }
             Target::Bucket(bucket) => bucket.remove(name).await,
         };
         removed.with_context(|| format!("remove the old snapshot {}", self.place_of(name)))
@@ -114,9 +118,9 @@ impl Target {
     ///
     /// # Errors
     /// As [`Target::list`] and [`Target::remove`]; `removed` has those that are gone all the same.
-    pub async fn prune(
+    pub async fn prune<D: Disk + Clone + 'static>(
         &self,
-        disk: &dyn Disk,
+        disk: &D,
         newest: &SnapshotName,
         keep: u32,
         now: OffsetDateTime,

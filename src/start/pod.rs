@@ -44,6 +44,8 @@ pub struct Pod {
     pub shared_ca: AtomicBool,
     /// Whether k3s' token here is known to be the one in the Secret.
     pub shared_token: AtomicBool,
+    /// Held while the backend of the etcd beside us is read or written as a whole: by a snapshot, or a defragmentation.
+    pub backend: tokio::sync::Mutex<()>,
     /// The disk.
     pub disk: RealDisk,
     /// The data directory's lock.

@@ -98,10 +98,14 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
         tracing::debug!(target = %wanted.target, "a snapshot is due: the pod beside the etcd leader takes it");
         return Ok(FOLLOWER);
     }
-    // A leader that was cut off a moment ago still says that it leads.
-    etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
     let name_now = SnapshotName::new(&cluster, status.cluster, now);
-    let saved = save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?;
+    let saved = {
+        // A defragmentation comes to its end first.
+        let _held = pod.backend.lock().await;
+        // A leader that was cut off a moment ago still says that it leads.
+        etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
+        save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?
+    };
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
     if let Err(error) = prune(pod, &mut etcd, wanted, &saved.name, now).await {

@@ -85,6 +85,7 @@ impl Keeper {
             old: self.seen.iter().rev().find(|(at, _)| at.elapsed() >= OLD).map(|(_, revision)| *revision),
             compacted: alarm.compacted,
             rests: look.rests,
+            saved: pod.backend.try_lock().is_err().then_some(look.own.member),
         };
         let step = repair(&space);
         alarm.say(&step, pod, look);
@@ -198,6 +199,8 @@ async fn take(
         Repair::Defragment(member) => {
             let before = space.stores.iter().find(|store| store.member == member).map_or(0, |store| store.size);
             let mut of = client_of(pod, etcd, look, member).await?;
+            let own = (member == look.own.member).then(|| pod.backend.try_lock());
+            let Ok(_held) = own.transpose() else { return Ok(None) };
             of.defragment(DEFRAGMENT_DEADLINE).await?;
             let after = of.status(ETCD_DEADLINE).await?.db_size;
             tracing::info!(of = %member, before, after, "defragmented a member's store");

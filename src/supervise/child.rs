@@ -30,6 +30,9 @@ use crate::datadir::DatadirLock;
 use crate::settings::env;
 use crate::settings::flags::Flags;
 
+/// How long a child that is killed as it is dropped may take to end.
+const DROPPED: Duration = Duration::from_secs(2);
+
 /// A child was not started.
 #[derive(Debug, Error)]
 #[error("start {} ({})", role.name(), program.display())]
@@ -207,9 +210,14 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.ended.is_none() {
-            self.signal(Signal::SIGKILL);
-            let _ = self.process.wait();
+        if self.ended.is_some() {
+            return;
+        }
+        self.signal(Signal::SIGKILL);
+        // One that waits for its disk ends when that answers, with whoever waits for it.
+        let begun = Instant::now();
+        while begun.elapsed() < DROPPED && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

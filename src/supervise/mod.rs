@@ -151,7 +151,7 @@ impl Control {
 pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Health>) -> anyhow::Result<Stopped> {
     let mut ends = signal(SignalKind::child()).context("listen for SIGCHLD")?;
     let mut commands = plan.commands.0;
-    let mut told = None::<Instant>;
+    let (mut told, mut killed) = (None::<Instant>, None::<Instant>);
     let Plan { specs, lock, etcd, watch, anew, .. } = plan;
     let children = Children { specs, lock, etcd, watch, anew };
     let (mut running, mut received) = Running::new(children, plan.grace, plan.hold, plan.depart, health);
@@ -159,7 +159,8 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
     // What ended before the signal was listened for.
     running.collect();
     while !running.finished() {
-        let too_late = running.stop_by().map(|by| tokio::time::Instant::from_std(by + AFTER_KILL));
+        let too_late =
+            killed.or_else(|| running.stop_by().map(|by| by + AFTER_KILL)).map(tokio::time::Instant::from_std);
         tokio::select! {
             signal = stop.next() => match told {
                 // One stop can come as several signals: to the process and to its group, as timeout(1) sends them.
@@ -174,8 +175,12 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
             Some(news) = received.recv() => running.told(news),
             Some(command) = commands.recv() => running.command(command),
             () = tokio::time::sleep_until(too_late.unwrap_or_else(far)), if too_late.is_some() => {
+                // Where this process itself stood still, none may have been killed, and some have ended.
+                running.collect();
+                let again = killed.replace(Instant::now() + AFTER_KILL).is_some();
+                running.kill();
                 // The kernel ends them with us, if anything can.
-                anyhow::bail!("{} did not end even after SIGKILL", running.left().join(" and "));
+                anyhow::ensure!(!again || running.finished(), "{} did not end even after SIGKILL", running.left().join(" and "));
             }
         }
     }

@@ -132,6 +132,11 @@ impl Running {
         self.children.iter().flatten().map(|live| live.child.role().name()).collect()
     }
 
+    /// SIGKILL to whatever runs.
+    pub fn kill(&self) {
+        self.children.iter().flatten().for_each(|live| live.child.signal(Signal::SIGKILL));
+    }
+
     /// Why it all ended; `Some`: by an end of etcd as [`Anew`] says.
     pub fn result(self) -> anyhow::Result<Option<anyhow::Error>> {
         self.failure.map_or(Ok(self.by_etcd), Err)

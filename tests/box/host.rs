@@ -33,7 +33,7 @@ const NODE: &str = "box";
 /// How long the host cluster may take to come up.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long one request may take. The box waits for it.
-const ANSWER: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(15);
 /// Where the API server is among the children.
 const APISERVER: usize = 1;
 

@@ -139,7 +139,7 @@ fn as_pid_1_in_an_empty_read_only_root_it_migrates_serves_and_stops() {
     let user = podman.ok(&["top", &name, "user,pid,comm"]);
     assert!(!user.contains("root"), "something runs as root: {user}");
 
-    podman.ok(&["stop", "--time", "10", &name]);
+    podman.ok(&["stop", "--time", "60", &name]);
     let code = podman.ok(&["inspect", "--format", "{{.State.ExitCode}}", &name]);
     assert_eq!(code, "0", "not a clean stop: {}", logs(&podman, &name));
     drop(container);

@@ -135,7 +135,12 @@ fn an_absence_holds_as_long_as_its_ttl_says() {
         let discovery = asking(&dns, quick());
         let asked = Instant::now();
         assert!(is_absent(&discovery.pod(Ordinal(0)).await));
-        let before = dns.questions();
+        // It notes questions after its answers.
+        let mut before = 0;
+        poll("the server has noted all of them", PATIENCE, || {
+            let noted = std::mem::replace(&mut before, dns.questions());
+            (noted > 0 && noted == before).then_some(())
+        });
         assert!(is_absent(&discovery.pod(Ordinal(0)).await));
         if asked.elapsed() < Duration::from_secs(2) {
             assert_eq!(dns.questions(), before, "an answer that holds is not asked for again");

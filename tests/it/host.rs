@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::scaling::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::{ApiMood, Config, PodStatus, Policy, Program, Status};
@@ -272,6 +274,11 @@ fn goes_on_alone(scene: &mut Scene) {
 /// Scales, and kills those that leave before they can.
 fn by_force(scene: &Scene, replicas: u32, leaving: &[u32]) {
     etcd_calls_it_healthy();
+    // However late the kill comes, they have not begun to leave.
+    let pods = scene.set.status().expect("a status").pods;
+    for pid in leaving.iter().filter_map(|ordinal| pods[ordinal].pid) {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop its syncer");
+    }
     scene.set.scale_only(replicas).expect("scale");
     leaving.iter().for_each(|ordinal| scene.set.kill9(*ordinal).expect("kill"));
     let count = replicas as usize;

@@ -122,7 +122,7 @@ async fn watches_go_on_or_are_too_old(client: &Kube, early: &str, last: &str) {
     let mut watch = client.watch(maps, last).await.expect("watch from the last resourceVersion");
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "after-the-move"}});
     client.create(maps, &object).await.expect("create");
-    let event = watch.next(Duration::from_secs(10)).await.expect("an event in time").expect("the watch is open");
+    let event = watch.next(Duration::from_secs(60)).await.expect("an event in time").expect("the watch is open");
     assert_eq!(event["type"], "ADDED", "{event}");
     assert_eq!(event["object"]["metadata"]["name"], "after-the-move", "{event}");
     client.delete(&format!("{maps}/after-the-move")).await.expect("delete");
@@ -131,7 +131,7 @@ async fn watches_go_on_or_are_too_old(client: &Kube, early: &str, last: &str) {
     let expired = match client.watch(maps, &too_old).await {
         Err(error) => status_of(&error) == Some(410),
         Ok(mut watch) => {
-            let event = watch.next(Duration::from_secs(10)).await.expect("an answer in time").expect("an event");
+            let event = watch.next(Duration::from_secs(60)).await.expect("an answer in time").expect("an event");
             event["type"] == "ERROR" && event["object"]["code"] == 410
         }
     };
@@ -228,8 +228,8 @@ impl TestPod {
         for child in &children {
             let _ = kill(*child, Signal::SIGKILL);
         }
-        self.wait_end(Duration::from_secs(10));
-        poll("the children are gone", Duration::from_secs(10), || {
+        self.wait_end(Duration::from_secs(60));
+        poll("the children are gone", Duration::from_secs(60), || {
             children.iter().all(|pid| kill(*pid, None).is_err()).then_some(())
         });
     }

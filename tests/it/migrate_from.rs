@@ -24,7 +24,7 @@ use syncer::pki::{EtcdTlsFiles, Mode, PkiPaths, ensure_input};
 use syncer::settings::Distro;
 use time::OffsetDateTime;
 
-use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, all_keys, program, run};
+use crate::support::etcd::{Etcd, EtcdSpec, ServedKey, program, run, try_all_keys};
 use crate::support::pod::TestPod;
 use crate::support::syncer;
 
@@ -140,9 +140,13 @@ impl Deployed {
 }
 
 async fn contents(client: &mut Client) -> (i64, Vec<ServedKey>) {
-    let keys = all_keys(client).await;
-    let revision = client.get("/", None).await.expect("read").header().expect("a header").revision();
-    (revision, keys)
+    try_contents(client).await.expect("read everything")
+}
+
+async fn try_contents(client: &mut Client) -> Result<(i64, Vec<ServedKey>), etcd_client::Error> {
+    let keys = try_all_keys(client).await?;
+    let revision = client.get("/", None).await?.header().expect("a header").revision();
+    Ok((revision, keys))
 }
 
 /// A pod that is to move from `url`, and its certificates.

@@ -265,10 +265,10 @@ fn in_a_pod_it_sees_what_the_others_say() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let shown: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
         let members = shown["facts"]["members"]["present"]["members"].as_array();
-        members.is_some_and(|members| members.len() == 2).then_some(shown)
+        let serves = shown["facts"]["peers"][0]["state"]["present"]["serving"].is_object();
+        (serves && members.is_some_and(|members| members.len() == 2)).then_some(shown)
     });
     assert_eq!(shown["facts"]["ordinal"], 1);
-    assert!(shown["facts"]["peers"][0]["state"]["present"]["serving"].is_object(), "{shown:#}");
     assert!(shown["decision"]["start"].is_object(), "{shown:#}");
     assert_eq!(set.status().unwrap().pods[&1].pid, pid, "the syncer beside it runs on");
 
@@ -276,7 +276,9 @@ fn in_a_pod_it_sees_what_the_others_say() {
     let address = set.forward(0, 2382).expect("a forward");
     let stranger = syncer::supervise::probe::unverified().expect("TLS");
     assert_eq!(probe::get(address, "/v1/state", &stranger.into()), None, "without a certificate");
-    let said = probe::get(address, "/v1/state", &peer_of(&set.pki("vc-0")).into());
+    let peer = peer_of(&set.pki("vc-0")).into();
+    let said =
+        poll("a peer is answered", Duration::from_secs(60), || probe::get(address, "/v1/state", &peer).map(Some));
     assert!(said.as_ref().is_some_and(|(status, word)| *status == 200 && word.contains("serving")), "{said:?}");
 }
 

@@ -8,7 +8,7 @@ use syncer::datadir::{LogTail, Role, log_tail};
 use syncer::ids::MemberId;
 
 use super::read::usable;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, put_surely, run, try_remove};
 use crate::support::poll;
 
 for_each_line! {
@@ -122,7 +122,7 @@ fn proposes_uncommitted(line: &'static str, count: usize) -> bool {
         client.status().await.expect("status").header().expect("a header").member_id()
     });
     // A new leader drops changes until it has applied what it found in its log.
-    run(async { members[leader].client().await.put("/a", "1", None).await.expect("put") });
+    run(async { put_surely(&mut members[leader].client().await, "/a", "1").await });
     for other in &others {
         members[*other].kill();
     }
@@ -155,7 +155,7 @@ fn check_removed(line: &'static str) {
         client.status().await.expect("status").header().expect("a header").member_id()
     });
     poll("the other is removed", PATIENCE, || {
-        run(async { members[leader].client().await.member_remove(own).await.ok().map(|_| ()) })
+        run(async { try_remove(&mut members[leader].client().await, own).await })
     });
     members[removed].wait_until_ended();
     let tail = tail_of(&members[removed].spec);

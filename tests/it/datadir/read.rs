@@ -1,9 +1,10 @@
 //! What etcd writes, we read: identities, logs of several segments, backends, and whatever a kill leaves.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use etcd_client::{Client, Compare, CompareOp, MemberAddOptions, PutOptions, Txn, TxnOp};
 use syncer::datadir::bolt::BoltReader;
@@ -12,7 +13,7 @@ use syncer::disk::RealDisk;
 use syncer::ids::Revision;
 
 use super::store::identity;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, ServedKey, all_keys, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, ServedKey, all_keys, run, try_promote};
 use crate::support::poll;
 
 for_each_line! {
@@ -143,9 +144,7 @@ fn check_joined(line: &'static str) {
     run(async { some_history(&mut first.client().await).await });
     let id = add_learner(&first, &joiner.peer_url());
     let mut second = joiner.spawn();
-    poll("the learner is promoted", PATIENCE, || {
-        run(async { first.client().await.member_promote(id).await.ok().map(|_| ()) })
-    });
+    poll("the learner is promoted", PATIENCE, || run(async { try_promote(&mut first.client().await, id).await }));
     second.wait_until_serving();
     let served = run(async { all_keys(&mut second.client().await).await });
     // One is killed and one is told to stop; both are of one cluster, each with its own ID.
@@ -163,8 +162,14 @@ pub fn add_learner(leader: &Etcd, peer_url: &str) -> u64 {
     poll("the learner is added", PATIENCE, || {
         run(async {
             let options = Some(MemberAddOptions::new().with_is_learner());
-            let added = leader.client().await.member_add([peer_url], options).await.ok()?;
-            added.member().map(|member| member.id())
+            let mut client = leader.client().await;
+            if let Ok(added) = client.member_add([peer_url], options).await {
+                return added.member().map(|member| member.id());
+            }
+            // Done, with the answer lost.
+            let list = client.member_list().await.ok()?;
+            let has = |urls: &[String]| urls.iter().any(|url| url == peer_url);
+            list.members().iter().find(|member| has(member.peer_urls())).map(|member| member.id())
         })
     })
 }
@@ -212,16 +217,23 @@ fn check_killed_while_writing(line: &'static str) {
         let mut etcd = spec.start();
         let acknowledged = run(async {
             let mut client = etcd.client().await;
-            let mut done = 0;
+            let (done, begun) = (Cell::new(0), Instant::now());
             let writing = async {
                 loop {
                     client.put(format!("/round/{round}"), vec![1; 3000], None).await.expect("put");
-                    done += 1;
+                    done.set(done.get() + 1);
                 }
             };
-            let limit = Duration::from_millis(150 + 120 * round);
-            let _: Result<(), _> = tokio::time::timeout(limit, writing).await;
-            done
+            // A slow disk takes as many.
+            let enough = async {
+                while done.get() < 25 || begun.elapsed() < Duration::from_millis(150 + 120 * round) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                () = writing => 0,
+                () = enough => done.get(),
+            }
         });
         etcd.kill();
         let dir = usable(&spec);

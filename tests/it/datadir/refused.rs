@@ -7,7 +7,7 @@ use syncer::datadir::{InspectedDatadir, inspect};
 
 use super::read::{add_learner, version};
 use super::store::Store;
-use crate::support::etcd::{EtcdSpec, PATIENCE, all_keys, run};
+use crate::support::etcd::{EtcdSpec, PATIENCE, all_keys, run, try_promote};
 use crate::support::poll;
 
 const LINE: &str = "3.6";
@@ -31,9 +31,7 @@ fn an_import_that_lost_its_raft_snapshot_would_give_a_joiner_nothing() {
     joiner.initial_cluster = Some(format!("pod-0={},pod-1={}", spec.peer_url(), joiner.peer_url()));
     let id = add_learner(&first, &joiner.peer_url());
     let mut second = joiner.spawn();
-    poll("the learner is promoted", PATIENCE, || {
-        run(async { first.client().await.member_promote(id).await.ok().map(|_| ()) })
-    });
+    poll("the learner is promoted", PATIENCE, || run(async { try_promote(&mut first.client().await, id).await }));
     second.wait_until_serving();
     let lost = run(async { all_keys(&mut second.client().await).await });
     assert!(lost.is_empty(), "the trap is gone: a joiner got {} keys", lost.len());

@@ -6,7 +6,7 @@ use etcd_client::{Client, EventType, GetOptions, WatchOptions};
 
 use super::read::add_learner;
 use super::store::{Store, identity};
-use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, all_keys, output, program, run};
+use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, all_keys, output, program, run, try_promote};
 use crate::support::poll;
 
 for_each_line! {
@@ -159,7 +159,7 @@ fn check_joiner(line: &'static str) {
     let id = add_learner(&first, &second.peer_url());
     let mut joined = second.spawn();
     poll("the learner catches up and is promoted", PATIENCE, || {
-        run(async { first.client().await.member_promote(id).await.ok().map(|_| ()) })
+        run(async { try_promote(&mut first.client().await, id).await })
     });
     joined.wait_until_serving();
     run(async {

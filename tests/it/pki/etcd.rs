@@ -76,7 +76,8 @@ impl TlsEtcd {
     }
 
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
+        let patient = ["--dial-timeout=30s", "--command-timeout=30s"];
+        let output = self.ctl_command().args(patient).args(args).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "etcdctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         text

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use syncer::datadir::{InspectedDatadir, UsableDatadir, inspect};
 use syncer::ids::RaftIndex;
@@ -134,6 +134,18 @@ fn three(line: &'static str, home: &Path) -> (Vec<Etcd>, Vec<Way>) {
     (members, ways)
 }
 
+/// What the probe gives within the time. Later a leader that hears from nobody has stepped down, and it never does.
+fn within<T>(time: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        if let Some(found) = probe() {
+            return Some(found);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
+
 /// The survivor, and what was acknowledged behind the removal; `None`: the machine was too slow.
 fn removed(line: &'static str, home: &Path) -> Option<(EtcdSpec, BTreeSet<Vec<u8>>)> {
     let (mut members, ways) = three(line, home);
@@ -144,12 +156,12 @@ fn removed(line: &'static str, home: &Path) -> Option<(EtcdSpec, BTreeSet<Vec<u8
     ways[1].hold(true);
     let asked = url.clone();
     let removal = std::thread::spawn(move || run(async { connect(&asked).await.member_remove(gone).await.is_ok() }));
-    let removed = poll("the other has the removal", PATIENCE, || {
+    let removed = within(PATIENCE, || {
         look(&members[1])?.wal().changes.iter().map(|change| change.index).find(|index| *index > before)
-    });
+    })?;
     ways[0].hold_entries();
     let late: Vec<_> = (0..10).map(|n| put(url.clone(), format!("/late/{n}"))).collect();
-    poll("the leader has what comes behind it", PATIENCE, || (last(&members[0]).0 >= removed.0 + 10).then_some(()));
+    within(PATIENCE, || (last(&members[0]).0 >= removed.0 + 10).then_some(()))?;
     // Of all that at once it has the removed one's word, which is still one of three.
     members[2] = members[2].spec.spawn();
     let acknowledged: BTreeSet<_> = late.into_iter().filter_map(|put| put.join().expect("a writer")).collect();
@@ -158,7 +170,7 @@ fn removed(line: &'static str, home: &Path) -> Option<(EtcdSpec, BTreeSet<Vec<u8
         || run(async { Some(members[1].client().await.member_list().await.ok()?.members().len()) }).filter(|n| *n == 2);
     let told = !acknowledged.is_empty() && removal.join().expect("a removal");
     if told {
-        poll("the other knows that the removal is committed", PATIENCE, knows);
+        within(PATIENCE, knows)?;
     }
     members[0].kill();
     members[1].stop();

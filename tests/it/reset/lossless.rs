@@ -12,7 +12,7 @@ use syncer::reset::Permission;
 
 use super::pods::{cluster, copy_of, forced_by_etcd_alone, keys_of, log_of, reset_member, start_alone};
 use crate::datadir::read::add_learner;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, all_keys, connect, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, all_keys, connect, put_surely, run, try_promote};
 use crate::support::poll;
 
 for_each_line! {
@@ -33,7 +33,7 @@ fn check_quiet(line: &'static str) {
         let mut written = BTreeSet::new();
         for n in 0..20 {
             let key = format!("/quiet/{n:02}").into_bytes();
-            client.put(key.clone(), "1", None).await.expect("put");
+            put_surely(&mut client, key.clone(), "1").await;
             written.insert(key);
         }
         written
@@ -72,9 +72,7 @@ pub fn joins_and_agrees(alone: &Etcd) {
     let initial_cluster = format!("{}={},joiner={}", alone.spec.name, alone.spec.peer_url(), joiner.peer_url());
     let joiner = EtcdSpec { initial_cluster: Some(initial_cluster), ..joiner };
     let mut second = joiner.spawn();
-    poll("the learner is promoted", PATIENCE, || {
-        run(async { alone.client().await.member_promote(id).await.ok().map(|_| ()) })
-    });
+    poll("the learner is promoted", PATIENCE, || run(async { try_promote(&mut alone.client().await, id).await }));
     second.wait_until_serving();
     run(async {
         let (mut one, mut two) = (alone.client().await, second.client().await);
@@ -171,7 +169,7 @@ fn check_tails(line: &'static str) {
     run(async {
         let mut client = members[0].client().await;
         for n in 0..5 {
-            client.put(format!("/tail/{n}"), "1", None).await.expect("put");
+            put_surely(&mut client, format!("/tail/{n}"), "1").await;
         }
     });
     members.iter_mut().for_each(Etcd::kill);

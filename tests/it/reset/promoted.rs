@@ -14,7 +14,7 @@ use syncer::reset::Permission;
 use super::lossless::write;
 use super::pods::{cluster, keys_of, log_of, reset_member, start_alone};
 use crate::datadir::read::add_learner;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, run, try_promote, try_remove};
 use crate::support::poll;
 
 /// A leader with one follower that is promoted under load, and killed at once; or after a change that changes nothing.
@@ -37,9 +37,7 @@ fn promoted_under_load(line: &'static str, home: &std::path::Path, fenced: bool)
             std::thread::spawn(move || run(write(writer, url, over)))
         })
         .collect();
-    poll("the learner is promoted", PATIENCE, || {
-        run(async { first.client().await.member_promote(id).await.ok().map(|_| ()) })
-    });
+    poll("the learner is promoted", PATIENCE, || run(async { try_promote(&mut first.client().await, id).await }));
     if fenced {
         fence(&first, &second);
     }
@@ -77,9 +75,7 @@ fn removed_under_load(line: &'static str, home: &std::path::Path, fenced: bool) 
     let gone = run(async { members[2].client().await.status().await.expect("status").header().map(|h| h.member_id()) });
     let gone = gone.expect("a header");
     members[2].kill();
-    poll("the third is removed", PATIENCE, || {
-        run(async { members[0].client().await.member_remove(gone).await.ok().map(|_| ()) })
-    });
+    poll("the third is removed", PATIENCE, || run(async { try_remove(&mut members[0].client().await, gone).await }));
     if fenced {
         fence(&members[0], &members[1]);
     }

@@ -22,21 +22,26 @@ use syncer::reset::{Permission, journal, pending};
 use super::lossless::joins_and_agrees;
 use super::pods::{cluster, copy_of, home_of, keys_of, log_of, reset_member, start_alone};
 use crate::datadir::read::add_learner;
-use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, program, run};
+use crate::support::etcd::{Etcd, EtcdSpec, PATIENCE, killed_once, program, put_surely, run, try_promote, try_remove};
 use crate::support::pod::TestPod;
 use crate::support::{poll, syncer};
 
 for_each_line! {
     a_pair_s_survivor_is_shown_and_reset => check_pair,
     one_of_three_is_reset_only_when_loss_is_accepted => check_three,
+    an_etcd_that_is_killed_instead_of_stopped_is_run_again => check_killed_etcd,
     killed_at_every_boundary_it_converges => check_killed,
     what_cannot_go_on_alone_is_refused => check_refused,
 }
 
 fn recover(spec: &EtcdSpec, args: &[&str]) -> Command {
+    recover_with(&program("etcd", spec.line), spec, args)
+}
+
+fn recover_with(etcd: &Path, spec: &EtcdSpec, args: &[&str]) -> Command {
     let mut command = Command::new(syncer());
     command.env_clear().arg("recover").arg("--data-dir").arg(home_of(spec));
-    command.arg("--etcd").arg(program("etcd", spec.line)).args(args);
+    command.arg("--etcd").arg(etcd).args(args);
     command
 }
 
@@ -83,7 +88,7 @@ fn write_some(etcd: &Etcd, count: u32) {
     run(async {
         let mut client = etcd.client().await;
         for n in 0..count {
-            client.put(format!("/some/{n:04}"), vec![7; 200], None).await.expect("put");
+            put_surely(&mut client, format!("/some/{n:04}"), vec![7; 200]).await;
         }
     });
 }
@@ -198,6 +203,21 @@ fn check_three(line: &'static str) {
     joins_and_agrees(&alone);
 }
 
+/// The etcd that is run with `--force-new-cluster` has taken no raft snapshot and written nothing to its backend when it ends.
+fn check_killed_etcd(line: &'static str) {
+    let home = tempfile::tempdir().expect("make a directory");
+    let spec = survivor(line, home.path(), 3);
+    let (_, before) = log_of(&spec);
+    let id = before.cluster.to_string();
+    let etcd = killed_once(line, home.path());
+    let shown = done(recover_with(&etcd, &spec, &["--cluster-id", &id, "--accept-loss"]));
+    assert!(shown.contains("this is the only member now"), "{shown}");
+    assert!(home.path().join("killed").exists(), "it was not killed");
+    let alone = start_alone(&spec, &before);
+    assert_eq!(keys_of(&alone).len(), 31);
+    joins_and_agrees(&alone);
+}
+
 fn check_killed(line: &'static str) {
     let home = tempfile::tempdir().expect("make a directory");
     let spec = survivor(line, home.path(), 3);
@@ -284,6 +304,7 @@ fn check_refused(line: &'static str) {
             (answer.count() == 1).then_some(())
         })
     });
+    learner.wait_until_it_handles_signals();
     learner.stop();
     // What etcd makes of it, and why nothing of ours asks it to.
     let forced = EtcdSpec { flags: vec!["--force-new-cluster".to_owned()], ..copy_of(&joiner, "forced") };
@@ -302,12 +323,10 @@ fn check_refused(line: &'static str) {
     // Removed, and having applied it: made a voter first, or it would not hear of it.
     let mut learner = joiner.spawn();
     poll("the learner is promoted", PATIENCE, || {
-        run(async { etcd.client().await.member_promote(learner_id).await.ok().map(|_| ()) })
+        run(async { try_promote(&mut etcd.client().await, learner_id).await })
     });
     learner.wait_until_serving();
-    poll("the member is removed", PATIENCE, || {
-        run(async { etcd.client().await.member_remove(learner_id).await.ok().map(|_| ()) })
-    });
+    poll("the member is removed", PATIENCE, || run(async { try_remove(&mut etcd.client().await, learner_id).await }));
     learner.wait_until_ended();
     let error = refused(recover(&joiner, &["--cluster-id", &id, "--accept-loss"]), 5);
     assert!(error.contains("was removed"), "{error}");

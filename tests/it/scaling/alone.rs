@@ -11,7 +11,7 @@ use syncer::disk::{Disk, RealDisk};
 
 use super::{Access, CHANGE, Scene, ask, etcd_calls_it_healthy};
 use crate::statefulset_box::protocol::Policy;
-use crate::support::statefulset::{TestBox, has_time_to_leave};
+use crate::support::statefulset::{TestBox, alive, has_time_to_leave};
 use crate::support::{part, poll, syncer};
 
 impl Scene {
@@ -31,9 +31,14 @@ impl Scene {
 
     /// Kills pod 0 and begins a reset on its volume that is killed half-way.
     fn begins_a_reset_of_pod_0(&self, more: &[&str]) {
+        let pid = self.set.status().expect("a status").pods[&0].pid.expect("it runs");
         self.set.kill9(0).expect("kill");
+        poll("it is gone", CHANGE, || (!alive(pid)).then_some(()));
         let cluster = format!("{:x}", self.cluster.expect("a cluster"));
-        let killed = self.recover("reset-appended", &[&["--cluster-id", &cluster], more].concat());
+        let killed = poll("its etcd is gone too", CHANGE, || {
+            let recovered = self.recover("reset-appended", &[&["--cluster-id", &cluster], more].concat());
+            (recovered.status.code() != Some(8)).then_some(recovered)
+        });
         assert_eq!(killed.status.signal(), Some(9), "{killed:?}");
     }
 }
@@ -123,7 +128,7 @@ fn a_removed_member_joins_anew_and_keeps_its_old_data_aside() {
 /// etcd lets nobody who runs go for five seconds after any of them has connected, and a stopping pod has little longer.
 #[test]
 fn whoever_leaves_right_after_joining_or_returning_is_let_go() {
-    let mut scene = Scene::of(1, TestBox::syncer(1, Policy::Parallel));
+    let mut scene = Scene::of(1, TestBox::syncer_with(1, Policy::Parallel, has_time_to_leave));
     for round in 1..=2 {
         scene.set.scale(3).expect("scale");
         poll("three voters", CHANGE, || ask(&Access::of(&scene.set, 0)).filter(|said| said.voters.len() == 3));

@@ -46,7 +46,7 @@ fn a_process_that_ends_comes_back_in_its_place_and_none_is_ended_for_a_lost_quor
         // A rollout would replace one after the other.
         assert!(!ready(&scene.set.status().expect("a status")), "one of them says that it is ready");
         for ordinal in 0..3 {
-            poll("it says that it lives", BEYOND_LIVENESS, || scene.set.get(ordinal, "/healthz"));
+            poll("it says that it lives", CHANGE, || scene.set.get(ordinal, "/healthz"));
         }
     }
     assert_eq!(scene.writer.acknowledged().len(), written, "somebody had a quorum");

@@ -21,6 +21,7 @@ fn they_come_back_in_order_after_a_pause_with_a_command_of_their_own() {
         if let Program::Syncer { args, .. } = &mut config.program {
             args.extend(wrapped(folder.path()));
         }
+        config.liveness_ms = 2000;
     });
     if !set.has_namespaces() {
         return;
@@ -55,6 +56,7 @@ fn a_command_that_ends_without_a_quorum_is_answered_for_until_it_runs_again() {
         if let Program::Syncer { args, .. } = &mut config.program {
             args.extend(wrapped(folder.path()));
         }
+        config.liveness_ms = 2000;
     });
     if !set.has_namespaces() {
         return;

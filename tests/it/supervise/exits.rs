@@ -11,7 +11,7 @@ use syncer::supervise::relay::{Relay, follow};
 use syncer::supervise::spec::ChildSpec;
 
 use super::Solo;
-use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, run};
+use crate::support::etcd::{EtcdSpec, LINES, PATIENCE, run, try_remove};
 use crate::support::poll;
 
 /// Starts a child.
@@ -201,7 +201,7 @@ fn a_member_that_was_removed_now_and_at_its_next_start() {
             let list = client.member_list().await.expect("a list");
             let id = list.members().iter().find(|m| m.name() == "second").expect("the second member").id();
             // Refused for the first seconds, until the connection is taken for healthy.
-            poll_async("the member is removed", async || client.member_remove(id).await.is_ok()).await;
+            poll_async("the member is removed", async || try_remove(&mut client, id).await.is_some()).await;
             assert_eq!(judged(&mut child, relay).await, ExitCause::Removed, "etcd {line}, at its removal");
             for _ in 0..3 {
                 let (mut child, relay) = start(&spec);
@@ -211,7 +211,7 @@ fn a_member_that_was_removed_now_and_at_its_next_start() {
     }
 }
 
-async fn poll_async(what: &str, mut probe: impl AsyncFnMut() -> bool) {
+pub async fn poll_async(what: &str, mut probe: impl AsyncFnMut() -> bool) {
     let begun = tokio::time::Instant::now();
     while !probe().await {
         assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");

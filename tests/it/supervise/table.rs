@@ -8,9 +8,9 @@ use std::path::Path;
 use syncer::supervise::exit::ExitCause;
 use syncer::supervise::spec::{ChildSpec, LogFormat, Ready, Role};
 
-use super::exits::end_of;
+use super::exits::{end_of, poll_async};
 use crate::reset::pods::cluster;
-use crate::support::etcd::{Etcd, EtcdSpec, LINES, PATIENCE, program, run};
+use crate::support::etcd::{Etcd, EtcdSpec, LINES, PATIENCE, program, put_surely, run};
 
 /// Starts it and says why it ended.
 fn judged(spec: &EtcdSpec) -> ExitCause {
@@ -58,7 +58,7 @@ fn an_empty_data_dir_in_the_place_of_one_that_had_data() {
         run(async {
             let mut client = members[0].client().await;
             for n in 0..20 {
-                client.put(format!("/{n}"), "x", None).await.expect("put");
+                put_surely(&mut client, format!("/{n}"), "x").await;
             }
         });
         members[2].kill();
@@ -118,8 +118,12 @@ fn an_empty_data_dir_of_a_removed_member_is_told_so() {
         members[2].kill();
         run(async {
             let mut client = members[0].client().await;
-            client.member_remove(removed).await.expect("remove a member");
-            client.put("/kept", "x", None).await.expect("put");
+            // Refused until etcd has noticed the kill.
+            poll_async("the member is removed", async || {
+                crate::support::etcd::try_remove(&mut client, removed).await.is_some()
+            })
+            .await;
+            put_surely(&mut client, "/kept", "x").await;
         });
         let cause = judged(&emptied(&members[2].spec));
         assert!(matches!(cause, ExitCause::Removed), "{line}: {cause:?}");
@@ -136,7 +140,7 @@ fn a_lost_backend_is_damage() {
         run(async {
             let mut client = etcd.client().await;
             for n in 0..30 {
-                client.put(format!("/{n}"), "x", None).await.expect("put");
+                put_surely(&mut client, format!("/{n}"), "x").await;
             }
         });
         etcd.stop();

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
 use syncer::pki::layout::EtcdTlsFiles;
@@ -158,8 +158,7 @@ impl Etcd {
         self.child.id()
     }
 
-    /// Waits until it answers a linearizable read and, from 3.5 on, until SIGTERM is no longer a kill to it: it handles
-    /// signals from just before it tells systemd on.
+    /// Waits until it answers a linearizable read, and handles signals.
     pub fn wait_until_serving(&mut self) {
         let (url, log, tls) = (self.spec.client_url(), self.log.clone(), self.spec.tls.clone());
         let child = &mut self.child;
@@ -172,9 +171,15 @@ impl Etcd {
                 client.get("probe", None).await.ok().map(|_| ())
             })
         });
+        self.wait_until_it_handles_signals();
+    }
+
+    /// Waits until SIGTERM is no longer a kill to it: it handles signals from just before it tells systemd on. 3.4 does not say.
+    pub fn wait_until_it_handles_signals(&self) {
+        let log = &self.log;
         if self.spec.line != "3.4" {
             poll(&format!("etcd handles signals; see {}", log.display()), PATIENCE, || {
-                let told = std::fs::read(&log).expect("read etcd's log");
+                let told = std::fs::read(log).expect("read etcd's log");
                 String::from_utf8_lossy(&told[self.log_start..]).contains("notifying init daemon").then_some(())
             });
         }
@@ -224,14 +229,14 @@ impl Drop for Etcd {
     }
 }
 
-/// A client with a short deadline for each call.
+/// A client of a member, whose disk may be slow.
 pub async fn connect(url: &str) -> Client {
     connect_to(url, None).await
 }
 
 /// The same, with certificates.
 pub async fn connect_to(url: &str, tls: Option<&EtcdTlsFiles>) -> Client {
-    let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(10));
+    let mut options = ConnectOptions::new().with_timeout(Duration::from_secs(30));
     if let Some(tls) = tls {
         let read = |file: &Path| std::fs::read(file).expect("read a certificate");
         let identity = Identity::from_pem(read(&tls.client_cert), read(&tls.client_key));
@@ -244,22 +249,72 @@ pub async fn connect_to(url: &str, tls: Option<&EtcdTlsFiles>) -> Client {
 /// Key, value, create revision, mod revision, version, lease.
 pub type ServedKey = (Vec<u8>, Vec<u8>, i64, i64, i64, i64);
 
+/// Writes a key of a cluster whose leader may change meanwhile: what was proposed then is lost.
+pub async fn put_surely(client: &mut Client, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+    let (key, value, began) = (key.into(), value.into(), Instant::now());
+    while let Err(error) = client.put(key.clone(), value.clone(), None).await {
+        assert!(began.elapsed() < PATIENCE, "etcd takes no write: {error}");
+    }
+}
+
+/// Asks for a learner's promotion, which etcd refuses until it has caught up; whether it is a voter. An answer may be lost.
+pub async fn try_promote(client: &mut Client, member: u64) -> Option<()> {
+    match client.member_promote(member).await {
+        Ok(_) => Some(()),
+        Err(error) => {
+            let told = error.to_string();
+            (told.contains("can only promote a learner member") && !told.contains("in sync")).then_some(())
+        }
+    }
+}
+
+/// Asks for a member's removal, which etcd refuses while others have just connected; whether it is gone.
+pub async fn try_remove(client: &mut Client, member: u64) -> Option<()> {
+    match client.member_remove(member).await {
+        Ok(_) => Some(()),
+        Err(error) => error.to_string().contains("member not found").then_some(()),
+    }
+}
+
 /// Every key in key order.
 pub async fn all_keys(client: &mut Client) -> Vec<ServedKey> {
+    try_all_keys(client).await.expect("read a page of keys")
+}
+
+/// Every key in key order, or what etcd answered instead.
+pub async fn try_all_keys(client: &mut Client) -> Result<Vec<ServedKey>, etcd_client::Error> {
     let mut found = Vec::new();
     let mut from = vec![0];
     // Of the largest values that etcd takes by default, a page has more than a client takes by default.
     let mut client = client.kv_client().max_decoding_message_size(1 << 30);
     loop {
         let options = GetOptions::new().with_from_key().with_limit(500);
-        let answer = client.get(from.clone(), Some(options)).await.expect("read a page of keys");
+        let answer = client.get(from.clone(), Some(options)).await?;
         for kv in answer.kvs() {
             let (create, modified) = (kv.create_revision(), kv.mod_revision());
             found.push((kv.key().to_vec(), kv.value().to_vec(), create, modified, kv.version(), kv.lease()));
         }
-        let Some(last) = answer.kvs().last().filter(|_| answer.more()) else { return found };
+        let Some(last) = answer.kvs().last().filter(|_| answer.more()) else { return Ok(found) };
         from = [last.key(), &[0]].concat();
     }
+}
+
+/// An etcd of a line that is killed, with what it has not written, when it is told to stop for the first time; afterwards it is
+/// as any other. `folder` is to hold it.
+pub fn killed_once(line: &str, folder: &Path) -> PathBuf {
+    let script = r#"#!/bin/sh
+case "$*" in --version) exec ETCD --version ;; esac
+[ -e FOLDER/killed ] && exec ETCD "$@"
+ETCD "$@" --backend-batch-interval=10m --snapshot-count=1000000 &
+trap 'kill -KILL $!; : >FOLDER/killed; exit' TERM
+wait
+"#;
+    let script = script.replace("FOLDER", &folder.display().to_string());
+    let file = folder.join("killed-once");
+    std::fs::write(&file, script.replace("ETCD", &program("etcd", line).display().to_string()))
+        .expect("write a script");
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    file
 }
 
 /// Runs a future on a runtime of its own.

@@ -328,7 +328,7 @@ pub fn busy(era: Era, objects: usize) -> History {
     for i in (0..objects).step_by(20) {
         history.create(&name(i), Some(b"again"), 0);
     }
-    history.create(b"/registry/masterleases/10.0.0.1", Some(b"k8s"), 15);
+    history.create(b"/registry/masterleases/10.0.0.1", Some(b"k8s"), 900);
     history.create(b"/registry/empty", None, 0);
     history.create(b"/registry/empty-blob", Some(b""), 0);
     history.create(b"/registry/CASE", Some(b"upper"), 0).create(b"/registry/case", Some(b"lower"), 0);

@@ -153,7 +153,8 @@ impl TestPod {
     /// SIGKILL to syncer alone: what it leaves behind is its own affair.
     pub fn kill9(&mut self) {
         kill(self.pid(), Signal::SIGKILL).expect("send SIGKILL");
-        self.wait_end(Duration::from_secs(10));
+        // One that waits for its disk ends when that has answered.
+        self.wait_end(Duration::from_secs(60));
     }
 
     fn log_path(&self) -> PathBuf {
@@ -196,13 +197,18 @@ impl TestPod {
         super::https::get_status(self.front_port, path)
     }
 
-    /// A client that etcd has answered.
+    /// A client that etcd has answered, whose requests may take as long as a probe's.
     pub fn try_client(&self) -> Option<Client> {
+        self.client_within(Duration::from_secs(2))
+    }
+
+    /// A client that etcd has answered, whose requests may take so long.
+    fn client_within(&self, patience: Duration) -> Option<Client> {
         let read = |name: &str| std::fs::read(self.data().join("pki").join(name)).ok();
         let tls = TlsOptions::new()
             .ca_certificate(Certificate::from_pem(read("etcd/ca.crt")?))
             .identity(Identity::from_pem(read("etcd/healthcheck-client.crt")?, read("etcd/healthcheck-client.key")?));
-        let options = ConnectOptions::new().with_tls(tls).with_timeout(Duration::from_secs(2));
+        let options = ConnectOptions::new().with_tls(tls).with_timeout(patience);
         let url = format!("https://localhost:{}", self.client_port);
         self.runtime.block_on(async {
             let mut client = Client::connect([url], Some(options)).await.ok()?;
@@ -213,7 +219,9 @@ impl TestPod {
 
     /// Runs requests against the pod's etcd.
     pub fn etcd<T>(&self, requests: impl AsyncFnOnce(Client) -> T) -> T {
-        let client = poll("etcd answers", Duration::from_secs(30), || self.try_client());
+        poll("etcd answers", Duration::from_secs(60), || self.try_client());
+        let patient = || self.client_within(Duration::from_secs(60));
+        let client = poll("etcd answers again", Duration::from_secs(60), patient);
         self.runtime.block_on(requests(client))
     }
 
