@@ -158,7 +158,10 @@ fn snapshot(command: SnapshotCommand) -> anyhow::Result<()> {
         }
         SnapshotCommand::Save(args) => {
             let settings = loader(args.flags.clone(), Vec::new()).load()?.settings;
-            let (text, pruned) = syncer::snapshot::take::take(&args, &settings, &runtime)?;
+            let taken = syncer::snapshot::take::take(&args, &settings, &runtime);
+            // What is being written to a place that hangs would hold up the end.
+            runtime.shutdown_background();
+            let (text, pruned) = taken?;
             print(&text)?;
             pruned
         }

@@ -98,10 +98,15 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         reset::finish(&settings, &disk, &etcd, version, &lock)?;
     }
     let host = Host::of(&settings);
+    // Where it does not say, there may be other pods, whatever the values have.
+    let mut may_be_others = false;
     if let Some(host) = &host {
         match host.set().await {
             Known::Present(set) => settings.etcd.replicas = set.replicas,
-            unknown => tracing::warn!(?unknown, "the host cluster's API does not say how many replicas are wanted"),
+            unknown => {
+                may_be_others = true;
+                tracing::warn!(?unknown, "the host cluster's API does not say how many replicas are wanted");
+            }
         }
     }
     let facts = observe::facts(&settings, observe::schema(version)).context("look at the volume")?;
@@ -135,7 +140,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     };
     let prepared = prepare::prepare(&settings, &backend, &disk).context("prepare the API server's files")?;
     let specs = |settings: &Settings| distro::specs(settings, &backend, &prepared).map_err(prepare::usage);
-    let servers = specs(&settings)?;
+    let mut servers = specs(&settings)?;
     prepare::check_programs(&settings, &servers)?;
     if let Some(address) = distro::apiserver_address(&servers) {
         apiserver.get_or_init(|| address);
@@ -144,6 +149,10 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
     among_others.etcd.replicas = among_others.etcd.replicas.max(2);
     let mut companions = specs(&among_others)?;
     companions.retain(|spec| matches!(spec.role, Role::ControllerManager | Role::Scheduler));
+    if may_be_others {
+        servers.retain(|spec| companions.iter().all(|companion| companion.role != spec.role));
+        servers.extend(companions.iter().cloned());
+    }
     // What this pod issues is signed by the CA that all of them share.
     let shared_ca = match &host {
         Some(host) => {

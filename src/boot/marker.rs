@@ -242,11 +242,28 @@ pub fn dropping(
     }
 }
 
-/// What the leader's pod does to the marker: it writes a missing one again, and strikes from `dropped` who is a member
+/// What the volume beside the leader keeps of what the marker said.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// The member whose volume it is.
+    pub member: Option<MemberId>,
+    /// Whom the resets that made it the only one have dropped.
+    pub dropped: Vec<MemberId>,
+    /// The clusters that a restore has replaced.
+    pub superseded: Vec<ClusterId>,
+}
+
+/// What the leader's pod does to the marker: it writes a missing one again, with what its volume kept of it, and strikes from `dropped` who is a member
 /// of a cluster that has its quorum (a naming that landed late and was never acted upon). `list` is linearizable.
-pub fn upkeep(seen: &Known<MarkerSeen>, list: &MemberList, rules: Rules) -> Option<MarkerWrite> {
+pub fn upkeep(seen: &Known<MarkerSeen>, list: &MemberList, kept: &Remembered, rules: Rules) -> Option<MarkerWrite> {
     match seen {
-        Known::Absent if rules.on(Rule::MarkerRestored) => formed(seen, list.cluster),
+        Known::Absent if rules.on(Rule::MarkerRestored) => {
+            let mut write = formed(seen, list.cluster)?;
+            write.marker.dropped = kept.dropped.iter().copied().filter(|id| !list.has(*id)).collect();
+            write.marker.survivor = kept.member.filter(|_| !write.marker.dropped.is_empty());
+            write.marker.superseded = kept.superseded.iter().copied().filter(|old| *old != list.cluster).collect();
+            Some(write)
+        }
         Known::Present(now) if now.marker.formed() == Some(list.cluster) => {
             let alive: Vec<_> = now.marker.dropped.iter().copied().filter(|id| list.has(*id)).collect();
             if alive.is_empty() { None } else { Some(now.unnaming(&alive)) }

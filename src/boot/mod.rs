@@ -219,6 +219,9 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
             Known::Present(seen) => {
                 (BootDecision::Record(Record::Withdrawn(seen.withdrawing(member))), Rule::StopWithdrawn)
             }
+            // The marker that would say whether the seed has gone on alone since is gone, and this voter's word with it: what
+            // holds it back then is the seed's own word.
+            Known::Absent if seed_is_unheard(facts) => wait(Wait::UnheardSeed(facts.seed), Rule::StopWithdrawn),
             Known::Absent => (BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn),
             Known::Unknown(why) => wait(Wait::HostAway(why.clone()), Rule::StopWithdrawn),
         };
@@ -235,6 +238,12 @@ fn dropped_by_word(facts: &Facts, member: MemberId, of: ClusterId) -> Option<Opt
         _ => None,
     });
     says.filter(|survivor| !facts.dropped.contains(survivor)).map(Some)
+}
+
+/// Whether the seed, which the log of another pod may call a voter, has not said what it has.
+fn seed_is_unheard(facts: &Facts) -> bool {
+    let listed = facts.log.present().is_none_or(|log| log.others.iter().any(|m| m.ordinal == Some(facts.seed)));
+    facts.ordinal != facts.seed && listed && facts.peer(facts.seed).is_none_or(|peer| peer.state.present().is_none())
 }
 
 fn start(facts: &Facts, member: MemberId, cluster: ClusterId) -> Verdict {

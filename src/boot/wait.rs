@@ -34,6 +34,8 @@ pub enum Wait {
     SupersededNotServed(ClusterId),
     /// This member was made the only one by hand, and these pods may start from what their volumes still have.
     OthersThere(Vec<Ordinal>),
+    /// This voter was paused, the marker is gone that would tell whether the seed has gone on without it, and so is the seed's word.
+    UnheardSeed(Ordinal),
     /// A reset has dropped this data dir's member, and the survivor does not serve yet.
     Dropped {
         /// This member.
@@ -91,6 +93,10 @@ impl Wait {
                 "this member was made the only one of its cluster by hand, and pods {} may start from what their volumes \
                  still have",
                 list(pods)
+            ),
+            Wait::UnheardSeed(seed) => format!(
+                "the pods were paused, the ConfigMap <name>-etcd that would tell whether pod {seed} has gone on alone since is gone, and \
+                 pod {seed} has not said what its volume holds"
             ),
             Wait::Dropped { member, survivor } => format!(
                 "member {member} was dropped when the cluster was reset to {}, which does not serve yet",
@@ -153,6 +159,7 @@ impl Wait {
             Wait::OthersThere(_) => "scale the StatefulSet to one replica: this pod then drops them, and they join anew when \
                  it is scaled up again; if this is not its lowest ordinal, set the data dirs of those pods aside instead"
                 .into(),
+            Wait::UnheardSeed(seed) => format!("start pod {seed}; if its volume is lost, an empty one will do"),
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, and with it what it has written since, scale the StatefulSet to zero, \
                  `syncer recover` on the volume with the latest data, delete the ConfigMap <name>-etcd, which drops this member, and \

@@ -86,17 +86,23 @@ pub fn retire(disk: &dyn Disk, etcd_dir: &Path, now: SystemTime) -> io::Result<O
         // A kill before this keeps it for ever, which is the safe side.
         disk.write_durable(&kept.join(RETIRED), b"", 0o600)?;
     }
-    prune(disk, etcd_dir, KEEP)?;
+    // By its name it may be the oldest, where the clock was set back.
+    removed(disk, etcd_dir, KEEP, kept.as_deref())?;
     Ok(kept)
 }
 
 /// Removes all but the newest `keep` data dirs that were [retired](retire), and says which. What
 /// is removed is renamed first, so that a half-removed data dir never looks like a whole one.
 pub fn prune(disk: &dyn Disk, etcd_dir: &Path, keep: usize) -> io::Result<Vec<PathBuf>> {
+    removed(disk, etcd_dir, keep, None)
+}
+
+/// The same; `newest` is one that is kept.
+fn removed(disk: &dyn Disk, etcd_dir: &Path, keep: usize, newest: Option<&Path>) -> io::Result<Vec<PathBuf>> {
     let parent = parent_of(etcd_dir);
     let mut old = asides(etcd_dir)?;
-    old.retain(|path| path.join(RETIRED).exists());
-    old.truncate(old.len().saturating_sub(keep));
+    old.retain(|path| path.join(RETIRED).exists() && newest != Some(path));
+    old.truncate((old.len() + usize::from(newest.is_some())).saturating_sub(keep));
     for path in &old {
         disk.rename_durable(path, &going(path))?;
     }

@@ -93,6 +93,16 @@ impl ClientError {
         matches!(self, ClientError::Deadline { what: SNAPSHOT, .. })
     }
 
+    /// Whether etcd has said that it did not do what it was asked, and not that it does not know what became of it: a broken
+    /// connection, a time-out and a new leader leave that open.
+    pub fn is_refusal(&self) -> bool {
+        let ClientError::Etcd { source, .. } = self else { return false };
+        // Of etcd's `rpctypes`.
+        let words = source.to_string();
+        words.contains("etcdserver: ")
+            && !["timed out", "leader changed", "server stopped"].iter().any(|open| words.contains(open))
+    }
+
     /// Whether etcd knows us as no user, or as one who may not ask: asking again is no use.
     pub fn is_denied(&self) -> bool {
         let ClientError::Etcd { source, .. } = self else { return false };

@@ -16,6 +16,8 @@ pub const FOR_ETCD: Duration = Duration::from_secs(2);
 pub const ASKS_FOR: Duration = Duration::from_secs(5);
 /// What must be left of the grace meanwhile, to leave and to stop.
 pub const TO_LEAVE: Duration = Duration::from_millis(3500);
+/// For so long an etcd that served may answer nothing before a stop goes on without its word: who leads, and who is a member.
+pub const ANSWERS_IN: Duration = Duration::from_secs(2);
 
 /// How a stop's record in the marker has been answered so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +50,9 @@ pub struct Leaving {
     pub desired: Desired,
     /// For how long that has been asked.
     pub asked_for: Duration,
+    /// For how long the etcd beside it, which served, has answered nothing. `None`: it answers, or did not serve.
+    #[serde(default)]
+    pub unanswered: Option<Duration>,
     /// Whether a host API is configured.
     pub host_configured: bool,
     /// This pod's member; `None`: it has no data dir.
@@ -105,6 +110,8 @@ pub enum LeaveStep {
 pub enum LeaveWait {
     /// For an answer on whether this pod is wanted.
     Desired,
+    /// For an answer of the etcd beside it, which a busy machine may keep waiting.
+    Answer,
     /// For a quorum that could remove it.
     Quorum,
     /// For another member to lead.
@@ -135,6 +142,9 @@ pub fn explained(l: &Leaving, rules: Rules) -> (LeaveStep, Rule) {
     let unknown = matches!(l.desired, Desired::Unknown(_)) && l.host_configured && l.etcd;
     if unknown && l.asked_for < ASKS_FOR && l.left > TO_LEAVE {
         return (LeaveStep::Wait(LeaveWait::Desired), Rule::StopOnly);
+    }
+    if l.etcd && l.unanswered.is_some_and(|time| time < ANSWERS_IN) && l.left > TO_LEAVE {
+        return (LeaveStep::Wait(LeaveWait::Answer), Rule::StopOnly);
     }
     let wanted = l.desired.wants(l.seed, l.ordinal);
     match l.desired.known() {

@@ -293,7 +293,7 @@ mod leaving {
     use super::*;
     use crate::boot::{LogPosition, Marker, MarkerPhase, MarkerSeen, Stopped};
     use crate::membership::leave::{
-        ASKS_FOR, Announcing, FOR_ETCD, LeaveStep, LeaveWait, Leaving, TO_LEAVE, explained, leave,
+        ANSWERS_IN, ASKS_FOR, Announcing, FOR_ETCD, LeaveStep, LeaveWait, Leaving, TO_LEAVE, explained, leave,
     };
 
     /// Pod `n` of three healthy voters led by pod 0, told to stop, its API server gone.
@@ -304,6 +304,7 @@ mod leaving {
             seed: Ordinal(0),
             desired: Desired::Host(desired),
             asked_for: Duration::ZERO,
+            unanswered: None,
             host_configured: true,
             member: Some(id(n)),
             apiserver: false,
@@ -396,6 +397,26 @@ mod leaving {
             assert_eq!(leave(&Leaving { members: Known::default(), ..l.clone() }), LeaveStep::StopEtcd);
             assert_eq!(leave(&stopped(l)), LeaveStep::Exit);
         }
+    }
+
+    #[test]
+    fn an_etcd_that_served_is_given_time_to_answer_before_a_stop_goes_on_without_its_word() {
+        let silent = |time: Duration| Leaving {
+            leader: Known::default(),
+            members: Known::default(),
+            unanswered: Some(time),
+            ..pod(0, 3)
+        };
+        assert_eq!(leave(&silent(Duration::ZERO)), LeaveStep::Wait(LeaveWait::Answer));
+        for goes_on in [
+            silent(ANSWERS_IN),
+            Leaving { left: TO_LEAVE, ..silent(Duration::ZERO) },
+            Leaving { unanswered: None, ..silent(Duration::ZERO) },
+        ] {
+            assert_eq!(leave(&goes_on), LeaveStep::StopEtcd, "{goes_on:?}");
+        }
+        let ended = Leaving { etcd: false, ..silent(Duration::ZERO) };
+        assert_eq!(leave(&ended), LeaveStep::Exit);
     }
 
     #[test]

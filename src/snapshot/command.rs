@@ -33,7 +33,7 @@ pub enum SnapshotCommand {
             syncer snapshot save --to ./backups --keep 7 --endpoint http://127.0.0.1:2379 --name my-vcluster\n\n\
             Exit codes: 0 saved   1 etcd does not answer or the place fails, or it is saved and an older one could not be removed \
             (the report tells)   2 bad usage, or a place that cannot be written to   4 a learner, a member without a quorum (which may \
-            pass), or one that asks for a user   7 no space"
+            pass), one that asks for a user, or a snapshot that another member has sent and that lacks something   7 no space"
     )]
     Save(Box<SaveArgs>),
     /// Put a snapshot in the place of the present store, at the next start of the seed's pod.

@@ -1,9 +1,10 @@
 //! Taking a snapshot of a running member: streamed to its place, checked, and only then given its name.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -15,8 +16,10 @@ use super::name::SnapshotName;
 use super::target::Target;
 use crate::crash_point;
 use crate::disk::Disk;
-use crate::etcd::client::{Alarm, ClientError, EtcdClient, SnapshotStream, stalled_after};
+use crate::etcd::client::{Alarm, ClientError, EtcdClient, SnapshotStream};
 use crate::exit::{Exit, refuse};
+use crate::ids::Revision;
+use crate::migrate::loopback::SLOWEST_READ;
 use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
 
@@ -25,9 +28,6 @@ const IN_FLIGHT: usize = 16;
 
 /// How often another save may take a name that was free when this one began.
 const AT_ONCE: u32 = 3;
-
-/// A disk that has not made a snapshot durable after so long is told of.
-const SLOW: Duration = Duration::from_secs(5 * 60);
 
 /// For one answer of etcd.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -47,31 +47,55 @@ pub struct Saved {
     pub content: Option<StoreContent>,
 }
 
-/// Takes a snapshot of the member that `etcd` asks, whose backend has `size` bytes, and keeps it in `target` as `name`, or
-/// as the next that is not taken.
+/// What is to be saved.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// Its name, or the next one is if that is taken.
+    pub name: &'a SnapshotName,
+    /// Size of the member's backend, in bytes.
+    pub size: u64,
+    /// What was acknowledged before. One in a bucket is not read again, and not compared.
+    pub least: Revision,
+    /// How long the place may take nothing: it hangs.
+    pub patience: Duration,
+}
+
+/// What a save holds.
+#[derive(Debug, Default)]
+pub struct Held<G> {
+    /// Until etcd has sent all.
+    pub reading: G,
+    /// Until nobody writes any more: longer than the save itself, where its place hangs.
+    pub writing: Arc<()>,
+}
+
+/// Takes a snapshot of the member that `etcd` asks, and keeps it in `target`.
 ///
 /// # Errors
-/// Nothing is left in the target then; what cannot be removed is removed by the next save. etcd's end of the stream, a
-/// full disk, a snapshot that is not whole when it has arrived.
-pub async fn save<D: Disk + Clone + 'static>(
+/// Nothing is left in the target then; what cannot be removed is removed by a later save. etcd's end of the stream, a
+/// full disk, a snapshot that is not whole when it has arrived, one of a member that lacks what was acknowledged, a place
+/// that hangs.
+pub async fn save<D: Disk + Clone + 'static, G>(
     disk: &D,
     etcd: &mut EtcdClient,
     target: &Target,
-    name: &SnapshotName,
-    size: u64,
+    wanted: &Wanted<'_>,
+    held: Held<G>,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
-    meter.begin_save(size);
+    meter.begin_save(wanted.size);
+    let mut reading = Some(held.reading);
     for again in 0.. {
         let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
+        let source = Source { stream, _reading: reading.take() };
         let saved = match target {
-            Target::Directory(dir) => into_directory(disk, stream, dir, name, size, meter).await,
-            Target::Bucket(bucket) => into_bucket(stream, bucket, name, meter).await,
+            Target::Directory(dir) => into_directory(disk, source, dir, wanted, Arc::clone(&held.writing), meter).await,
+            Target::Bucket(bucket) => into_bucket(source, bucket, wanted.name, meter).await,
         };
         match saved {
             Err(error) if error.is::<NameTaken>() && again < AT_ONCE => {
                 tracing::info!(%target, "{error:#}; it is taken again");
-                meter.begin_save(size);
+                meter.begin_save(wanted.size);
             }
             saved => return saved,
         }
@@ -85,15 +109,21 @@ pub async fn corrupt(etcd: &mut EtcdClient) -> anyhow::Result<bool> {
     Ok(alarms.iter().any(|(_, alarm)| *alarm == Alarm::Corrupt))
 }
 
-async fn into_bucket(
-    mut stream: SnapshotStream,
+/// A snapshot on its way, and what is held meanwhile. While it is open etcd frees nothing of its backend.
+struct Source<G> {
+    stream: SnapshotStream,
+    _reading: Option<G>,
+}
+
+async fn into_bucket<G>(
+    mut source: Source<G>,
     bucket: &Bucket,
     name: &SnapshotName,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
     let mut upload = bucket.begin(name).await?;
     let received = async {
-        while let Some(piece) = stream.next().await.context("receive the snapshot from etcd")? {
+        while let Some(piece) = source.stream.next().await.context("receive the snapshot from etcd")? {
             upload.write(&piece).await?;
             meter.advance(0, piece.len() as u64);
             crash_point!("snapshot-half-written");
@@ -104,43 +134,41 @@ async fn into_bucket(
         upload.abort().await;
         return Err(error);
     }
+    drop(source);
     let name = upload.name().clone();
     let bytes = upload.commit().await.with_context(|| format!("keep the snapshot {name} in {bucket}"))?;
     Ok(Saved { name, bytes, content: None })
 }
 
-async fn into_directory<D: Disk + Clone + 'static>(
+async fn into_directory<D: Disk + Clone + 'static, G>(
     disk: &D,
-    mut stream: SnapshotStream,
+    mut source: Source<G>,
     dir: &Directory,
-    name: &SnapshotName,
-    size: u64,
+    wanted: &Wanted<'_>,
+    writing: Arc<()>,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
     let (pieces, arriving) = mpsc::channel(IN_FLIGHT);
     // Disks block, and whoever calls this looks after more than a snapshot.
-    let (disk, place, wanted) = (disk.clone(), dir.clone(), name.clone());
-    let mut writing = tokio::task::spawn_blocking(move || {
-        let upload = begun(&disk, &place, &wanted, size)?;
-        written(&disk, upload, arriving).with_context(|| format!("keep the snapshot {wanted} in {}", place.0.display()))
+    let (disk, place, name, size, least) = (disk.clone(), dir.clone(), wanted.name.clone(), wanted.size, wanted.least);
+    let mut written = tokio::task::spawn_blocking(move || {
+        let _until_the_end = writing;
+        let upload = begun(&disk, &place, &name, size)?;
+        written(&disk, upload, arriving, least)
+            .with_context(|| format!("keep the snapshot {name} in {}", place.0.display()))
     });
-    let handed = handed_over(async || stream.next().await, &pieces, stalled_after(), meter).await;
-    // While it is open etcd frees nothing of its backend.
-    drop(stream);
-    drop(pieces);
+    let handed = handed_over(async || source.stream.next().await, &pieces, wanted.patience, meter).await;
+    drop((source, pieces));
+    let hangs = |time: Duration| anyhow!("{} hangs: it has taken nothing for {} s", dir.0.display(), time.as_secs());
+    // What hangs is not waited for. What it leaves is removed by a later save.
     if let Ok(Handed::Stuck) = handed {
-        // What hangs is not waited for. What it leaves is removed by a later save.
-        bail!("{} has taken nothing of the snapshot for {} s", dir.0.display(), stalled_after().as_secs());
+        return Err(hangs(wanted.patience));
     }
     meter.begin(Stage::Verify, 0);
-    let written = loop {
-        match tokio::time::timeout(SLOW, &mut writing).await {
-            Ok(written) => break written.context("write the snapshot")?,
-            Err(_) => tracing::warn!(place = %dir.0.display(), %name, "the snapshot is still not on its disk"),
-        }
-    };
+    let durable = wanted.patience + Duration::from_secs(wanted.size / SLOWEST_READ);
+    let written = tokio::time::timeout(durable, &mut written).await.map_err(|_| hangs(durable))?;
     handed.context("receive the snapshot from etcd")?;
-    let (name, bytes, content) = written?;
+    let (name, bytes, content) = written.context("write the snapshot")??;
     Ok(Saved { name, bytes, content: Some(content) })
 }
 
@@ -222,8 +250,9 @@ fn written(
     disk: &dyn Disk,
     mut upload: Upload,
     mut arriving: mpsc::Receiver<Piece>,
+    least: Revision,
 ) -> anyhow::Result<(SnapshotName, u64, StoreContent)> {
-    let checked = take(&mut upload, &mut arriving);
+    let checked = take(&mut upload, &mut arriving).and_then(|taken| enough(least, taken));
     match checked {
         Ok((bytes, content)) => {
             crash_point!("snapshot-before-commit");
@@ -238,6 +267,21 @@ fn written(
             Err(error)
         }
     }
+}
+
+/// Behind the address of a Service the snapshot may come from another member than the one that reached the others.
+fn enough(least: Revision, taken: (u64, StoreContent)) -> anyhow::Result<(u64, StoreContent)> {
+    let has = taken.1.revision;
+    if has >= least {
+        return Ok(taken);
+    }
+    Err(refuse(
+        Exit::RefusedSource,
+        format!(
+            "another member than the one that was asked has sent the snapshot: it is at revision {has}, and {least} was acknowledged"
+        ),
+        "give the URL of one member rather than of a Service, or try again",
+    ))
 }
 
 fn take(upload: &mut Upload, arriving: &mut mpsc::Receiver<Piece>) -> anyhow::Result<(u64, StoreContent)> {

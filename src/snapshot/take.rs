@@ -13,10 +13,10 @@ use super::command::SaveArgs;
 use super::digest::CHECKSUM;
 use super::directory::Directory;
 use super::name::{SnapshotName, cluster_of, expired};
-use super::save::{ANSWER, LEFT_FREE, Saved, corrupt, not_begun, save};
+use super::save::{ANSWER, Held, LEFT_FREE, Saved, Wanted, corrupt, not_begun, save};
 use super::target::Target;
 use crate::disk::{RealDisk, parent_of};
-use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, Status};
+use crate::etcd::client::{ClientError, EtcdClient, EtcdEndpoint, Status, stalled_after};
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
 use crate::migrate::command::Output;
@@ -92,14 +92,6 @@ async fn agreed(etcd: &mut EtcdClient, url: &str) -> anyhow::Result<Revision> {
     })
 }
 
-fn lacks(url: &str, place: &str, has: Revision, acknowledged: Revision) -> anyhow::Error {
-    let what = format!(
-        "behind {url} another member sent the snapshot, which is at revision {has} where {acknowledged} was acknowledged; \
-         {place} is removed again"
-    );
-    refuse(Exit::RefusedSource, what, "give the URL of one member rather than of a Service, or try again")
-}
-
 async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::Result<(String, anyhow::Result<()>)> {
     let begun = Instant::now();
     // How much it is, etcd tells.
@@ -107,13 +99,9 @@ async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::R
     let mut from = Member::reach(args, settings).await?;
     let now = OffsetDateTime::now_utc();
     let name = SnapshotName::new(&cluster_of(settings), from.status.cluster, now);
-    let saved = save(&RealDisk, &mut from.etcd, &args.to, &name, from.status.db_size, meter).await?;
-    if let Some(content) = saved.content.as_ref().filter(|content| content.revision < from.revision) {
-        // Behind the URL another member has answered than the one that reached the others.
-        let place = args.to.place_of(&saved.name);
-        args.to.remove(&RealDisk, &saved.name).await?;
-        return Err(lacks(&from.url, &place, content.revision, from.revision));
-    }
+    let least = if args.stale { Revision(0) } else { from.revision };
+    let wanted = Wanted { name: &name, size: from.status.db_size, least, patience: stalled_after() };
+    let saved = save(&RealDisk, &mut from.etcd, &args.to, &wanted, Held::<()>::default(), meter).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let mut removed = Vec::new();
     let pruned = match args.keep {

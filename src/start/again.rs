@@ -46,7 +46,7 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         // nothing is done before etcd has been stopped and it has been read again.
         let Some((member, cluster)) = pod.own.member() else { continue };
         let look = pod.look(members.iter().copied(), Claims::Never).await;
-        let Ok(mut facts) = pod.facts(&look) else { continue };
+        let Ok(mut facts) = pod.facts(&look).await else { continue };
         facts.data_dir = DataDirFact::Valid { member, cluster };
         members = others(&facts);
         let (decision, rule) = boot::explained(&facts, Rules::ALL);

@@ -115,7 +115,7 @@ impl Boot<'_> {
     /// One decision carried out; `None`: decide again.
     async fn step(&mut self, look: &Look, gate: &Gate) -> anyhow::Result<Option<Booted>> {
         let (pod, survey) = (self.pod, &look.survey);
-        let facts = pod.facts(look).context("look at the volume")?;
+        let facts = pod.facts(look).await.context("look at the volume")?;
         let others = others(&facts);
         if self.others != others {
             self.others = others;

@@ -218,7 +218,7 @@ impl Leader<'_> {
             }
         };
         // etcd's own no has changed nothing; no answer in time may have.
-        let refused = matches!(taken, Err(ClientError::Etcd { .. }));
+        let refused = taken.as_ref().is_err_and(ClientError::is_refusal);
         match step {
             Step::Remove(id) if !refused => self.replacing.extend(observed.makes_room(id)),
             Step::AddLearner(ordinal) if taken.is_ok() => drop(self.replacing.remove(&ordinal)),

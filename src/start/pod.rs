@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context;
 use tokio::sync::watch;
 
 use super::readiness;
@@ -165,10 +166,13 @@ impl Pod {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The facts of now, etcd not running.
-    pub fn facts(&self, look: &Look) -> anyhow::Result<Facts> {
-        let mut facts =
-            observe::facts(&self.now.borrow(), observe::schema(self.etcd.as_ref().map(|(_, version)| *version)))?;
+    /// The facts of now, etcd not running. A log of some hundred megabytes is read for them, which a slow volume makes last:
+    /// on a thread of its own, so that probes and other pods are answered meanwhile.
+    pub async fn facts(&self, look: &Look) -> anyhow::Result<Facts> {
+        let settings = self.now.borrow().clone();
+        let schema = observe::schema(self.etcd.as_ref().map(|(_, version)| *version));
+        let observed = tokio::task::spawn_blocking(move || observe::facts(&settings, schema)).await;
+        let mut facts = observed.context("look at the volume on a thread of its own")??;
         // These act at the next start of the pod only.
         facts.enabled = self.settings.etcd.enabled;
         facts.migrate_back = self.settings.etcd.migrate_back;

@@ -4,6 +4,7 @@
 //! up for, the first one is taken at once, and one that another pod has taken is not taken again where they share the place.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,11 +12,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::pod::{ETCD_DEADLINE, Pod};
-use crate::etcd::client::EtcdClient;
+use crate::etcd::client::{EtcdClient, stalled_after};
 use crate::migrate::progress::Meter;
 use crate::settings::{Settings, SnapshotSettings};
 use crate::snapshot::name::{SnapshotName, cluster_of};
-use crate::snapshot::save::{ANSWER, corrupt, save};
+use crate::snapshot::save::{ANSWER, Held, Wanted, corrupt, save};
 
 /// Between two looks at the clock at most: it may be set.
 const LOOK: Duration = Duration::from_secs(15 * 60);
@@ -36,6 +37,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
     }
     let mut now = pod.now.clone();
     let mut serving = pod.health.subscribe();
+    let writing = Arc::new(());
     loop {
         let wanted = now.borrow_and_update().etcd.snapshots.clone();
         let serves = async {
@@ -55,7 +57,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
         }
         let Some(wanted) = &wanted else { continue };
         // Not given up for a changed setting: what has gone up to a bucket would stay there.
-        let wait = match Box::pin(pass(pod, wanted)).await {
+        let wait = match Box::pin(pass(pod, wanted, &writing)).await {
             Ok(wait) => wait,
             Err(error) => {
                 tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
@@ -77,7 +79,7 @@ async fn changed(now: &mut watch::Receiver<Settings>) {
 }
 
 /// Takes a snapshot if one is due and this is the leader's pod; how long until the next look.
-async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> {
+async fn pass(pod: &Pod, wanted: &SnapshotSettings, writing: &Arc<()>) -> anyhow::Result<Duration> {
     let cluster = cluster_of(&pod.settings);
     let now = OffsetDateTime::now_utc();
     let kept = kept(wanted).await?;
@@ -92,20 +94,25 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> 
         tracing::debug!(target = %wanted.target, %due, "no snapshot is due");
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
     }
+    if Arc::strong_count(writing) > 1 {
+        bail!(
+            "an earlier snapshot is still being written to where it is kept: that hangs, and none is begun beside it"
+        );
+    }
+    // A defragmentation comes to its end first.
+    let reading = pod.backend.lock().await;
     let mut etcd = pod.etcd_here().await?;
     let status = etcd.status(ETCD_DEADLINE).await?;
     if status.leader != Some(status.member) {
         tracing::debug!(target = %wanted.target, "a snapshot is due: the pod beside the etcd leader takes it");
         return Ok(FOLLOWER);
     }
+    // A leader that was cut off a moment ago still says that it leads.
+    let least = etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
     let name_now = SnapshotName::new(&cluster, status.cluster, now);
-    let saved = {
-        // A defragmentation comes to its end first.
-        let _held = pod.backend.lock().await;
-        // A leader that was cut off a moment ago still says that it leads.
-        etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
-        save(&pod.disk, &mut etcd, &wanted.target, &name_now, status.db_size, &Meter::default()).await?
-    };
+    let save_it = Wanted { name: &name_now, size: status.db_size, least, patience: stalled_after() };
+    let held = Held { reading, writing: Arc::clone(writing) };
+    let saved = save(&pod.disk, &mut etcd, &wanted.target, &save_it, held, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");
     if let Err(error) = prune(pod, &mut etcd, wanted, &saved.name, now).await {

@@ -41,12 +41,15 @@ pub async fn departure(
         crash_point!("stop-told");
         let begun = Instant::now();
         let (mut said, mut asked, mut desired) = (None, None::<Instant>, None);
+        let (served, mut silent) = (pod.health.borrow().datastore_ready, None::<Instant>);
         loop {
             let refused = asked.is_some_and(|at| at.elapsed() >= REFUSED);
             let first = said.is_none();
             let looked = look(pod, desired, first, by).await;
             let asked_for = if looked.asked_for.is_zero() { begun.elapsed() } else { looked.asked_for };
-            let leaving = Leaving { refused, asked_for, ..looked };
+            silent = (served && looked.leader.unknown().is_some()).then(|| silent.unwrap_or_else(Instant::now));
+            let unanswered = silent.map(|since| since.elapsed());
+            let leaving = Leaving { refused, asked_for, unanswered, ..looked };
             let (step, rule) = leave::explained(&leaving, Rules::ALL);
             // Once it is no more waited for it is not asked for either: the grace is short.
             let unknown = matches!(leaving.desired, Desired::Unknown(_)) && step != LeaveStep::Wait(LeaveWait::Desired);
@@ -210,6 +213,7 @@ async fn look(pod: &Pod, known: Option<Desired>, first: bool, by: Instant) -> Le
         seed: pod.seed(),
         desired,
         asked_for,
+        unanswered: None,
         host_configured: pod.host.is_some(),
         member: me.map(|(id, _)| id),
         apiserver: false,

@@ -2,7 +2,7 @@
 //!
 //! Alone it runs with an election timeout that among others would make it give leadership up whenever a disk elsewhere takes
 //! its time ([`crate::etcd::launch`]). etcd takes another only at its start, so it is started again: with leadership elsewhere,
-//! and once the members are as many as there are to be, so that the others go on without it.
+//! and once the members are as many as there are to be, or have been waited for, so that the others go on without it.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -26,6 +26,9 @@ const MOVING: Duration = Duration::from_millis(50);
 /// keeps this timing gives leadership up again and again.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
+/// A pod that is wanted and has not become a member is waited for so long.
+const AWAITED: Duration = Duration::from_secs(120);
+
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimingStep {
@@ -41,17 +44,20 @@ enum TimingStep {
 
 /// Looks at the members, of which `own` was started alone: nothing is done before they are those that are `wanted`, all of them
 /// voters that are up, so that no other change is on its way and, but for two, the others are a quorum while one starts again.
-/// With two there is none for that moment. `well`: those others that answer and have caught up.
+/// With two there is none for that moment. `awaited`: those that are wanted and not there may still come; one that never does must
+/// not keep the others to this timing. `well`: those others that answer and have caught up.
 fn step(
     own: MemberId,
     leader: Option<MemberId>,
     members: &[Member],
-    wanted: &[Ordinal],
+    (wanted, awaited): (&[Ordinal], bool),
     well: &BTreeSet<MemberId>,
 ) -> TimingStep {
     let others: Vec<_> = members.iter().filter(|m| m.id != own).collect();
     let there: BTreeSet<_> = members.iter().filter_map(|m| m.ordinal).collect();
     let whole = members.len() == wanted.len() && wanted.iter().all(|ordinal| there.contains(ordinal));
+    let stay = members.iter().all(|m| m.ordinal.is_some_and(|ordinal| wanted.contains(&ordinal)));
+    let whole = whole || stay && !awaited;
     let settled = whole && members.iter().all(|m| !m.learner) && others.iter().all(|m| well.contains(&m.id));
     match (others.iter().min_by_key(|m| m.ordinal), leader) {
         (Some(other), Some(leader)) if settled && leader == own => TimingStep::MoveLeader(other.id),
@@ -84,9 +90,10 @@ async fn restarted(
 ) {
     let mut serving = pod.health.subscribe();
     let mut due: Option<Instant> = None;
+    let mut joined: Option<Instant> = None;
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() && *alone.borrow() {
         let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
-        let wait = match Box::pin(look(pod, patient)).await {
+        let wait = match Box::pin(look(pod, patient, &mut joined)).await {
             Ok(next @ (TimingStep::MoveLeader(_) | TimingStep::Restart)) => match (among_others(anew), next) {
                 (None, _) => AT_REST,
                 (Some(_), TimingStep::MoveLeader(to)) => moved(pod, to).await,
@@ -141,24 +148,28 @@ pub(super) async fn moved(pod: &Pod, to: MemberId) -> Duration {
 }
 
 /// `patient`: leadership is moved in a quiet moment alone.
-async fn look(pod: &Pod, patient: bool) -> anyhow::Result<TimingStep> {
+///
+/// `joined`: since when there are others.
+async fn look(pod: &Pod, patient: bool, joined: &mut Option<Instant>) -> anyhow::Result<TimingStep> {
     let mut etcd = pod.etcd_here().await?;
     let list = etcd.member_list(ETCD_DEADLINE).await?;
     if list.members.len() < 2 {
+        *joined = None;
         return Ok(TimingStep::Wait);
     }
     let status = etcd.status(ETCD_DEADLINE).await?;
     let (members, replicas) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
     let seed = pod.seed().0;
     let wanted: Vec<_> = (seed..seed.saturating_add(replicas)).map(Ordinal).collect();
+    let wanted = (&wanted[..], joined.get_or_insert_with(Instant::now).elapsed() < AWAITED);
     let all = members.iter().map(|member| member.id).collect();
-    if step(status.member, status.leader, &members, &wanted, &all) == TimingStep::Wait {
+    if step(status.member, status.leader, &members, wanted, &all) == TimingStep::Wait {
         // Nobody need be asked.
         return Ok(TimingStep::Wait);
     }
     let survey = pod.survey([]).await;
     let well = well(pod, &list, &status, &survey).await;
-    let next = step(status.member, status.leader, &members, &wanted, &well);
+    let next = step(status.member, status.leader, &members, wanted, &well);
     let moves = matches!(next, TimingStep::MoveLeader(_));
     let loud = moves && patient && !quiet(&mut etcd, &status).await?;
     Ok(if loud { TimingStep::WaitForQuiet } else { next })
@@ -206,8 +217,14 @@ mod tests {
         ] {
             let wanted: Vec<_> = (0..replicas).map(Ordinal).collect();
             let well = (2..=5).filter(|id| Some(*id) != down).map(MemberId).collect();
-            let step = step(own, leader, &members, &wanted, &well);
+            let step = step(own, leader, &members, (&wanted, true), &well);
             assert_eq!(step, want, "{members:?} of {replicas}, led by {leader:?}, down: {down:?}");
         }
+        // One of three has not come for long, is there and does not vote, or one of two is to leave.
+        let (wanted, well) = ([0, 1, 2].map(Ordinal), [2, 3].map(MemberId).into());
+        let step = |members: &[Member], wanted| step(own, led, members, (wanted, false), &well);
+        assert_eq!(step(&members(&[false, false]), &wanted), moves);
+        assert_eq!(step(&members(&[false, false, true]), &wanted), wait);
+        assert_eq!(step(&members(&[false, false]), &wanted[..1]), wait);
     }
 }

@@ -180,7 +180,8 @@ pub async fn run(plan: Plan, stop: &mut StopSignals, health: watch::Sender<Healt
                 let again = killed.replace(Instant::now() + AFTER_KILL).is_some();
                 running.kill();
                 // The kernel ends them with us, if anything can.
-                anyhow::ensure!(!again || running.finished(), "{} did not end even after SIGKILL", running.left().join(" and "));
+                let left = running.left();
+                anyhow::ensure!(!again || left.is_empty(), "{} did not end even after SIGKILL", left.join(" and "));
             }
         }
     }

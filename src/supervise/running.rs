@@ -129,7 +129,8 @@ impl Running {
 
     /// The names of the children that run.
     pub fn left(&self) -> Vec<&'static str> {
-        self.children.iter().flatten().map(|live| live.child.role().name()).collect()
+        let runs = |live: &&Live| live.relay.is_some();
+        self.children.iter().flatten().filter(runs).map(|live| live.child.role().name()).collect()
     }
 
     /// SIGKILL to whatever runs.

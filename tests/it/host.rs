@@ -4,6 +4,7 @@ mod away;
 mod first_ordinal;
 mod kills;
 mod late;
+mod marker;
 mod sqlite;
 mod unfit;
 
@@ -457,8 +458,7 @@ fn with_distro(config: &mut Config, folder: &Path, name: &str, script: &str) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
     std::os::unix::fs::symlink(part("etcd"), folder.join("etcd")).expect("etcd");
     let file = folder.join(name);
-    std::fs::write(&file, script.replace("STAND-IN", &statefulset().display().to_string())).expect("write a program");
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("it can be run");
+    crate::support::script(&file, script.replace("STAND-IN", &statefulset().display().to_string()));
     if let Program::Syncer { binaries, args, .. } = &mut config.program {
         (*binaries, *args) = (folder.to_owned(), vec![format!("--distro={name}")]);
     }

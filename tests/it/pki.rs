@@ -220,7 +220,9 @@ fn a_directory_that_cannot_be_written_is_used_if_complete() {
     ensure(&input(&pki, Distro::None), OffsetDateTime::now_utc());
     std::fs::remove_file(pki.join("syncer-issued.json")).unwrap();
     let program = dir.path().join("syncer");
-    std::fs::copy(crate::support::syncer(), &program).unwrap();
+    // By another process: what a child that was just forked has open for writing cannot be run.
+    let copied = Command::new("cp").arg(crate::support::syncer()).arg(&program).status().unwrap();
+    assert!(copied.success());
     let set = |path: &Path, mode: u32| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     let lock = || {
         set(dir.path(), 0o755);

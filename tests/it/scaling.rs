@@ -176,6 +176,12 @@ fn keys(access: &Access) -> Option<(i64, BTreeSet<String>)> {
     })
 }
 
+/// Whether this pod's member leads.
+async fn leads(access: &Access) -> Option<bool> {
+    let status = access.connect().await?.status().await.ok()?;
+    Some(status.leader() == status.header()?.member_id())
+}
+
 /// How long the disk keeps whoever syncs waiting, which is no pod's doing.
 struct Stalls {
     over: Arc<AtomicBool>,
@@ -294,11 +300,10 @@ impl Scene {
         let accesses: Vec<_> = pods.keys().map(|n| Access::of(&self.set, *n)).collect();
         let (to, what) = (Access::of(&self.set, ordinal), format!("pod {ordinal} leads"));
         let leads = async || {
-            let status = to.connect().await?.status().await.ok()?;
-            let member = status.header()?.member_id();
-            if status.leader() == member {
+            if leads(&to).await? {
                 return Some(());
             }
+            let member = to.connect().await?.status().await.ok()?.header()?.member_id();
             // Nobody but the leader does it.
             for access in &accesses {
                 if access.connect().await?.move_leader(member).await.is_ok() {
@@ -313,8 +318,12 @@ impl Scene {
     /// Scales down while this pod's member leads.
     fn members_leave(&mut self, replicas: u32, leader: u32) {
         let log = |scene: &Scene| scene.set.log(&format!("vc-{leader}"));
-        let said = log(self).len();
-        self.led_by(leader);
+        let said = poll("the pod leads, and keeps that", CHANGE, || {
+            self.led_by(leader);
+            let said = log(self).len();
+            // What moves it from now on is behind that.
+            runtime().block_on(leads(&Access::of(&self.set, leader)))?.then_some(said)
+        });
         let (disk, began) = (Stalls::watch(self.set.dir()), Instant::now());
         self.scale(replicas);
         let (gap, stalled) = (self.writer.longest_gap(began), disk.longest());

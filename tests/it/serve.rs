@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -483,8 +482,7 @@ fn k3s_and_k0s_are_started_as_their_charts_say() {
         let folder = tempfile::tempdir().unwrap();
         let (program, record, config) =
             (folder.path().join(name), folder.path().join("record"), folder.path().join("k0s-config.yaml"));
-        fs::write(&program, STAND_IN).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::support::script(&program, STAND_IN);
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/charts/{name}.yaml"));
         let env: BTreeMap<String, String> = serde_yaml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
         let given = env["VCLUSTER_COMMAND"]

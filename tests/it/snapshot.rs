@@ -17,6 +17,7 @@ use crate::support::pod::TestPod;
 use crate::support::{poll, shows, syncer, terminal};
 
 mod dry_run;
+mod place;
 mod pods;
 
 /// A snapshot that is due, on a busy machine.

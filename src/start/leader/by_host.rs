@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crate::boot::{Desired, Known, PodFact, marker};
+use crate::boot::marker::{self, Remembered};
+use crate::boot::{Desired, Known, PodFact};
 use crate::crash_point;
 use crate::etcd::client::MemberList;
 use crate::host;
 use crate::ids::Ordinal;
+use crate::observe::notes;
 use crate::peer::list_of;
 use crate::peer::survey::Survey;
+use crate::reset;
 use crate::rules::Rules;
 use crate::start::pod::Pod;
 
@@ -79,7 +82,15 @@ impl ByHost {
         if view.marker.unknown().is_some() {
             return;
         }
-        match marker::upkeep(&view.marker, &list_of(&pod.settings, list), Rules::ALL) {
+        let remembered = match view.marker.is_absent().then(|| remembered(pod)) {
+            Some(Err(error)) => {
+                tracing::warn!("the marker is gone, and what this volume kept of it cannot be read: {error:#}");
+                return;
+            }
+            Some(Ok(remembered)) => remembered,
+            None => Remembered::default(),
+        };
+        match marker::upkeep(&view.marker, &list_of(&pod.settings, list), &remembered, Rules::ALL) {
             None => self.marked = Some(Instant::now()),
             Some(write) => {
                 crash_point!("lead-before-mark");
@@ -89,4 +100,12 @@ impl ByHost {
             }
         }
     }
+}
+
+fn remembered(pod: &Pod) -> anyhow::Result<Remembered> {
+    let Some((member, cluster)) = pod.own.member() else { return Ok(Remembered::default()) };
+    let data_dir = &pod.settings.data_dir;
+    let dropped = reset::dropped(data_dir, member, cluster)?;
+    let superseded = notes::load(data_dir)?.superseded.into_iter().collect();
+    Ok(Remembered { member: Some(member), dropped, superseded })
 }

@@ -82,8 +82,7 @@ fn a_pod_whose_clock_disagrees_is_told_apart_and_comes_back_when_that_is_mended(
     fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).expect("open the folder");
     let program = folder.path().join("syncer");
     let script = WITH_OWN_PKI.replace("FOLDER", &folder.path().display().to_string());
-    fs::write(&program, script.replace("SYNCER", &syncer().display().to_string())).expect("write a script");
-    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&program, script.replace("SYNCER", &syncer().display().to_string()));
     let (own, ended, future) = (folder.path().join("pki"), folder.path().join("ended"), folder.path().join("future"));
     let now = OffsetDateTime::now_utc();
 

@@ -1,6 +1,5 @@
 //! Faults of the network around pods under a writer: DNS that fails, a leader that is cut off.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -101,8 +100,7 @@ exec {} "$@"
 "#,
         part("coredns").display()
     );
-    std::fs::write(&program, script).expect("write a script");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&program, script);
     program
 }
 

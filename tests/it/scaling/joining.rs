@@ -43,8 +43,7 @@ exec ETCD "$@"
 fn with_etcd(config: &mut Config, folder: &Path, script: &str) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
     let etcd = folder.join("etcd");
-    std::fs::write(&etcd, script.replace("ETCD", &part("etcd").display().to_string())).expect("write a script");
-    std::fs::set_permissions(&etcd, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&etcd, script.replace("ETCD", &part("etcd").display().to_string()));
     let (file, binaries, args) = (syncer(), folder.to_owned(), vec!["--distro=none".to_owned()]);
     config.program = Program::Syncer { file, binaries, args };
 }

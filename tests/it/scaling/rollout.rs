@@ -24,8 +24,7 @@ fn begins_with_another(config: &mut Config, folder: &Path) {
     let script = OLDER.replace("FOLDER", &folder.display().to_string());
     let script = script.replace("STATEFULSET", &statefulset().display().to_string());
     let program = folder.join("program");
-    fs::write(&program, script.replace("SYNCER", &file.display().to_string())).expect("write a script");
-    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&program, script.replace("SYNCER", &file.display().to_string()));
     *file = program;
 }
 

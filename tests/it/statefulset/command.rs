@@ -87,10 +87,8 @@ fn every_command_does_to_the_box_what_it_says() {
 
 /// In Cargo's place while the script runs: what it is to build is there, built by Cargo with this test, which runs it.
 fn in_place_of_cargo(folder: &Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let file = folder.join("cargo");
-    std::fs::write(&file, format!("#!/bin/sh\necho \"$@\" >>{}/told\n", folder.display())).expect("write a script");
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&file, format!("#!/bin/sh\necho \"$@\" >>{}/told\n", folder.display()));
     folder.join("told")
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -300,20 +299,19 @@ pub async fn try_all_keys(client: &mut Client) -> Result<Vec<ServedKey>, etcd_cl
 }
 
 /// An etcd of a line that is killed, with what it has not written, when it is told to stop for the first time; afterwards it is
-/// as any other. `folder` is to hold it.
+/// as any other. `folder` is to hold it, and its file `starts` a line for each start.
 pub fn killed_once(line: &str, folder: &Path) -> PathBuf {
     let script = r#"#!/bin/sh
 case "$*" in --version) exec ETCD --version ;; esac
+echo >>FOLDER/starts
 [ -e FOLDER/killed ] && exec ETCD "$@"
 ETCD "$@" --backend-batch-interval=10m --snapshot-count=1000000 &
-trap 'kill -KILL $!; : >FOLDER/killed; exit' TERM
+trap 'kill -KILL $!; wait $!; : >FOLDER/killed; exit' TERM
 wait
 "#;
     let script = script.replace("FOLDER", &folder.display().to_string());
     let file = folder.join("killed-once");
-    std::fs::write(&file, script.replace("ETCD", &program("etcd", line).display().to_string()))
-        .expect("write a script");
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&file, script.replace("ETCD", &program("etcd", line).display().to_string()));
     file
 }
 
@@ -335,8 +333,7 @@ pub fn output(command: &mut Command) -> String {
 pub fn etcd_that(folder: &Path, does: &str) -> PathBuf {
     let (file, real) = (folder.join("etcd"), part("etcd"));
     let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && exec {} --version\n{does}\n", real.display());
-    std::fs::write(&file, script).expect("write a program");
-    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&file, script);
     file
 }
 

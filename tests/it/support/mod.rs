@@ -17,9 +17,10 @@ pub mod statefulset;
 pub mod versitygw;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::FromRawFd;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The file of a real program built by `scripts/parts`.
@@ -63,6 +64,16 @@ pub fn poll<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option
         assert!(started.elapsed() < deadline, "{what}: not within {deadline:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Writes a script that can be run at once. Another process writes it: a child that another test has just forked holds for a
+/// moment what this one has open, and what is open for writing cannot be run.
+pub fn script(file: &Path, text: impl AsRef<[u8]>) {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(file).stdin(Stdio::piped());
+    let mut shell = shell.spawn().expect("run a shell");
+    shell.stdin.take().expect("its input").write_all(text.as_ref()).expect("write a script");
+    assert!(shell.wait().expect("a shell ends").success(), "{} was not written", file.display());
 }
 
 /// A TCP port on loopback that is free now. Handed out from a range of this process's own, so that tests that run in

@@ -37,8 +37,7 @@ pub fn can_be_held_back(config: &mut Config, folder: &Path) {
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).expect("open the folder");
     let program = folder.join("syncer");
     let script = HELD_BACK.replace("FOLDER", &folder.display().to_string());
-    std::fs::write(&program, script.replace("SYNCER", &file.display().to_string())).expect("write a script");
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("make it a program");
+    crate::support::script(&program, script.replace("SYNCER", &file.display().to_string()));
     *file = program;
 }
 

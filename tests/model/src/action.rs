@@ -286,7 +286,13 @@ impl World {
                     return None;
                 }
                 let list = observe::list(w.dir(o)?);
-                let write = crate::boot::marker::upkeep(&observe::marker(&w, c), &list, c.rules)?;
+                let dir = w.dir(o)?;
+                let kept = crate::boot::marker::Remembered {
+                    member: Some(crate::ids::MemberId(dir.member.into())),
+                    dropped: observe::dropped(dir),
+                    superseded: Vec::new(),
+                };
+                let write = crate::boot::marker::upkeep(&observe::marker(&w, c), &list, &kept, c.rules)?;
                 w.swap(&write);
             }
             Compare(o) => w.compare(c, o),

@@ -307,6 +307,7 @@ pub fn leaving(w: &World, c: &Config, o: usize, patience: Patience) -> Leaving {
         desired: desired(w, c),
         // That it is asked again for a while is a step that changes nothing.
         asked_for: Duration::MAX,
+        unanswered: None,
         host_configured: c.host,
         member: dir.map(|d| MemberId(d.member.into())),
         apiserver: false,

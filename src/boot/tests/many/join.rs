@@ -148,13 +148,22 @@ fn a_superseded_data_dir_never_starts() {
 #[test]
 fn the_leader_restores_a_missing_marker_and_strikes_who_is_a_member() {
     let Known::Present(list) = list(&[0, 1]) else { panic!() };
-    let write = marker::upkeep(&Known::Absent, &list, Rules::ALL).unwrap();
-    assert_eq!((write.expect, write.marker.formed()), (None, Some(MINE)));
-    assert_eq!(marker::upkeep(&Known::default(), &list, Rules::ALL), None);
-    assert_eq!(marker::upkeep(&seen(MarkerPhase::Formed(MINE)), &list, Rules::ALL), None);
-    assert_eq!(marker::upkeep(&seen(MarkerPhase::Formed(OTHER)), &list, Rules::ALL), None);
+    let upkeep = |seen: &Known<MarkerSeen>| marker::upkeep(seen, &list, &marker::Remembered::default(), Rules::ALL);
+    let write = upkeep(&Known::Absent).unwrap();
+    assert_eq!((write.expect, &write.marker), (None, &Marker::new(MarkerPhase::Formed(MINE))));
+    assert_eq!(upkeep(&Known::default()), None);
+    assert_eq!(upkeep(&seen(MarkerPhase::Formed(MINE))), None);
+    assert_eq!(upkeep(&seen(MarkerPhase::Formed(OTHER))), None);
     let late = marked(|m| m.dropped = vec![MemberId(2), MemberId(7)]);
-    assert_eq!(marker::upkeep(&late, &list, Rules::ALL).unwrap().marker.dropped, [MemberId(7)]);
+    assert_eq!(upkeep(&late).unwrap().marker.dropped, [MemberId(7)]);
+    // What it said is not forgotten with it.
+    let (dropped, superseded) = (vec![MemberId(2), MemberId(7)], vec![OTHER, MINE]);
+    let kept = marker::Remembered { member: Some(MemberId(1)), dropped, superseded };
+    let marker = marker::upkeep(&Known::Absent, &list, &kept, Rules::ALL).unwrap().marker;
+    assert_eq!(
+        (marker.survivor, marker.dropped, marker.superseded),
+        (Some(MemberId(1)), vec![MemberId(7)], vec![OTHER])
+    );
 }
 
 #[test]

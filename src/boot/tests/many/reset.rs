@@ -326,6 +326,26 @@ fn what_was_noted_at_a_stop_is_taken_back_before_the_start() {
     expect(&f, BootDecision::Wait(Wait::HostAway("timeout".into())), Rule::StopWithdrawn);
 }
 
+/// Kubernetes removes the marker with the headless Service that owns it, and volumes outlive both.
+#[test]
+fn without_the_marker_a_paused_voter_starts_when_the_seed_has_spoken() {
+    let seed = Ordinal(0);
+    let mut f = Facts { ordinal: Ordinal(2), marker: Known::Absent, ..voter_of(&[0, 1, 2]) };
+    f.notes.stopped = true;
+    log(&mut f).others = vec![member(0), member(1)];
+    let says = |n: u32, state| PeerFact { state, ..PeerFact::new(Ordinal(n)) };
+    f.peers = vec![says(0, Known::default()), says(1, Known::Present(PeerState::Empty))];
+    let waits = BootDecision::Wait(Wait::UnheardSeed(seed));
+    expect(&f, waits.clone(), Rule::StopWithdrawn);
+    f.peers.remove(0);
+    expect(&f, waits.clone(), Rule::StopWithdrawn);
+    f.log = Known::default();
+    expect(&f, waits, Rule::StopWithdrawn);
+    // Whatever it has, it says so; and what it has dropped.
+    f.peers.push(says(0, Known::Present(PeerState::Empty)));
+    expect(&f, BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn);
+}
+
 #[test]
 fn a_joiner_that_has_received_nothing_is_told_to_start_those_with_the_data() {
     let mut f = voter_of(&[0]);
