@@ -209,6 +209,7 @@ pub async fn run(mut settings: Settings, loader: Loader) -> anyhow::Result<()> {
         shared_ca: shared_ca.into(),
         shared_token: shared_token.into(),
         backend: tokio::sync::Mutex::default(),
+        snapshot: Arc::default(),
         disk,
         lock,
         etcd,

@@ -221,6 +221,9 @@ fn with_data(facts: &Facts, member: MemberId, cluster: ClusterId, rules: Rules) 
             }
             // The marker that would say whether the seed has gone on alone since is gone, and this voter's word with it: what
             // holds it back then is the seed's own word.
+            Known::Absent if seed_is_not_known(facts) => {
+                wait(Wait::HostAway("it does not tell the StatefulSet".to_owned()), Rule::StopWithdrawn)
+            }
             Known::Absent if seed_is_unheard(facts) => wait(Wait::UnheardSeed(facts.seed), Rule::StopWithdrawn),
             Known::Absent => (BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn),
             Known::Unknown(why) => wait(Wait::HostAway(why.clone()), Rule::StopWithdrawn),
@@ -238,6 +241,11 @@ fn dropped_by_word(facts: &Facts, member: MemberId, of: ClusterId) -> Option<Opt
         _ => None,
     });
     says.filter(|survivor| !facts.dropped.contains(survivor)).map(Some)
+}
+
+/// Whether nobody has said which pod is the seed: ordinals need not begin at 0.
+fn seed_is_not_known(facts: &Facts) -> bool {
+    matches!(facts.desired, Desired::Unknown(_))
 }
 
 /// Whether the seed, which the log of another pod may call a voter, has not said what it has.

@@ -159,7 +159,10 @@ impl Wait {
             Wait::OthersThere(_) => "scale the StatefulSet to one replica: this pod then drops them, and they join anew when \
                  it is scaled up again; if this is not its lowest ordinal, set the data dirs of those pods aside instead"
                 .into(),
-            Wait::UnheardSeed(seed) => format!("start pod {seed}; if its volume is lost, an empty one will do"),
+            Wait::UnheardSeed(seed) => format!(
+                "start pod {seed}; if its volume is lost, an empty one will do; if its data dir is damaged, restore it, or, where nothing \
+                 was written since all were paused, move it away"
+            ),
             Wait::Dropped { .. } => {
                 "start the survivor; if its volume is gone, and with it what it has written since, scale the StatefulSet to zero, \
                  `syncer recover` on the volume with the latest data, delete the ConfigMap <name>-etcd, which drops this member, and \

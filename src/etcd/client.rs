@@ -100,7 +100,9 @@ impl ClientError {
         // Of etcd's `rpctypes`.
         let words = source.to_string();
         words.contains("etcdserver: ")
-            && !["timed out", "leader changed", "server stopped"].iter().any(|open| words.contains(open))
+            && !["timed out", "leader changed", "server stopped", "request cancelled"]
+                .iter()
+                .any(|open| words.contains(open))
     }
 
     /// Whether etcd knows us as no user, or as one who may not ask: asking again is no use.

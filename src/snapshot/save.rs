@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 
 use super::bucket::{Bucket, NameTaken};
 use super::check::{StoreContent, content};
@@ -19,7 +19,6 @@ use crate::disk::Disk;
 use crate::etcd::client::{Alarm, ClientError, EtcdClient, SnapshotStream};
 use crate::exit::{Exit, refuse};
 use crate::ids::Revision;
-use crate::migrate::loopback::SLOWEST_READ;
 use crate::migrate::progress::{Meter, Stage};
 use crate::migrate::space;
 
@@ -28,6 +27,9 @@ const IN_FLIGHT: usize = 16;
 
 /// How often another save may take a name that was free when this one began.
 const AT_ONCE: u32 = 3;
+
+/// What takes so long to be on its disk is told of.
+const SLOW: Duration = Duration::from_secs(5 * 60);
 
 /// For one answer of etcd.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -62,9 +64,11 @@ pub struct Wanted<'a> {
 
 /// What a save holds.
 #[derive(Debug, Default)]
-pub struct Held<G> {
-    /// Until etcd has sent all.
-    pub reading: G,
+pub struct Held<'a> {
+    /// Held while etcd sends, each time that it does.
+    pub backend: Option<&'a Mutex<()>>,
+    /// The same, held already.
+    pub reading: Option<MutexGuard<'a, ()>>,
     /// Until nobody writes any more: longer than the save itself, where its place hangs.
     pub writing: Arc<()>,
 }
@@ -75,19 +79,22 @@ pub struct Held<G> {
 /// Nothing is left in the target then; what cannot be removed is removed by a later save. etcd's end of the stream, a
 /// full disk, a snapshot that is not whole when it has arrived, one of a member that lacks what was acknowledged, a place
 /// that hangs.
-pub async fn save<D: Disk + Clone + 'static, G>(
+pub async fn save<D: Disk + Clone + 'static>(
     disk: &D,
     etcd: &mut EtcdClient,
     target: &Target,
     wanted: &Wanted<'_>,
-    held: Held<G>,
+    mut held: Held<'_>,
     meter: &Meter,
 ) -> anyhow::Result<Saved> {
     meter.begin_save(wanted.size);
-    let mut reading = Some(held.reading);
     for again in 0.. {
+        let reading = match (held.reading.take(), held.backend) {
+            (None, Some(backend)) => Some(backend.lock().await),
+            (reading, _) => reading,
+        };
         let stream = etcd.snapshot().await.context("ask etcd for a snapshot")?;
-        let source = Source { stream, _reading: reading.take() };
+        let source = Source { stream, _reading: reading };
         let saved = match target {
             Target::Directory(dir) => into_directory(disk, source, dir, wanted, Arc::clone(&held.writing), meter).await,
             Target::Bucket(bucket) => into_bucket(source, bucket, wanted.name, meter).await,
@@ -110,13 +117,13 @@ pub async fn corrupt(etcd: &mut EtcdClient) -> anyhow::Result<bool> {
 }
 
 /// A snapshot on its way, and what is held meanwhile. While it is open etcd frees nothing of its backend.
-struct Source<G> {
+struct Source<'a> {
     stream: SnapshotStream,
-    _reading: Option<G>,
+    _reading: Option<MutexGuard<'a, ()>>,
 }
 
-async fn into_bucket<G>(
-    mut source: Source<G>,
+async fn into_bucket(
+    mut source: Source<'_>,
     bucket: &Bucket,
     name: &SnapshotName,
     meter: &Meter,
@@ -140,9 +147,9 @@ async fn into_bucket<G>(
     Ok(Saved { name, bytes, content: None })
 }
 
-async fn into_directory<D: Disk + Clone + 'static, G>(
+async fn into_directory<D: Disk + Clone + 'static>(
     disk: &D,
-    mut source: Source<G>,
+    mut source: Source<'_>,
     dir: &Directory,
     wanted: &Wanted<'_>,
     writing: Arc<()>,
@@ -159,14 +166,20 @@ async fn into_directory<D: Disk + Clone + 'static, G>(
     });
     let handed = handed_over(async || source.stream.next().await, &pieces, wanted.patience, meter).await;
     drop((source, pieces));
-    let hangs = |time: Duration| anyhow!("{} hangs: it has taken nothing for {} s", dir.0.display(), time.as_secs());
-    // What hangs is not waited for. What it leaves is removed by a later save.
     if let Ok(Handed::Stuck) = handed {
-        return Err(hangs(wanted.patience));
+        // What hangs is not waited for. What it leaves is removed by a later save.
+        bail!("{} hangs: it has taken nothing for {} s", dir.0.display(), wanted.patience.as_secs());
     }
     meter.begin(Stage::Verify, 0);
-    let durable = wanted.patience + Duration::from_secs(wanted.size / SLOWEST_READ);
-    let written = tokio::time::timeout(durable, &mut written).await.map_err(|_| hangs(durable))?;
+    let written = loop {
+        match tokio::time::timeout(SLOW, &mut written).await {
+            Ok(written) => break written,
+            // It may be slow: it is made durable and read back, and nothing tells how far that is.
+            Err(_) => {
+                tracing::warn!(place = %dir.0.display(), "a snapshot has arrived, and is still not durable and read back")
+            }
+        }
+    };
     handed.context("receive the snapshot from etcd")?;
     let (name, bytes, content) = written.context("write the snapshot")??;
     Ok(Saved { name, bytes, content: Some(content) })

@@ -101,7 +101,7 @@ async fn taken(args: &SaveArgs, settings: &Settings, meter: &Meter) -> anyhow::R
     let name = SnapshotName::new(&cluster_of(settings), from.status.cluster, now);
     let least = if args.stale { Revision(0) } else { from.revision };
     let wanted = Wanted { name: &name, size: from.status.db_size, least, patience: stalled_after() };
-    let saved = save(&RealDisk, &mut from.etcd, &args.to, &wanted, Held::<()>::default(), meter).await?;
+    let saved = save(&RealDisk, &mut from.etcd, &args.to, &wanted, Held::default(), meter).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let mut removed = Vec::new();
     let pruned = match args.keep {

@@ -56,7 +56,9 @@ pub async fn decide_again(pod: &Pod, control: &Control) -> Infallible {
         if !health.borrow().datastore_ready {
             readiness::without_quorum(pod, &facts, &look, Some(false));
         }
-        if !matches!(decision, BootDecision::Start { .. }) && !health.borrow().datastore_ready {
+        // Told to stop meanwhile, it would be hurried.
+        let now = *health.borrow();
+        if !matches!(decision, BootDecision::Start { .. }) && !now.datastore_ready && !now.stopping {
             tracing::warn!(?decision, %rule, "etcd finds no quorum: deciding anew");
             control.stop().await;
             return std::future::pending().await;

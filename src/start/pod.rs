@@ -47,6 +47,8 @@ pub struct Pod {
     pub shared_token: AtomicBool,
     /// Held while the backend of the etcd beside us is read or written as a whole: by a snapshot, or a defragmentation.
     pub backend: tokio::sync::Mutex<()>,
+    /// Shared with whatever still writes a snapshot.
+    pub snapshot: Arc<()>,
     /// The disk.
     pub disk: RealDisk,
     /// The data directory's lock.

@@ -37,7 +37,6 @@ pub async fn keep(pod: &Pod) -> Infallible {
     }
     let mut now = pod.now.clone();
     let mut serving = pod.health.subscribe();
-    let writing = Arc::new(());
     loop {
         let wanted = now.borrow_and_update().etcd.snapshots.clone();
         let serves = async {
@@ -57,7 +56,7 @@ pub async fn keep(pod: &Pod) -> Infallible {
         }
         let Some(wanted) = &wanted else { continue };
         // Not given up for a changed setting: what has gone up to a bucket would stay there.
-        let wait = match Box::pin(pass(pod, wanted, &writing)).await {
+        let wait = match Box::pin(pass(pod, wanted)).await {
             Ok(wait) => wait,
             Err(error) => {
                 tracing::error!(target = %wanted.target, "no snapshot was kept; trying again in {} s: {error:#}", AGAIN.as_secs());
@@ -79,7 +78,7 @@ async fn changed(now: &mut watch::Receiver<Settings>) {
 }
 
 /// Takes a snapshot if one is due and this is the leader's pod; how long until the next look.
-async fn pass(pod: &Pod, wanted: &SnapshotSettings, writing: &Arc<()>) -> anyhow::Result<Duration> {
+async fn pass(pod: &Pod, wanted: &SnapshotSettings) -> anyhow::Result<Duration> {
     let cluster = cluster_of(&pod.settings);
     let now = OffsetDateTime::now_utc();
     let kept = kept(wanted).await?;
@@ -94,7 +93,7 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings, writing: &Arc<()>) -> anyhow
         tracing::debug!(target = %wanted.target, %due, "no snapshot is due");
         return Ok(LOOK.min((due - now).unsigned_abs() + Duration::from_millis(10)));
     }
-    if Arc::strong_count(writing) > 1 {
+    if Arc::strong_count(&pod.snapshot) > 1 {
         bail!(
             "an earlier snapshot is still being written to where it is kept: that hangs, and none is begun beside it"
         );
@@ -111,7 +110,7 @@ async fn pass(pod: &Pod, wanted: &SnapshotSettings, writing: &Arc<()>) -> anyhow
     let least = etcd.linearizable_read(ANSWER).await.context("reach a quorum")?;
     let name_now = SnapshotName::new(&cluster, status.cluster, now);
     let save_it = Wanted { name: &name_now, size: status.db_size, least, patience: stalled_after() };
-    let held = Held { reading, writing: Arc::clone(writing) };
+    let held = Held { backend: Some(&pod.backend), reading: Some(reading), writing: Arc::clone(&pod.snapshot) };
     let saved = save(&pod.disk, &mut etcd, &wanted.target, &save_it, held, &Meter::default()).await?;
     let revision = saved.content.map(|content| content.revision.0);
     tracing::info!(name = %saved.name, target = %wanted.target, bytes = saved.bytes, revision, "snapshot kept");

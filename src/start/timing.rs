@@ -26,7 +26,7 @@ const MOVING: Duration = Duration::from_millis(50);
 /// keeps this timing gives leadership up again and again.
 const QUIET_WITHIN: Duration = Duration::from_secs(20);
 
-/// A pod that is wanted and has not become a member is waited for so long.
+/// A pod that is wanted and has not become a member is waited for so long after the last change of the members.
 const AWAITED: Duration = Duration::from_secs(120);
 
 /// What is to be done next.
@@ -81,6 +81,23 @@ pub async fn follow(
     std::future::pending().await
 }
 
+/// Since when the members are what they are.
+#[derive(Default)]
+struct Unchanged(Option<(Vec<Member>, Instant)>);
+
+impl Unchanged {
+    /// For how long these have been the members, each a learner or a voter as now.
+    fn seen(&mut self, members: &[Member]) -> Duration {
+        match &self.0 {
+            Some((before, since)) if before == members => since.elapsed(),
+            _ => {
+                self.0 = Some((members.to_vec(), Instant::now()));
+                Duration::ZERO
+            }
+        }
+    }
+}
+
 /// Until it runs alone no more.
 async fn restarted(
     pod: &Pod,
@@ -90,10 +107,10 @@ async fn restarted(
 ) {
     let mut serving = pod.health.subscribe();
     let mut due: Option<Instant> = None;
-    let mut joined: Option<Instant> = None;
+    let mut unchanged = Unchanged::default();
     while serving.wait_for(|health| health.datastore_ready && !health.stopping).await.is_ok() && *alone.borrow() {
         let patient = due.is_none_or(|since| since.elapsed() < QUIET_WITHIN);
-        let wait = match Box::pin(look(pod, patient, &mut joined)).await {
+        let wait = match Box::pin(look(pod, patient, &mut unchanged)).await {
             Ok(next @ (TimingStep::MoveLeader(_) | TimingStep::Restart)) => match (among_others(anew), next) {
                 (None, _) => AT_REST,
                 (Some(_), TimingStep::MoveLeader(to)) => moved(pod, to).await,
@@ -149,25 +166,29 @@ pub(super) async fn moved(pod: &Pod, to: MemberId) -> Duration {
 
 /// `patient`: leadership is moved in a quiet moment alone.
 ///
-/// `joined`: since when there are others.
-async fn look(pod: &Pod, patient: bool, joined: &mut Option<Instant>) -> anyhow::Result<TimingStep> {
+/// `unchanged`: what was seen before.
+async fn look(pod: &Pod, patient: bool, unchanged: &mut Unchanged) -> anyhow::Result<TimingStep> {
     let mut etcd = pod.etcd_here().await?;
     let list = etcd.member_list(ETCD_DEADLINE).await?;
     if list.members.len() < 2 {
-        *joined = None;
         return Ok(TimingStep::Wait);
     }
     let status = etcd.status(ETCD_DEADLINE).await?;
     let (members, replicas) = (list_of(&pod.settings, &list).members, pod.now.borrow().etcd.replicas);
     let seed = pod.seed().0;
     let wanted: Vec<_> = (seed..seed.saturating_add(replicas)).map(Ordinal).collect();
-    let wanted = (&wanted[..], joined.get_or_insert_with(Instant::now).elapsed() < AWAITED);
+    let wanted = (&wanted[..], unchanged.seen(&members) < AWAITED);
     let all = members.iter().map(|member| member.id).collect();
     if step(status.member, status.leader, &members, wanted, &all) == TimingStep::Wait {
         // Nobody need be asked.
         return Ok(TimingStep::Wait);
     }
     let survey = pod.survey([]).await;
+    // That may have taken a while.
+    let list = etcd.member_list(ETCD_DEADLINE).await?;
+    let status = etcd.status(ETCD_DEADLINE).await?;
+    let members = list_of(&pod.settings, &list).members;
+    let wanted = (wanted.0, unchanged.seen(&members) < AWAITED);
     let well = well(pod, &list, &status, &survey).await;
     let next = step(status.member, status.leader, &members, wanted, &well);
     let moves = matches!(next, TimingStep::MoveLeader(_));
@@ -186,6 +207,15 @@ mod tests {
             learner: *learner,
         };
         learners.iter().enumerate().map(member).collect()
+    }
+
+    #[test]
+    fn each_change_of_the_members_may_be_followed_by_another() {
+        let mut unchanged = Unchanged::default();
+        assert_eq!(unchanged.seen(&members(&[false, true])), Duration::ZERO);
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(unchanged.seen(&members(&[false, true])) > Duration::ZERO);
+        assert_eq!(unchanged.seen(&members(&[false, false])), Duration::ZERO, "promoted");
     }
 
     #[test]

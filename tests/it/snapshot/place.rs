@@ -1,7 +1,7 @@
 //! A save whose place hangs, or whose member lacks what was acknowledged.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use syncer::disk::{Disk, DiskFile, RealDisk};
 use syncer::etcd::client::{EtcdClient, EtcdEndpoint};
@@ -50,12 +50,12 @@ impl Disk for Hanging {
     }
 }
 
-fn saved<G>(
+fn saved(
     etcd: &Etcd,
     disk: &Hanging,
     place: &Path,
     (least, patience): (Revision, Duration),
-    held: Held<G>,
+    held: Held<'_>,
 ) -> anyhow::Result<Saved> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let saved = runtime.block_on(async {
@@ -82,30 +82,31 @@ fn a_place_that_hangs_holds_up_neither_etcd_nor_the_pod() {
         }
     });
     let (disk, place) = (Hanging::default(), home.path().join("kept"));
-    let hang = |lock: &MutexGuard<'_, ()>, left: usize| {
-        let (_, writing, reading) = (lock, Arc::new(()), Arc::new(()));
-        let held = Held { reading: Arc::clone(&reading), writing: Arc::clone(&writing) };
-        let error = saved(&etcd, &disk, &place, (Revision(0), Duration::from_secs(1)), held).expect_err("it hangs");
-        assert!(format!("{error:#}").contains("kept hangs: it has taken nothing for 1 s"), "{error:#}");
-        assert_eq!(Arc::strong_count(&reading), 1, "etcd still sends");
-        assert_eq!(Arc::strong_count(&writing), 2, "somebody still writes, and that is not told");
-        assert_eq!(files(&place).len(), left);
-        writing
-    };
+    let (backend, writing) = (tokio::sync::Mutex::default(), Arc::new(()));
+    let held = || Held { backend: Some(&backend), reading: None, writing: Arc::clone(&writing) };
+    let gone = || poll("the writer goes away", PATIENCE, || (Arc::strong_count(&writing) == 1).then_some(()));
+
     let lock = disk.create.lock().expect("a lock");
-    let writing = hang(&lock, 0);
+    let error = saved(&etcd, &disk, &place, (Revision(0), Duration::from_secs(1)), held()).expect_err("it hangs");
+    assert!(format!("{error:#}").contains("kept hangs: it has taken nothing for 1 s"), "{error:#}");
+    assert!(backend.try_lock().is_ok(), "etcd still sends");
+    assert_eq!(Arc::strong_count(&writing), 2, "somebody still writes, and that is not told");
     drop(lock);
-    poll("the writer goes away", PATIENCE, || (Arc::strong_count(&writing) == 1).then_some(()));
+    gone();
     assert_eq!(files(&place), Vec::<PathBuf>::new(), "what was begun is removed");
 
     // All has arrived, and does not become durable.
     let lock = disk.link.lock().expect("a lock");
-    let writing = hang(&lock, 1);
-    drop(lock);
-    poll("the writer goes away", PATIENCE, || (Arc::strong_count(&writing) == 1).then_some(()));
-    assert_eq!(files(&place), [place.join("vc-20260102T000000Z.db")], "in the end it is kept");
-    let next = saved(&etcd, &disk, &place, (Revision(0), PATIENCE), Held::<()>::default()).expect("nothing hangs");
-    assert_eq!(next.name.to_string(), "vc-20260102T000001Z.db");
+    let name = std::thread::scope(|scope| {
+        let save = scope.spawn(|| saved(&etcd, &disk, &place, (Revision(0), PATIENCE), held()));
+        poll("it is being written", PATIENCE, || (files(&place).len() == 1).then_some(()));
+        poll("etcd has sent all", PATIENCE, || backend.try_lock().ok().map(|_| ()));
+        assert!(Arc::strong_count(&writing) > 1, "somebody still writes, and that is not told");
+        drop(lock);
+        save.join().expect("it ends").expect("it is kept").name
+    });
+    gone();
+    assert_eq!(files(&place), [place.join(name.to_string())]);
 }
 
 #[test]
@@ -118,7 +119,7 @@ fn a_snapshot_that_lacks_what_was_acknowledged_is_not_kept() {
         client.get("/", None).await.expect("read").header().expect("a header").revision()
     });
     let (disk, place) = (Hanging::default(), home.path().join("kept"));
-    let save = |least| saved(&etcd, &disk, &place, (Revision(least), PATIENCE), Held::<()>::default());
+    let save = |least| saved(&etcd, &disk, &place, (Revision(least), PATIENCE), Held::default());
     let error = save(revision + 1).expect_err("it lacks one");
     assert_eq!(exit_of(&error), Exit::RefusedSource, "{error:#}");
     let told = format!("it is at revision {revision}, and {} was acknowledged", revision + 1);
