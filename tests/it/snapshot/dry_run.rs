@@ -19,9 +19,12 @@ fn a_dry_run_says_what_a_save_would_do_and_writes_nothing() {
 
     let saved = json(&save(&place, &["-o", "json"]));
     // The same names for the same things.
-    for same in ["source", "sourceRevision", "clusterId", "memberId", "targetBytes", "place"] {
+    for same in ["source", "sourceRevision", "clusterId", "memberId", "place"] {
         assert!(told[same] == saved[same] && !saved[same].is_null(), "{same}: {told} {saved}");
     }
+    // etcd's file grows by pages, up to a tenth of a second after what was written.
+    let bytes = |report: &Value| report["targetBytes"].as_u64().expect("bytes");
+    assert!(bytes(&told).abs_diff(bytes(&saved)) < 1 << 20, "{told} {saved}");
     assert_eq!(saved["source"], url);
     assert_eq!((&saved["revision"], &saved["hash"]), (&saved["snapshot"]["revision"], &saved["snapshot"]["hash"]));
     assert_eq!(saved["revision"], saved["sourceRevision"]);
