@@ -253,8 +253,9 @@ pub struct Remembered {
     pub superseded: Vec<ClusterId>,
 }
 
-/// What the leader's pod does to the marker: it writes a missing one again, with what its volume kept of it, and strikes from `dropped` who is a member
-/// of a cluster that has its quorum (a naming that landed late and was never acted upon). `list` is linearizable.
+/// What the leader's pod does to the marker: it writes a missing one again, with what its volume kept of it, and strikes from
+/// `dropped` who is a member of a cluster that has its quorum (a naming that landed late and was never acted upon). `list` is
+/// linearizable.
 pub fn upkeep(seen: &Known<MarkerSeen>, list: &MemberList, kept: &Remembered, rules: Rules) -> Option<MarkerWrite> {
     match seen {
         Known::Absent if rules.on(Rule::MarkerRestored) => {

@@ -217,16 +217,22 @@ fn the_api_server_is_stopped_before_etcd_within_the_grace_even_if_it_will_not_en
     assert!(at("did not end in its time: killed") < at("closing etcd server"), "{log}");
 }
 
-#[test]
-fn a_second_signal_hurries() {
+/// A pod with a command that does not hear SIGTERM.
+fn deaf(grace: &str) -> TestPod {
     let mut pod = TestPod::new();
     let ready = pod.data().join("trap-set");
     let script = format!("trap '' TERM; touch {}; while :; do sleep 1; done", ready.display());
-    pod.start("none", &["--shutdown-grace=30s", "--", "/bin/sh", "-c", &script]);
+    pod.start("none", &[grace, "--", "/bin/sh", "-c", &script]);
     poll("the command runs", PATIENCE, || {
         pod.assert_running();
         ready.exists().then_some(())
     });
+    pod
+}
+
+#[test]
+fn a_second_signal_hurries() {
+    let mut pod = deaf("--shutdown-grace=30s");
     kill(pod.pid(), Signal::SIGTERM).expect("send SIGTERM");
     poll("the first is heard", PATIENCE, || pod.log().contains("told to stop").then_some(()));
     let heard = Instant::now();
@@ -241,14 +247,7 @@ fn a_second_signal_hurries() {
 /// One that stands still beyond its grace, as on a machine that does, has killed nobody by then: it does so, and ends well.
 #[test]
 fn a_stop_that_stood_still_beyond_its_grace_ends_well() {
-    let mut pod = TestPod::new();
-    let ready = pod.data().join("trap-set");
-    let script = format!("trap '' TERM; touch {}; while :; do sleep 1; done", ready.display());
-    pod.start("none", &["--shutdown-grace=6s", "--", "/bin/sh", "-c", &script]);
-    poll("the command runs", PATIENCE, || {
-        pod.assert_running();
-        ready.exists().then_some(())
-    });
+    let mut pod = deaf("--shutdown-grace=6s");
     kill(pod.pid(), Signal::SIGTERM).expect("send SIGTERM");
     poll("it is heard", PATIENCE, || pod.log().contains("told to stop").then_some(()));
     kill(pod.pid(), Signal::SIGSTOP).expect("stop syncer");

@@ -344,6 +344,9 @@ fn without_the_marker_a_paused_voter_starts_when_the_seed_has_spoken() {
     // Whatever it has, it says so; and what it has dropped.
     f.peers.push(says(0, Known::Present(PeerState::Empty)));
     expect(&f, BootDecision::Record(Record::WithdrawnAlready), Rule::StopWithdrawn);
+    // Which pod the seed is, only the StatefulSet tells.
+    f.desired = Desired::Unknown("timeout".into());
+    assert!(matches!(decide(&f), BootDecision::Wait(Wait::HostAway(_))), "{:?}", decide(&f));
 }
 
 #[test]
