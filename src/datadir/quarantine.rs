@@ -220,6 +220,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_just_retired_is_kept_although_the_clock_was_set_back() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("etcd");
+        let retired = [9, 8, 7, 1].map(|second| {
+            make(&dir, "data");
+            retire(&RealDisk, &dir, UNIX_EPOCH + Duration::from_secs(second)).unwrap().unwrap()
+        });
+        assert_eq!(asides(&dir).unwrap(), [&retired[3], &retired[1], &retired[0]].map(Clone::clone));
+    }
+
+    #[test]
     fn retiring_keeps_the_newest_few_and_finishes_what_was_begun() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("etcd");
